@@ -1,0 +1,2 @@
+//! Receptor.
+fn main() {}
