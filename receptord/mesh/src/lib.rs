@@ -1,1 +1,34 @@
-//! Receptor.
+//! The sans-io core of Receptor: every decision about adjacencies, link state, routes,
+//! delivery, retry and expiry, and nothing else.
+//!
+//! A [`Mesh`] is one node. It has no clock, socket, file, thread or unseeded randomness: time,
+//! seed and identity are arguments. What happens outside comes in through `handle_*`; what an
+//! operator or client asks comes in through plain methods; what is to be done outside leaves
+//! through one ordered queue, [`Mesh::poll_output`]. The order is a promise: nothing is
+//! acknowledged or called accepted before the core was told that it is on the disk.
+//!
+//! ```text
+//!                    handle_frame            ┌──────────────── Mesh ────────────────┐
+//!   links ─────────────────────────────────▶ │ router                               │
+//!        ◀──────── Output::Transmit ──────── │   adjacency · lsdb · spf · queues    │
+//!                                            │      ▲ packets        │ routes       │
+//!   store ◀─────── Output::Persist ───────── │      │                ▼              │
+//!        ──────── handle_persisted ────────▶ │ delivery                             │
+//!   workers ◀───── Output::Dispatch ──────── │   flows · receipts · works · inbox   │
+//!   clients ◀───── Output::Deliver ───────── │                                      │
+//!                                            └──────────────────────────────────────┘
+//! ```
+//!
+//! This crate is `no_std`: a clock, a file, a socket or a randomly seeded hash map cannot be
+//! named here.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod api;
+mod time;
+
+pub use api::*;
+pub use time::Instant;

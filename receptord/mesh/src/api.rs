@@ -1,0 +1,593 @@
+//! What goes into and comes out of a [`crate::Mesh`]: plain data, owned by neither side.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use bytes::Bytes;
+use receptor_proto::frame::Frame;
+use receptor_proto::lsa::Capability;
+use receptor_proto::packet::{ActiveWork, CancelReason, Content, Eof, Message};
+use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
+
+use crate::Instant;
+
+/// Who this node is and how it behaves. Every limit has its default in [`Config::new`].
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// Which start of this node this is. Must be higher at every start of the same node, also
+    /// when the clock was set back; wall-clock milliseconds, raised above the last one used,
+    /// serve well.
+    pub instance: u64,
+    /// For every random choice.
+    pub seed: u64,
+    /// False: a leaf, which forwards nothing and takes no part in flooding.
+    pub router: bool,
+    /// Name and version of the program, for people.
+    pub software: String,
+    /// Silence after which an adjacency is down; probes go out at a quarter of it.
+    pub hold_time: Duration,
+    /// How many nodes a packet may pass through.
+    pub hop_limit: u8,
+    /// How long this node's LSAs stay valid without being repeated; they are repeated at half of it.
+    pub lsa_lifetime: Duration,
+    /// How long the LSAs of a node that cannot be reached are kept.
+    pub dead_node_retention: Duration,
+    /// Every bound.
+    pub limits: Limits,
+}
+
+/// The bounds of one node's memory and patience.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Links at once.
+    pub links: usize,
+    /// LSAs in the database.
+    pub lsas: usize,
+    /// Bytes of packets that a peer may send on one link before it is granted more.
+    pub link_credit: u64,
+    /// Bytes of packets waiting for one link, by priority class in all.
+    pub link_queue: usize,
+    /// Bytes in flight from here to one recipient without a receipt.
+    pub flow_window: usize,
+    /// Messages in flight from here to one recipient without a receipt.
+    pub flow_messages: usize,
+    /// Bytes of messages and payloads that this node keeps for others to take.
+    pub outgoing_bytes: u64,
+    /// Messages that this node keeps for others to take.
+    pub outgoing_entries: usize,
+    /// Works accepted here and not finished.
+    pub works: usize,
+    /// Bytes of responses of one work waiting at its worker's node before the plugin is held.
+    pub work_backlog: u64,
+    /// Bytes of responses of one work waiting at its sender's node for a client to take them.
+    pub inbox_bytes: u64,
+    /// Echoes under way at once.
+    pub echoes: usize,
+}
+
+/// One transport connection, as its driver names it. Never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// What is known of a link when it comes up.
+#[derive(Debug, Clone)]
+pub struct LinkInfo {
+    /// The configured cost, 1 to [`receptor_proto::lsa::COST_MAX`].
+    pub cost: u32,
+    /// Who the transport proved the other end to be; `None` without TLS.
+    pub proven: Option<NodeId>,
+    /// Where it leads or comes from, for people.
+    pub address: String,
+    /// This side made the connection.
+    pub dialled: bool,
+}
+
+/// One stored message or payload, as the core names it. Never used twice over all restarts
+/// that share a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryId(pub u64);
+
+/// One batch of writes, to be confirmed by [`crate::Mesh::handle_persisted`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PersistToken(pub u64);
+
+/// An echo under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EchoId(pub u64);
+
+/// A payload: in hand, or in the store because it is larger than
+/// [`receptor_proto::packet::SEGMENT_MAX`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Payload {
+    /// At most [`receptor_proto::packet::SEGMENT_MAX`] bytes.
+    Inline(Bytes),
+    /// A stored payload.
+    Stored {
+        /// Where it is.
+        entry: EntryId,
+        /// Its size, in bytes.
+        size: u64,
+    },
+}
+
+/// To whom a message goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recipient {
+    /// This node.
+    Node(NodeId),
+    /// The nearest reachable node that has the directive's plugin ready and all of this
+    /// metadata; chosen once. This node itself counts.
+    Any {
+        /// All must be equal.
+        metadata: BTreeMap<String, String>,
+    },
+}
+
+/// A message that a client asks to send.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// Names the message and its work. The caller makes it; a UUID.
+    pub id: MessageId,
+    /// To whom.
+    pub recipient: Recipient,
+    /// What to run.
+    pub directive: Directive,
+    /// What the payload is.
+    pub content: Content,
+    /// The payload. A stored one lies in the store already, under an entry from
+    /// [`crate::Mesh::new_entry`]; the core owns that entry from here on.
+    pub payload: Payload,
+    /// At most once, never on a disk.
+    pub volatile: bool,
+    /// False: fire and forget.
+    pub respond: bool,
+    /// How long the message is worth delivering.
+    pub expiry: Duration,
+}
+
+/// A stored thing, as the store gives it back after a restart and as [`Output::Persist`]
+/// hands it out.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Record {
+    /// A message of this node that its recipient has not confirmed. `message.body` is the
+    /// payload unless it is stored under `entry` as segments are.
+    Outgoing {
+        /// Its name in the store.
+        entry: EntryId,
+        /// To whom.
+        recipient: NodeId,
+        /// The envelope; `remaining_ms` as of the write.
+        message: Message,
+    },
+    /// A message for this node, complete.
+    Incoming {
+        /// Its name in the store.
+        entry: EntryId,
+        /// From whom.
+        origin: NodeId,
+        /// The envelope; `remaining_ms` as of the write.
+        message: Message,
+    },
+    /// The work of this incoming request was handed to a plugin.
+    Started {
+        /// The request's entry.
+        entry: EntryId,
+    },
+    /// What was received in one flow, so that repeats are recognised after the entries are gone.
+    /// A later record of the same origin and epoch replaces an earlier one.
+    Received {
+        /// The flow's origin.
+        origin: NodeId,
+        /// The flow's epoch.
+        epoch: u64,
+        /// Everything below is received or will never come.
+        floor: u64,
+        /// First and last of the runs received from there on.
+        ranges: Vec<(u64, u64)>,
+    },
+}
+
+/// What the driver must do, in this order.
+#[derive(Debug)]
+pub enum Output {
+    /// Send this frame on the link. Emitted only while the link has room
+    /// ([`crate::Mesh::handle_room`]), small urgent frames excepted.
+    Transmit {
+        /// On which link.
+        link: LinkId,
+        /// What.
+        frame: Frame,
+    },
+    /// Send what was transmitted and close the link. The core has forgotten it; do not call
+    /// `handle_link_down` for it.
+    CloseLink {
+        /// Which.
+        link: LinkId,
+        /// Why, for the log; the goodbye frame was transmitted already.
+        reason: ErrorBody,
+    },
+    /// Write these records in one atomic, durable step and then call
+    /// [`crate::Mesh::handle_persisted`], in the order of the tokens; or
+    /// [`crate::Mesh::handle_persist_failed`].
+    Persist {
+        /// Names the step.
+        token: PersistToken,
+        /// What to write.
+        records: Vec<Record>,
+    },
+    /// Forget the entry and its payload. Needs no confirmation and no sync of its own.
+    Remove {
+        /// Which.
+        entry: EntryId,
+    },
+    /// Read a part of a stored payload and call [`crate::Mesh::handle_fetched`].
+    Fetch {
+        /// Which.
+        entry: EntryId,
+        /// Where it begins.
+        offset: u64,
+        /// How many bytes, at most [`receptor_proto::packet::SEGMENT_MAX`].
+        length: usize,
+    },
+    /// Write a part of an incoming payload behind what is there, then call
+    /// [`crate::Mesh::handle_appended`]. A sync is needed only at the entry's `Persist`.
+    Append {
+        /// Which.
+        entry: EntryId,
+        /// Where it begins: always where the last one ended.
+        offset: u64,
+        /// The part.
+        bytes: Bytes,
+    },
+    /// A client's message is safe; tell the client.
+    Accepted {
+        /// The message.
+        work: MessageId,
+        /// To whom it goes; chosen now when the submission said «any».
+        recipient: NodeId,
+    },
+    /// Run this work, once. Report with [`crate::Mesh::work_started`],
+    /// [`crate::Mesh::work_data`] and, exactly once, [`crate::Mesh::work_done`].
+    Dispatch {
+        /// The work.
+        work: MessageId,
+        /// Who asks.
+        sender: NodeId,
+        /// What to run.
+        directive: Directive,
+        /// What the payload is.
+        content: Content,
+        /// The payload; a stored one stays until `work_done`.
+        payload: Payload,
+    },
+    /// End this work. It still ends with [`crate::Mesh::work_done`].
+    CancelWork {
+        /// Which.
+        work: MessageId,
+        /// Why.
+        reason: CancelReason,
+    },
+    /// The work may send data again after [`WorkRoom::Wait`].
+    ResumeWork {
+        /// Which.
+        work: MessageId,
+    },
+    /// A response for a client, in serial order. Call [`crate::Mesh::consumed`] when the client
+    /// has taken it or is gone.
+    Deliver {
+        /// The request.
+        work: MessageId,
+        /// From whom.
+        sender: NodeId,
+        /// 1, 2, 3 …
+        serial: u64,
+        /// What the payload is.
+        content: Content,
+        /// The payload's name, when it has one.
+        name: Option<String>,
+        /// The payload; a stored one stays until `consumed`.
+        payload: Payload,
+        /// Present on the last one.
+        eof: Option<Eof>,
+    },
+    /// An echo came back, or will not.
+    EchoResult {
+        /// Which.
+        id: EchoId,
+        /// What came of it.
+        result: Result<EchoAnswer, ErrorBody>,
+    },
+    /// Something worth a log line.
+    Event(Event),
+}
+
+/// An answered echo.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EchoAnswer {
+    /// Who answered: the destination, or the node where the hop limit ended.
+    pub from: NodeId,
+    /// Whether that is the destination.
+    pub arrived: bool,
+    /// Links between here and there.
+    pub hops: u8,
+    /// There and back.
+    pub rtt: Duration,
+    /// Works accepted there and not finished.
+    pub active: u64,
+    /// Some of them.
+    pub works: Vec<ActiveWork>,
+}
+
+/// Whether a work may send more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkRoom {
+    /// Go on.
+    Open,
+    /// This one was taken; wait for [`Output::ResumeWork`] before the next.
+    Wait,
+}
+
+/// A thing that happened, for logs. Levels are the driver's choice.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A hello was exchanged; the neighbor can be used.
+    NeighborUp {
+        /// Over which link.
+        link: LinkId,
+        /// Who.
+        node: NodeId,
+        /// The effective cost.
+        cost: u32,
+        /// The neighbor is a leaf.
+        leaf: bool,
+        /// Name and version of its program.
+        software: String,
+    },
+    /// A neighbor that was up is so no longer, over this link.
+    NeighborDown {
+        /// Over which link.
+        link: LinkId,
+        /// Who.
+        node: NodeId,
+        /// Why.
+        reason: ErrorBody,
+    },
+    /// The other end refused the link, or this one did.
+    LinkRefused {
+        /// Which.
+        link: LinkId,
+        /// Who it said it was, when it came to that.
+        node: Option<NodeId>,
+        /// Why.
+        reason: ErrorBody,
+        /// The other end refused.
+        by_peer: bool,
+    },
+    /// Another running node claims this node's id or a neighbor's.
+    DuplicateNodeId {
+        /// The id.
+        node: NodeId,
+        /// Whether this node itself is the newcomer that was refused.
+        ours: bool,
+    },
+    /// A node became reachable.
+    NodeReachable {
+        /// Who.
+        node: NodeId,
+    },
+    /// A node cannot be reached any more.
+    NodeUnreachable {
+        /// Who.
+        node: NodeId,
+    },
+    /// A node was forgotten.
+    NodeForgotten {
+        /// Who.
+        node: NodeId,
+    },
+    /// A message of this node was given up; its sender was told.
+    GivenUp {
+        /// Which.
+        work: MessageId,
+        /// To whom it was going.
+        recipient: NodeId,
+        /// Why.
+        reason: ErrorBody,
+    },
+    /// A peer sent something that makes no sense. Rate-limit these.
+    PeerMistake {
+        /// Over which link.
+        link: LinkId,
+        /// What.
+        reason: ErrorBody,
+    },
+}
+
+/// Why a submission was not taken.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct SubmitError(pub ErrorBody);
+
+/// One node, as this node knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeView {
+    /// Its id.
+    pub node: NodeId,
+    /// The way there; `None` when there is none now.
+    pub route: Option<RouteView>,
+    /// Whether it forwards for others.
+    pub router: bool,
+    /// Name and version of its program; empty when unknown.
+    pub software: String,
+    /// Its free metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// Its plugins.
+    pub plugins: Vec<Capability>,
+    /// Its adjacencies as it states them, with costs; for a leaf, as its routers state them.
+    pub links: Vec<(NodeId, u32)>,
+    /// When it was last heard of: an LSA of its own, or a change of its reachability.
+    pub changed: Instant,
+}
+
+/// The way to a node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteView {
+    /// Sum of the costs.
+    pub cost: u32,
+    /// Number of links.
+    pub hops: u8,
+    /// The neighbor to send to; the node itself when adjacent. This node's own id for itself.
+    pub next_hop: NodeId,
+    /// The link to send on; `None` for this node itself.
+    pub link: Option<LinkId>,
+}
+
+/// One link.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinkView {
+    /// Its name here.
+    pub link: LinkId,
+    /// Who is at the other end, once it said so.
+    pub node: Option<NodeId>,
+    /// What state its adjacency is in.
+    pub state: LinkState,
+    /// The effective cost.
+    pub cost: u32,
+    /// The better of two links to one neighbor; the other stands by.
+    pub in_use: bool,
+    /// Where it leads or comes from.
+    pub address: String,
+    /// This side made the connection.
+    pub dialled: bool,
+    /// Smoothed round-trip time of probes.
+    pub rtt: Option<Duration>,
+    /// When the link came up.
+    pub since: Instant,
+    /// When something was last heard.
+    pub heard: Instant,
+    /// Frames and bytes of packets sent and received.
+    pub counters: LinkCounters,
+    /// Bytes waiting to be sent.
+    pub queued: usize,
+}
+
+/// State of the adjacency over one link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// Waiting for the other side's hello.
+    Opening,
+    /// Waiting to learn whether another node with the same id is alive.
+    Checking,
+    /// Usable.
+    Up,
+}
+
+/// What went over a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkCounters {
+    /// Frames sent.
+    pub frames_out: u64,
+    /// Frames received.
+    pub frames_in: u64,
+    /// Packets dropped for lack of room or route.
+    pub dropped: u64,
+}
+
+/// Totals since the start, for status, metrics and the simulator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Shortest-path computations.
+    pub spf_runs: u64,
+    /// LSAs sent in [`Frame::Lsas`].
+    pub lsas_sent: u64,
+    /// LSAs received, and how many of them were news.
+    pub lsas_received: u64,
+    /// See above.
+    pub lsas_new: u64,
+    /// Packets passed on for others.
+    pub forwarded: u64,
+    /// Packets dropped: no route.
+    pub dropped_no_route: u64,
+    /// Packets dropped: hop limit.
+    pub dropped_hop_limit: u64,
+    /// Packets dropped: queue full.
+    pub dropped_queue_full: u64,
+    /// Bodies and frames of unknown kind.
+    pub unknown: u64,
+    /// Things peers got wrong.
+    pub peer_mistakes: u64,
+    /// Messages of this node sent again.
+    pub retransmitted: u64,
+    /// Messages that came again and were recognised.
+    pub duplicates: u64,
+}
+
+/// Why a call about a work was not taken: a mistake of the driver that does no harm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("there is no such work in progress")]
+pub struct NoSuchWork;
+
+/// The state of a destination, for commands that must say why they fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reachability {
+    /// This node itself, or there is a route.
+    Reachable,
+    /// Known, without a route: [`ErrorCode::NoRoute`].
+    NoRoute,
+    /// Never heard of, or forgotten: [`ErrorCode::NoSuchNode`].
+    Unknown,
+}
+
+impl Reachability {
+    /// The error code, unless reachable.
+    #[must_use]
+    pub fn code(self) -> Option<ErrorCode> {
+        match self {
+            Self::Reachable => None,
+            Self::NoRoute => Some(ErrorCode::NoRoute),
+            Self::Unknown => Some(ErrorCode::NoSuchNode),
+        }
+    }
+}
+
+impl Config {
+    /// A node with every limit at its default.
+    #[must_use]
+    pub fn new(node: NodeId, instance: u64, seed: u64) -> Self {
+        Self {
+            node,
+            instance,
+            seed,
+            router: true,
+            software: String::new(),
+            hold_time: Duration::from_secs(4),
+            hop_limit: 30,
+            lsa_lifetime: Duration::from_secs(3600),
+            dead_node_retention: Duration::from_secs(600),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            links: 4096,
+            lsas: 250_000,
+            link_credit: 4 << 20,
+            link_queue: 4 << 20,
+            flow_window: 2 << 20,
+            flow_messages: 4096,
+            outgoing_bytes: 10 << 30,
+            outgoing_entries: 1_000_000,
+            works: 10_000,
+            work_backlog: 1 << 20,
+            inbox_bytes: 4 << 20,
+            echoes: 1024,
+        }
+    }
+}

@@ -1,0 +1,737 @@
+//! Packets: what travels from one node to another over any number of links.
+//!
+//! A transit node reads the header alone and passes the body on as it came. Bodies whose kind
+//! this version does not know are passed on too, and dropped only at their destination.
+//!
+//! Messages flow from an origin to a recipient in a *flow*: each carries the origin's epoch
+//! (which start of the node it was accepted in) and a sequence number that is the flow's own,
+//! so that the recipient recognises repeats with a few ranges. A message whose payload is larger than
+//! [`SEGMENT_MAX`] sends its envelope first and its payload in [`Segment`]s.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::directive::{Directive, NAME_MAX};
+use crate::error::{ErrorBody, ErrorCode};
+use crate::id::{MessageId, NodeId};
+use crate::wire::{DecodeError, Reader, Writer};
+
+/// The largest payload carried inside its message, and the largest segment, in bytes: large
+/// enough that headers do not matter, small enough that it delays a ping by well under a
+/// millisecond on a slow link.
+pub const SEGMENT_MAX: usize = 64 * 1024;
+/// The most ranges in one receipt.
+pub const RANGES_MAX: usize = 256;
+/// The longest result name, in bytes.
+pub const RESULT_NAME_MAX: usize = 255;
+/// The longest encoded error inside a packet, in bytes; longer messages are cut.
+pub const ERROR_MAX: usize = 16 * 1024;
+/// How many works an echo reply names; the rest is counted only.
+pub const ACTIVE_MAX: usize = 16;
+
+/// Which packets go first when a link has several to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Receipts, echoes and other small answers that free memory elsewhere.
+    Control,
+    /// Messages of up to [`SMALL_MAX`] bytes.
+    Small,
+    /// Everything larger.
+    Bulk,
+}
+
+/// The largest payload that travels as [`Priority::Small`], in bytes.
+pub const SMALL_MAX: usize = 4 * 1024;
+
+impl Priority {
+    /// In order of precedence.
+    pub const ALL: [Self; 3] = [Self::Control, Self::Small, Self::Bulk];
+}
+
+/// One packet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Packet {
+    /// How many more nodes may pass it on.
+    pub hop_limit: u8,
+    /// How many nodes passed it on.
+    pub hops: u8,
+    /// Which queue it takes.
+    pub priority: Priority,
+    /// Where it comes from.
+    pub source: NodeId,
+    /// Where it goes.
+    pub destination: NodeId,
+    /// What kind of body follows.
+    pub kind: u8,
+    /// [`Body::encode`].
+    pub body: Bytes,
+}
+
+impl Packet {
+    /// A packet as its source sends it.
+    #[must_use]
+    pub fn new(source: NodeId, destination: NodeId, hop_limit: u8, body: &Body) -> Self {
+        let (kind, bytes) = body.encode();
+        Self {
+            hop_limit,
+            hops: 0,
+            priority: body.priority(),
+            source,
+            destination,
+            kind,
+            body: bytes,
+        }
+    }
+
+    /// Bytes that this packet takes in a frame, at most; what credit is counted in.
+    #[must_use]
+    pub fn wire_size(&self) -> usize {
+        crate::frame::HEADER
+            + 6
+            + self.source.as_str().len()
+            + self.destination.as_str().len()
+            + self.body.len()
+    }
+
+    pub(crate) fn encode(&self, w: &mut Writer<'_>) {
+        w.u8(self.hop_limit);
+        w.u8(self.hops);
+        w.u8(match self.priority {
+            Priority::Control => 0,
+            Priority::Small => 1,
+            Priority::Bulk => 2,
+        });
+        w.node(&self.source);
+        w.node(&self.destination);
+        w.u8(self.kind);
+        w.0.extend_from_slice(&self.body);
+    }
+
+    pub(crate) fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Self {
+            hop_limit: r.u8("hop limit")?,
+            hops: r.u8("hops")?,
+            priority: match r.u8("priority")? {
+                0 => Priority::Control,
+                1 => Priority::Small,
+                _ => Priority::Bulk,
+            },
+            source: r.node("source")?,
+            destination: r.node("destination")?,
+            kind: r.u8("packet kind")?,
+            body: r.clone().into_rest(),
+        })
+    }
+}
+
+/// What a packet is for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Body {
+    /// Asks the destination, or the node where the hop limit ends, for an [`EchoReply`].
+    Echo {
+        /// Comes back in the reply.
+        nonce: u64,
+    },
+    /// Answers an echo.
+    EchoReply(EchoReply),
+    /// A node could not pass a packet on.
+    Undeliverable(Undeliverable),
+    /// An envelope, and its payload when that is small.
+    Message(Message),
+    /// A part of a large payload.
+    Segment(Segment),
+    /// What the recipient of a flow has.
+    Receipt(Receipt),
+    /// A kind of a newer version; dropped and counted.
+    Unknown {
+        /// The kind byte.
+        kind: u8,
+    },
+}
+
+/// Answers [`Body::Echo`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct EchoReply {
+    /// The echo's.
+    pub nonce: u64,
+    /// How many nodes the echo passed through, the destination not counted.
+    pub hops: u8,
+    /// False: this node is not the destination; the echo's hop limit ended here.
+    pub arrived: bool,
+    /// How many works the node has accepted and not finished.
+    pub active: u64,
+    /// Some of them, oldest first, at most [`ACTIVE_MAX`].
+    pub works: Vec<ActiveWork>,
+}
+
+/// A work in an [`EchoReply`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActiveWork {
+    /// Names it.
+    pub id: MessageId,
+    /// What runs.
+    pub directive: Directive,
+    /// Since when it is there, in milliseconds.
+    pub age_ms: u64,
+    /// Running, or still waiting.
+    pub running: bool,
+}
+
+/// What an [`Undeliverable`] is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum About {
+    /// An echo with this nonce.
+    Echo(u64),
+    /// A message or segment with this epoch and sequence of the flow.
+    Message {
+        /// The flow's epoch.
+        epoch: u64,
+        /// The message's sequence number.
+        seq: u64,
+    },
+}
+
+/// Tells the source of a packet that it was not passed on. Its own source is the node that
+/// could not. Never sent about another undeliverable or a receipt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undeliverable {
+    /// `no-route`, `no-such-node`, `hop-limit` or `busy`.
+    pub code: ErrorCode,
+    /// Where the packet was going.
+    pub destination: NodeId,
+    /// Which packet it was.
+    pub about: About,
+}
+
+/// What a payload is, so that it can be shown and checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Content {
+    /// No payload.
+    None,
+    /// A JSON text.
+    Json,
+    /// UTF-8 text.
+    Text,
+    /// Anything.
+    Bytes,
+}
+
+/// Why a cancel was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CancelReason {
+    /// A person or program asked.
+    User,
+    /// The sender is gone and wants no results.
+    SenderGone,
+}
+
+/// What a message is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MessageKind {
+    /// Asks the recipient to run a directive.
+    Request {
+        /// What to run.
+        directive: Directive,
+        /// False: nobody waits for responses; none is sent.
+        respond: bool,
+    },
+    /// One response of the work.
+    Response {
+        /// 1, 2, 3 …
+        serial: u64,
+        /// Present on the last one.
+        eof: Option<Eof>,
+    },
+    /// Asks the recipient to end the work.
+    Cancel {
+        /// Why.
+        reason: CancelReason,
+    },
+}
+
+/// The end of a work.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Eof {
+    /// 0: the plugin says it went well. Otherwise not 0.
+    pub code: u32,
+    /// The job could not be run or was stopped; absent when the plugin answered.
+    pub error: Option<ErrorBody>,
+}
+
+/// An envelope, with the payload inside when it is at most [`SEGMENT_MAX`] bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// Which start of the origin this flow belongs to.
+    pub epoch: u64,
+    /// The message's place in the flow; the first is 1.
+    pub seq: u64,
+    /// The origin has nothing outstanding below this sequence number in this epoch.
+    pub floor: u64,
+    /// The request, or the request that this belongs to.
+    pub work: MessageId,
+    /// What it is.
+    pub kind: MessageKind,
+    /// At most once, and never on a disk.
+    pub volatile: bool,
+    /// How much longer the message is worth delivering, in milliseconds; shrinks wherever it waits.
+    pub remaining_ms: u64,
+    /// What the payload is.
+    pub content: Content,
+    /// A name for the payload, when the plugin gave one to a file.
+    pub name: Option<String>,
+    /// Size of the whole payload, in bytes.
+    pub size: u64,
+    /// The payload, or nothing when it follows in segments.
+    pub body: Bytes,
+}
+
+impl Message {
+    /// Whether the payload follows in segments.
+    #[must_use]
+    pub fn is_segmented(&self) -> bool {
+        self.size > SEGMENT_MAX as u64
+    }
+}
+
+/// A part of a large payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// The message's.
+    pub epoch: u64,
+    /// The message's.
+    pub seq: u64,
+    /// Where the part begins.
+    pub offset: u64,
+    /// The part.
+    pub bytes: Bytes,
+}
+
+/// What the recipient of a flow has safe, may not take now, and has of unfinished payloads.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Receipt {
+    /// The flow's epoch.
+    pub epoch: u64,
+    /// First and last sequence numbers of runs received whole, in order.
+    pub received: Vec<(u64, u64)>,
+    /// Sequence number and how many bytes of its payload are here, for unfinished ones.
+    pub progress: Vec<(u64, u64)>,
+    /// Sequence number and for how many milliseconds not to send it again: there is no room now.
+    pub busy: Vec<(u64, u64)>,
+}
+
+mod kind {
+    pub(super) const ECHO: u8 = 1;
+    pub(super) const ECHO_REPLY: u8 = 2;
+    pub(super) const UNDELIVERABLE: u8 = 3;
+    pub(super) const MESSAGE: u8 = 4;
+    pub(super) const SEGMENT: u8 = 5;
+    pub(super) const RECEIPT: u8 = 6;
+}
+
+impl Body {
+    /// Which queue a packet with this body takes.
+    #[must_use]
+    pub fn priority(&self) -> Priority {
+        match self {
+            Self::Echo { .. }
+            | Self::EchoReply(_)
+            | Self::Undeliverable(_)
+            | Self::Receipt(_)
+            | Self::Unknown { .. } => Priority::Control,
+            Self::Message(message) if message.body.len() <= SMALL_MAX => Priority::Small,
+            Self::Message(_) | Self::Segment(_) => Priority::Bulk,
+        }
+    }
+
+    /// The kind byte and the bytes of this body.
+    #[must_use]
+    pub fn encode(&self) -> (u8, Bytes) {
+        let mut out = Vec::with_capacity(self.size_hint());
+        let mut w = Writer(&mut out);
+        let kind = match self {
+            Self::Echo { nonce } => {
+                w.varint(*nonce);
+                kind::ECHO
+            }
+            Self::EchoReply(reply) => {
+                reply.encode(&mut w);
+                kind::ECHO_REPLY
+            }
+            Self::Undeliverable(notice) => {
+                notice.encode(&mut w);
+                kind::UNDELIVERABLE
+            }
+            Self::Message(message) => {
+                message.encode(&mut w);
+                kind::MESSAGE
+            }
+            Self::Segment(segment) => {
+                w.varint(segment.epoch);
+                w.varint(segment.seq);
+                w.varint(segment.offset);
+                w.0.extend_from_slice(&segment.bytes);
+                kind::SEGMENT
+            }
+            Self::Receipt(receipt) => {
+                receipt.encode(&mut w);
+                kind::RECEIPT
+            }
+            Self::Unknown { kind } => *kind,
+        };
+        (kind, out.into())
+    }
+
+    /// Reads a body of this kind.
+    pub fn decode(kind: u8, body: Bytes) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(body);
+        Ok(match kind {
+            kind::ECHO => Self::Echo {
+                nonce: r.varint("nonce")?,
+            },
+            kind::ECHO_REPLY => Self::EchoReply(EchoReply::decode(&mut r)?),
+            kind::UNDELIVERABLE => Self::Undeliverable(Undeliverable::decode(&mut r)?),
+            kind::MESSAGE => Self::Message(Message::decode(r)?),
+            kind::SEGMENT => {
+                let epoch = r.varint("epoch")?;
+                let seq = r.varint("sequence")?;
+                let offset = r.varint("offset")?;
+                let bytes = r.into_rest();
+                if bytes.len() > SEGMENT_MAX {
+                    let (size, limit) = (bytes.len() as u64, SEGMENT_MAX as u64);
+                    return Err(DecodeError::TooLarge {
+                        what: "segment",
+                        size,
+                        limit,
+                    });
+                }
+                Self::Segment(Segment {
+                    epoch,
+                    seq,
+                    offset,
+                    bytes,
+                })
+            }
+            kind::RECEIPT => Self::Receipt(Receipt::decode(&mut r)?),
+            kind => Self::Unknown { kind },
+        })
+    }
+
+    fn size_hint(&self) -> usize {
+        match self {
+            Self::Message(message) => message.body.len() + 128,
+            Self::Segment(segment) => segment.bytes.len() + 32,
+            Self::Echo { .. }
+            | Self::EchoReply(_)
+            | Self::Undeliverable(_)
+            | Self::Receipt(_)
+            | Self::Unknown { .. } => 32,
+        }
+    }
+}
+
+impl EchoReply {
+    fn encode(&self, w: &mut Writer<'_>) {
+        w.varint(self.nonce);
+        w.u8(self.hops);
+        w.u8(u8::from(self.arrived));
+        w.varint(self.active);
+        w.varint(self.works.len() as u64);
+        for work in &self.works {
+            write_id(w, work.id);
+            w.str(work.directive.as_str());
+            w.varint(work.age_ms);
+            w.u8(u8::from(work.running));
+        }
+    }
+
+    fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
+        let nonce = r.varint("nonce")?;
+        let hops = r.u8("hops")?;
+        let arrived = r.bool("arrived")?;
+        let active = r.varint("active works")?;
+        let count = r.count(20, "active works")?;
+        if count > ACTIVE_MAX {
+            let (size, limit) = (count as u64, ACTIVE_MAX as u64);
+            return Err(DecodeError::TooLarge {
+                what: "active works",
+                size,
+                limit,
+            });
+        }
+        let mut works = Vec::with_capacity(count);
+        for _ in 0..count {
+            works.push(ActiveWork {
+                id: read_id(r)?,
+                directive: read_directive(r)?,
+                age_ms: r.varint("age")?,
+                running: r.bool("running")?,
+            });
+        }
+        Ok(Self {
+            nonce,
+            hops,
+            arrived,
+            active,
+            works,
+        })
+    }
+}
+
+impl Undeliverable {
+    fn encode(&self, w: &mut Writer<'_>) {
+        w.str(self.code.as_str());
+        w.node(&self.destination);
+        match &self.about {
+            About::Echo(nonce) => {
+                w.u8(1);
+                w.varint(*nonce);
+            }
+            About::Message { epoch, seq } => {
+                w.u8(2);
+                w.varint(*epoch);
+                w.varint(*seq);
+            }
+        }
+    }
+
+    fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
+        let code = r
+            .str(NAME_MAX, "code")?
+            .parse()
+            .unwrap_or(ErrorCode::Internal);
+        let destination = r.node("destination")?;
+        let about = match r.u8("about")? {
+            1 => About::Echo(r.varint("nonce")?),
+            2 => About::Message {
+                epoch: r.varint("epoch")?,
+                seq: r.varint("sequence")?,
+            },
+            _ => return Err(DecodeError::Bad { what: "about" }),
+        };
+        Ok(Self {
+            code,
+            destination,
+            about,
+        })
+    }
+}
+
+mod flag {
+    pub(super) const VOLATILE: u8 = 1;
+    pub(super) const RESPOND: u8 = 2;
+    pub(super) const EOF: u8 = 4;
+    pub(super) const ERROR: u8 = 8;
+    pub(super) const NAME: u8 = 16;
+    pub(super) const SENDER_GONE: u8 = 32;
+}
+
+impl Message {
+    fn encode(&self, w: &mut Writer<'_>) {
+        let mut flags = if self.volatile { flag::VOLATILE } else { 0 };
+        if self.name.is_some() {
+            flags |= flag::NAME;
+        }
+        let kind = match &self.kind {
+            MessageKind::Request { respond, .. } => {
+                flags |= if *respond { flag::RESPOND } else { 0 };
+                1
+            }
+            MessageKind::Response { eof, .. } => {
+                if let Some(eof) = eof {
+                    flags |= flag::EOF;
+                    flags |= if eof.error.is_some() { flag::ERROR } else { 0 };
+                }
+                2
+            }
+            MessageKind::Cancel { reason } => {
+                flags |= if *reason == CancelReason::SenderGone {
+                    flag::SENDER_GONE
+                } else {
+                    0
+                };
+                3
+            }
+        };
+        w.u8(kind);
+        w.u8(flags);
+        w.u8(match self.content {
+            Content::None => 0,
+            Content::Json => 1,
+            Content::Text => 2,
+            Content::Bytes => 3,
+        });
+        w.varint(self.epoch);
+        w.varint(self.seq);
+        w.varint(self.floor);
+        write_id(w, self.work);
+        w.varint(self.remaining_ms);
+        w.varint(self.size);
+        match &self.kind {
+            MessageKind::Request { directive, .. } => w.str(directive.as_str()),
+            MessageKind::Response { serial, eof } => {
+                w.varint(*serial);
+                if let Some(eof) = eof {
+                    w.varint(u64::from(eof.code));
+                    if let Some(error) = &eof.error {
+                        w.bytes(&encode_error(error));
+                    }
+                }
+            }
+            MessageKind::Cancel { .. } => {}
+        }
+        if let Some(name) = &self.name {
+            w.str(name);
+        }
+        w.0.extend_from_slice(&self.body);
+    }
+
+    fn decode(mut r: Reader) -> Result<Self, DecodeError> {
+        let kind = r.u8("message kind")?;
+        let flags = r.u8("message flags")?;
+        let content = match r.u8("content")? {
+            0 => Content::None,
+            1 => Content::Json,
+            2 => Content::Text,
+            _ => Content::Bytes,
+        };
+        let epoch = r.varint("epoch")?;
+        let seq = r.varint("sequence")?;
+        let floor = r.varint("floor")?;
+        if seq == 0 || floor > seq {
+            return Err(DecodeError::Bad { what: "sequence" });
+        }
+        let work = read_id(&mut r)?;
+        let remaining_ms = r.varint("lifetime")?;
+        let size = r.varint("size")?;
+        let kind = match kind {
+            1 => MessageKind::Request {
+                directive: read_directive(&mut r)?,
+                respond: flags & flag::RESPOND != 0,
+            },
+            2 => MessageKind::Response {
+                serial: r.varint("serial")?,
+                eof: if flags & flag::EOF == 0 {
+                    None
+                } else {
+                    let code = r.varint_u32("code")?;
+                    let error = if flags & flag::ERROR == 0 {
+                        None
+                    } else {
+                        let bytes = r.bytes(ERROR_MAX, "error")?;
+                        let error = serde_json::from_slice(&bytes);
+                        Some(error.map_err(|_| DecodeError::Bad { what: "error" })?)
+                    };
+                    Some(Eof { code, error })
+                },
+            },
+            3 => MessageKind::Cancel {
+                reason: if flags & flag::SENDER_GONE == 0 {
+                    CancelReason::User
+                } else {
+                    CancelReason::SenderGone
+                },
+            },
+            _ => {
+                return Err(DecodeError::Bad {
+                    what: "message kind",
+                });
+            }
+        };
+        let name = if flags & flag::NAME == 0 {
+            None
+        } else {
+            Some(r.str(RESULT_NAME_MAX, "result name")?)
+        };
+        let body = r.into_rest();
+        let expected = if size > SEGMENT_MAX as u64 { 0 } else { size };
+        if body.len() as u64 != expected {
+            return Err(DecodeError::Bad {
+                what: "payload size",
+            });
+        }
+        Ok(Self {
+            epoch,
+            seq,
+            floor,
+            work,
+            kind,
+            volatile: flags & flag::VOLATILE != 0,
+            remaining_ms,
+            content,
+            name,
+            size,
+            body,
+        })
+    }
+}
+
+impl Receipt {
+    fn encode(&self, w: &mut Writer<'_>) {
+        w.varint(self.epoch);
+        for list in [&self.received, &self.progress, &self.busy] {
+            w.varint(list.len() as u64);
+            for (a, b) in list {
+                w.varint(*a);
+                w.varint(*b);
+            }
+        }
+    }
+
+    fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
+        let epoch = r.varint("epoch")?;
+        let mut list = |what| {
+            let count = r.count(2, what)?;
+            if count > RANGES_MAX {
+                let (size, limit) = (count as u64, RANGES_MAX as u64);
+                return Err(DecodeError::TooLarge { what, size, limit });
+            }
+            (0..count)
+                .map(|_| Ok((r.varint(what)?, r.varint(what)?)))
+                .collect::<Result<Vec<_>, DecodeError>>()
+        };
+        let received = list("received")?;
+        if received.iter().any(|(first, last)| first > last) {
+            return Err(DecodeError::Bad { what: "received" });
+        }
+        Ok(Self {
+            epoch,
+            received,
+            progress: list("progress")?,
+            busy: list("busy")?,
+        })
+    }
+}
+
+fn write_id(w: &mut Writer<'_>, id: MessageId) {
+    w.0.extend_from_slice(&id.as_u128().to_be_bytes());
+}
+
+fn read_id(r: &mut Reader) -> Result<MessageId, DecodeError> {
+    let high = r.fixed_u64("message id")?;
+    let low = r.fixed_u64("message id")?;
+    Ok(MessageId::from_u128(
+        u128::from(high) << 64 | u128::from(low),
+    ))
+}
+
+fn read_directive(r: &mut Reader) -> Result<Directive, DecodeError> {
+    let text = r.str(2 * NAME_MAX + 1, "directive")?;
+    Directive::new(&text).map_err(|_| DecodeError::Bad { what: "directive" })
+}
+
+/// An error's JSON, cut to [`ERROR_MAX`] by leaving out its detail and shortening its message.
+fn encode_error(error: &ErrorBody) -> Vec<u8> {
+    if let Ok(bytes) = serde_json::to_vec(error)
+        && bytes.len() <= ERROR_MAX
+    {
+        return bytes;
+    }
+    // A character takes at most six bytes in JSON (a control character's escape).
+    let message: String = error.message.chars().take(ERROR_MAX / 8).collect();
+    serde_json::to_vec(&ErrorBody::new(error.code.clone(), message)).unwrap_or_default()
+}
