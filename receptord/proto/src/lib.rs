@@ -19,6 +19,7 @@ pub mod frame;
 pub mod id;
 pub mod lsa;
 pub mod packet;
+pub mod plugin;
 pub mod wire;
 
 pub use directive::Directive;
