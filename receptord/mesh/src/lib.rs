@@ -28,7 +28,9 @@
 extern crate alloc;
 
 mod api;
+mod delivery;
 mod time;
+mod wiring;
 
 pub use api::*;
 pub use time::Instant;

@@ -1,0 +1,42 @@
+//! The seam between the two halves of a node: what delivery may ask of routing while it works.
+//!
+//! Owns no state. Delivery knows destinations and never links; routing knows packets and never
+//! messages. Whatever either needs of the other goes through here or through the methods of
+//! [`crate::delivery::Delivery`] that [`crate::Mesh`] calls.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+
+use receptor_proto::packet::{Packet, Priority};
+use receptor_proto::{Directive, ErrorCode, NodeId};
+
+use crate::{Instant, LinkId, Reachability};
+
+/// What delivery may ask of the routing half while it works.
+pub(crate) trait Net {
+    /// Whether there is a way to `node`; this node itself is reachable.
+    fn reachability(&self, node: &NodeId) -> Reachability;
+
+    /// The link that packets to `node` take now; `None` without a route and for this node
+    /// itself. Only for comparing: changed or not.
+    fn next_link(&self, node: &NodeId) -> Option<LinkId>;
+
+    /// Bytes ([`Packet::wire_size`]) that the queue towards `node` can still take in this
+    /// priority class; 0 without a route, [`usize::MAX`] for this node itself.
+    fn room(&self, node: &NodeId, priority: Priority) -> usize;
+
+    /// Routes and queues a packet: [`ErrorCode::NoRoute`] or [`ErrorCode::NoSuchNode`] when
+    /// there is no route, [`ErrorCode::Busy`] when there is no room. A packet to this node
+    /// itself comes back through [`crate::delivery::Delivery::handle_packet`] after the current
+    /// call has returned.
+    fn send(&mut self, now: Instant, packet: Packet) -> Result<(), ErrorCode>;
+
+    /// The nearest reachable node that has the directive's plugin ready, with the action if it
+    /// names its actions, and all of this metadata; this node counts, at no distance. Among
+    /// equals one is drawn, so that work spreads.
+    fn resolve(
+        &mut self,
+        directive: &Directive,
+        metadata: &BTreeMap<String, String>,
+    ) -> Option<NodeId>;
+}
