@@ -13,6 +13,7 @@
 
 extern crate alloc;
 
+pub mod control;
 pub mod directive;
 pub mod error;
 pub mod frame;

@@ -1,0 +1,650 @@
+//! What a client and its daemon say to each other on the control socket.
+//!
+//! The server greets with [`greeting`]. A client sends one command a line: a JSON object with
+//! `"command"`, or plain words. Every reply is one JSON line, or a stream of them that ends
+//! with `"eof": true`. Raw payload bytes may follow a line whose `"size"` counts them, in either
+//! direction. The commands `ping`, `traceroute`, `status` and `reload` answer with the keys that clients of
+//! the Go Receptor 1.x read (`Success`, `NodeID`, …) and with keys of our own beside them; the
+//! others are ours. Fields are only ever added.
+//!
+//! A command with a `"tag"` may run beside others of its connection; every line of its
+//! reply carries the tag. Commands without one are answered in order, one after the other.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::directive::Directive;
+use crate::error::ErrorBody;
+use crate::id::{MessageId, NodeId};
+use crate::lsa::Capability;
+use crate::packet::{ActiveWork, Content};
+
+/// The longest line either side sends, in bytes with its newline; larger payloads follow as
+/// raw bytes.
+pub const LINE_MAX: usize = 1 << 20;
+/// The longest tag, in bytes of JSON.
+pub const TAG_MAX: usize = 64;
+/// Version of this protocol; grows when something is added.
+pub const VERSION: u32 = 1;
+
+/// The first line of a server.
+#[must_use]
+pub fn greeting(node: &NodeId) -> String {
+    format!("Receptor Control, node {node}\n")
+}
+
+/// The node id in a server's first line.
+#[must_use]
+pub fn parse_greeting(line: &str) -> Option<NodeId> {
+    line.trim_end()
+        .strip_prefix("Receptor Control, node ")?
+        .parse()
+        .ok()
+}
+
+/// What every JSON command has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Which command.
+    pub command: String,
+    /// A string or number that comes back in every line of the reply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<Box<RawValue>>,
+}
+
+/// `{"command":"ping","target":"node-b"}`: one echo.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PingCommand {
+    /// Whom to ask.
+    pub target: String,
+    /// How long to wait, in milliseconds; 10,000 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// The answer to `ping`, and one hop of `traceroute`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PingReply {
+    /// Whether the target answered.
+    #[serde(rename = "Success")]
+    pub success: bool,
+    /// Who answered.
+    #[serde(rename = "From", default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<NodeId>,
+    /// There and back, in nanoseconds.
+    #[serde(rename = "Time", default)]
+    pub time_ns: u64,
+    /// The same, for people.
+    #[serde(rename = "TimeStr", default)]
+    pub time_text: String,
+    /// Why not, for people.
+    #[serde(rename = "Error", default, skip_serializing_if = "Option::is_none")]
+    pub error_text: Option<String>,
+    /// Why not, for programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
+    /// Links between here and there.
+    #[serde(default)]
+    pub hops: u8,
+    /// How many works the answering node has accepted and not finished.
+    #[serde(default)]
+    pub active: u64,
+    /// Some of them.
+    #[serde(default)]
+    pub works: Vec<ActiveWork>,
+}
+
+/// `{"command":"traceroute","target":"node-b"}`. The answer is an object of [`PingReply`]s with
+/// the keys `"0"`, `"1"`, …; with `"stream": true` one [`TraceHop`] line a hop as it comes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TracerouteCommand {
+    /// Where to.
+    pub target: String,
+    /// One line a hop.
+    #[serde(default)]
+    pub stream: bool,
+    /// How long to wait for each hop, in milliseconds; 10,000 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// One line of a streamed traceroute.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TraceHop {
+    /// 1 for the first neighbor.
+    pub hop: u8,
+    /// What the hop answered.
+    #[serde(flatten)]
+    pub reply: PingReply,
+    /// This is the last one: the target, or where the way ends.
+    #[serde(default)]
+    pub eof: bool,
+}
+
+/// `{"command":"status"}`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct StatusCommand {
+    /// Only these top-level keys; unknown ones are left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_fields: Option<Vec<String>>,
+}
+
+/// The answer to `status`: the keys of Go Receptor, and ours below `receptor`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StatusReply {
+    /// This node.
+    #[serde(rename = "NodeID")]
+    pub node_id: NodeId,
+    /// Version of the daemon.
+    #[serde(rename = "Version")]
+    pub version: String,
+    /// Cores of this host.
+    #[serde(rename = "SystemCPUCount")]
+    pub cpu_count: u64,
+    /// Memory of this host, in MiB.
+    #[serde(rename = "SystemMemoryMiB")]
+    pub memory_mib: u64,
+    /// Neighbors.
+    #[serde(rename = "Connections", default)]
+    pub connections: Vec<GoConnection>,
+    /// Next hop by destination.
+    #[serde(rename = "RoutingTable", default)]
+    pub routing_table: BTreeMap<NodeId, NodeId>,
+    /// What nodes can do, in Go Receptor's form.
+    #[serde(rename = "Advertisements", default)]
+    pub advertisements: Vec<GoAdvertisement>,
+    /// Costs of all adjacencies.
+    #[serde(rename = "KnownConnectionCosts", default)]
+    pub known_connection_costs: BTreeMap<NodeId, BTreeMap<NodeId, f64>>,
+    /// Everything else.
+    pub receptor: Status,
+}
+
+/// A neighbor in Go Receptor's form.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GoConnection {
+    /// Who.
+    #[serde(rename = "NodeID")]
+    pub node_id: NodeId,
+    /// At what cost.
+    #[serde(rename = "Cost")]
+    pub cost: f64,
+}
+
+/// A service in Go Receptor's form: our nodes show their control service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GoAdvertisement {
+    /// Who.
+    #[serde(rename = "NodeID")]
+    pub node_id: NodeId,
+    /// Always `control`.
+    #[serde(rename = "Service")]
+    pub service: String,
+    /// When it was last heard of, RFC 3339.
+    #[serde(rename = "Time")]
+    pub time: String,
+    /// 1: stream.
+    #[serde(rename = "ConnType")]
+    pub conn_type: u8,
+    /// Free metadata.
+    #[serde(rename = "Tags")]
+    pub tags: Option<BTreeMap<String, String>>,
+    /// Directives as work types.
+    #[serde(rename = "WorkCommands")]
+    pub work_commands: Option<Vec<GoWorkCommand>>,
+}
+
+/// A directive in Go Receptor's form.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GoWorkCommand {
+    /// `plugin:action`.
+    #[serde(rename = "WorkType")]
+    pub work_type: String,
+    /// Always false: work is not signed by its sender's own key.
+    #[serde(rename = "Secure")]
+    pub secure: bool,
+}
+
+/// The one-look answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// This node.
+    pub node: NodeId,
+    /// Version of the daemon.
+    pub version: String,
+    /// Version of the control protocol.
+    pub control: u32,
+    /// Its process id.
+    pub pid: u32,
+    /// How long it runs, in milliseconds.
+    pub uptime_ms: u64,
+    /// Whether it forwards for others.
+    pub router: bool,
+    /// Its data directory.
+    pub data_dir: String,
+    /// URLs it listens on.
+    pub listeners: Vec<String>,
+    /// Neighbors that are up, and configured peers that are not.
+    pub peers: Vec<PeerStatus>,
+    /// Nodes that can be reached, this one included.
+    pub nodes_reachable: u64,
+    /// Nodes that are known, this one included.
+    pub nodes_known: u64,
+    /// Works accepted here and not finished.
+    pub works_active: u64,
+    /// Messages and payload bytes that wait here.
+    pub spool: SpoolStatus,
+    /// Plugins installed here.
+    pub plugins: Vec<PluginStatus>,
+    /// Clients connected to the control socket.
+    pub clients: u64,
+    /// Whether links are encrypted and LSAs signed: `none` or `tls`.
+    pub security: String,
+    /// Things that an operator should look at, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// A neighbor or configured peer in [`Status`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Who, when it is known.
+    pub node: Option<NodeId>,
+    /// Where it leads or comes from.
+    pub address: String,
+    /// `up`, `opening`, `connecting` or `waiting`.
+    pub state: String,
+    /// Cost of the link.
+    pub cost: u32,
+    /// Round-trip time in microseconds, when measured.
+    pub rtt_us: Option<u64>,
+    /// Why it is not up, when it is not.
+    pub error: Option<ErrorBody>,
+}
+
+/// What waits in the spool.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct SpoolStatus {
+    /// Messages.
+    pub entries: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// The limit in bytes.
+    pub max_bytes: u64,
+}
+
+/// `{"command":"nodes"}`: all that are known.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodesReply {
+    /// In order of id.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// One node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its id.
+    pub node: NodeId,
+    /// Whether there is a way to it.
+    pub reachable: bool,
+    /// Sum of costs on the way.
+    pub cost: Option<u32>,
+    /// Links on the way.
+    pub hops: Option<u8>,
+    /// Whether it forwards for others.
+    pub router: bool,
+    /// Name and version of its program.
+    pub software: String,
+    /// Its metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// Names of its plugins.
+    pub plugins: Vec<String>,
+    /// Its adjacencies and their costs.
+    pub links: BTreeMap<NodeId, u32>,
+    /// How long ago it was last heard of or changed its reachability, in milliseconds.
+    pub changed_ms: u64,
+}
+
+/// `{"command":"routes"}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RoutesReply {
+    /// In order of destination; unreachable nodes have none.
+    pub routes: Vec<RouteStatus>,
+}
+
+/// One route.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RouteStatus {
+    /// Where to.
+    pub destination: NodeId,
+    /// The neighbor that is next.
+    pub next_hop: NodeId,
+    /// Address of the link.
+    pub via: String,
+    /// Sum of costs.
+    pub cost: u32,
+    /// Links on the way.
+    pub hops: u8,
+}
+
+/// `{"command":"links"}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LinksReply {
+    /// In order of neighbor.
+    pub links: Vec<LinkStatus>,
+}
+
+/// One link.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// Who is at the other end, when it is known.
+    pub node: Option<NodeId>,
+    /// `up`, `standby` (up; a better link to the same node is used), `opening`, `checking`,
+    /// `connecting`, `waiting`.
+    pub state: String,
+    /// Where it leads or comes from.
+    pub address: String,
+    /// This side made the connection.
+    pub dialled: bool,
+    /// The effective cost.
+    pub cost: u32,
+    /// Round-trip time in microseconds, when measured.
+    pub rtt_us: Option<u64>,
+    /// How long it is in this state, in milliseconds.
+    pub age_ms: u64,
+    /// How long ago something was heard, in milliseconds.
+    pub heard_ms: Option<u64>,
+    /// Frames and bytes sent.
+    pub frames_out: u64,
+    /// Frames received.
+    pub frames_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes waiting to be sent.
+    pub queued: u64,
+    /// Packets dropped.
+    pub dropped: u64,
+    /// Why it is not up, when it is not.
+    pub error: Option<ErrorBody>,
+}
+
+/// `{"command":"capabilities"}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CapabilitiesReply {
+    /// In order of node.
+    pub nodes: Vec<NodeCapabilities>,
+}
+
+/// What one node can do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeCapabilities {
+    /// Who.
+    pub node: NodeId,
+    /// Whether there is a way to it.
+    pub reachable: bool,
+    /// Its metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// Its plugins.
+    pub plugins: Vec<Capability>,
+}
+
+/// `{"command":"plugins"}`: what is installed on this node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PluginsReply {
+    /// In order of name.
+    pub plugins: Vec<PluginStatus>,
+}
+
+/// One installed plugin, or a file that is none and why.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PluginStatus {
+    /// Its name.
+    pub name: String,
+    /// Its version; empty when it could not say.
+    pub version: String,
+    /// `job` or `serve`.
+    pub mode: String,
+    /// Whether it can be used.
+    pub ready: bool,
+    /// Why not, and what to do.
+    pub reason: Option<String>,
+    /// The file.
+    pub path: String,
+    /// Its actions' names.
+    pub actions: Vec<String>,
+    /// What it is for.
+    pub about: String,
+    /// Works running now.
+    pub running: u64,
+    /// Works waiting.
+    pub waiting: u64,
+}
+
+/// `{"command":"plugin-restart","name":"runner"}`: look at the plugin anew; forget its crashes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PluginRestartCommand {
+    /// Which.
+    pub name: String,
+}
+
+/// `{"command":"log-level","level":"debug"}`; without a level the answer only tells it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogLevelCommand {
+    /// A level or directives such as `info,receptord::link=debug`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
+}
+
+/// The answer to `log-level`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogLevelReply {
+    /// What is in force now.
+    pub level: String,
+}
+
+/// The answer to `reload`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReloadReply {
+    /// Whether the new configuration is in force.
+    #[serde(rename = "Success")]
+    pub success: bool,
+    /// Why not, one line a problem.
+    #[serde(rename = "Error", default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Keys whose new value is in force.
+    #[serde(default)]
+    pub applied: Vec<String>,
+    /// Keys whose new value needs a restart.
+    #[serde(default)]
+    pub needs_restart: Vec<String>,
+}
+
+/// `{"command":"send", …}`: sends a message and, unless detached, streams its responses.
+///
+/// The payload is one of: `payload` (any JSON value), `text`, `size` (that many raw bytes
+/// follow the line), `stream` (raw bytes follow until the client shuts down its write half),
+/// or none.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct SendCommand {
+    /// `plugin:action`.
+    pub directive: String,
+    /// To whom; or `any`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<String>,
+    /// To the nearest node that can do it.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub any: bool,
+    /// With `any`: only nodes with all of this metadata.
+    #[serde(rename = "where", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    /// The payload, as JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<Box<RawValue>>,
+    /// The payload, as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Size of the raw payload that follows, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// A raw payload follows until the client's half-close.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub stream: bool,
+    /// What a raw payload is; bytes when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Content>,
+    /// At most once, never on a disk.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub volatile: bool,
+    /// False: no responses are wanted; the reply ends after `accepted`.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub respond: bool,
+    /// The reply ends after `accepted`; the responses wait.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub detach: bool,
+    /// How long the message is worth delivering, in milliseconds; configured default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// One line of the reply to `send`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum SendReply {
+    /// The message is kept. Always the first line unless the message is refused.
+    Accepted {
+        /// Names the message and its work.
+        id: MessageId,
+        /// To whom it goes.
+        recipient: NodeId,
+        /// Nothing more follows.
+        #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+        eof: bool,
+    },
+    /// A response.
+    Response(SendResponse),
+    /// The message was refused.
+    Error {
+        /// Why.
+        error: ErrorBody,
+        /// Always true.
+        eof: bool,
+    },
+}
+
+/// A response in the reply to `send`. Its payload is one of `data`, `text`, or `size` raw bytes
+/// after the line; none of them when it is empty.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SendResponse {
+    /// The message.
+    pub id: MessageId,
+    /// Who answers.
+    pub from: NodeId,
+    /// 1, 2, 3 …
+    pub serial: u64,
+    /// The payload is this JSON value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Box<RawValue>>,
+    /// The payload is this text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The payload is the next `size` bytes after this line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// What these bytes are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Content>,
+    /// The payload's name, when the plugin gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// This is the last one.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub eof: bool,
+    /// On the last one: 0 when the work went well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<u32>,
+    /// On the last one: why the work could not be run or was stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
+}
+
+/// `{"command":"cancel","id":"…"}`: ends a work sent from here.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CancelCommand {
+    /// Which.
+    pub id: MessageId,
+}
+
+/// The answer to `cancel`: the request is on its way; the work ends with its own last response.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CancelReply {
+    /// Which.
+    pub cancelling: MessageId,
+}
+
+/// A one-line error of a command that is not Go Receptor's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorReply {
+    /// What went wrong.
+    pub error: ErrorBody,
+    /// Always true: nothing more follows.
+    pub eof: bool,
+}
+
+/// The directive and recipient of a [`SendCommand`], checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckedSend {
+    /// What to run.
+    pub directive: Directive,
+    /// To whom; `None`: any.
+    pub recipient: Option<NodeId>,
+}
+
+impl SendCommand {
+    /// Checks what must hold between the fields.
+    pub fn check(&self) -> Result<CheckedSend, ErrorBody> {
+        use crate::error::ErrorCode::InvalidRequest;
+        let directive = Directive::new(&self.directive)
+            .map_err(|e| ErrorBody::new(InvalidRequest, format!("directive: {e}")))?;
+        let recipient = match (&self.recipient, self.any) {
+            (Some(_), true) => {
+                let text = "give recipient or any, not both";
+                return Err(ErrorBody::new(InvalidRequest, text));
+            }
+            (None, false) => {
+                let text = "give a recipient, or any: true";
+                return Err(ErrorBody::new(InvalidRequest, text));
+            }
+            (None, true) => None,
+            (Some(node), false) => Some(
+                NodeId::new(node)
+                    .map_err(|e| ErrorBody::new(InvalidRequest, format!("recipient: {e}")))?,
+            ),
+        };
+        if !self.metadata.is_empty() && !self.any {
+            return Err(ErrorBody::new(InvalidRequest, "where needs any: true"));
+        }
+        let payloads = usize::from(self.payload.is_some())
+            + usize::from(self.text.is_some())
+            + usize::from(self.size.is_some())
+            + usize::from(self.stream);
+        if payloads > 1 {
+            let text = "give at most one of payload, text, size and stream";
+            return Err(ErrorBody::new(InvalidRequest, text));
+        }
+        Ok(CheckedSend {
+            directive,
+            recipient,
+        })
+    }
+}
