@@ -724,7 +724,8 @@ fn read_directive(r: &mut Reader) -> Result<Directive, DecodeError> {
     Directive::new(&text).map_err(|_| DecodeError::Bad { what: "directive" })
 }
 
-/// An error's JSON, cut to [`ERROR_MAX`] by leaving out its detail and shortening its message.
+/// An error's JSON, cut to [`ERROR_MAX`] by leaving out its detail, shortening its message and,
+/// where a plugin made up an endless code, calling that internal.
 fn encode_error(error: &ErrorBody) -> Vec<u8> {
     if let Ok(bytes) = serde_json::to_vec(error)
         && bytes.len() <= ERROR_MAX
@@ -733,5 +734,9 @@ fn encode_error(error: &ErrorBody) -> Vec<u8> {
     }
     // A character takes at most six bytes in JSON (a control character's escape).
     let message: String = error.message.chars().take(ERROR_MAX / 8).collect();
-    serde_json::to_vec(&ErrorBody::new(error.code.clone(), message)).unwrap_or_default()
+    let code = match &error.code {
+        ErrorCode::Unknown(text) if text.len() > NAME_MAX => ErrorCode::Internal,
+        code => code.clone(),
+    };
+    serde_json::to_vec(&ErrorBody::new(code, message)).unwrap_or_default()
 }

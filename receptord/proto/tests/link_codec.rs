@@ -1,0 +1,403 @@
+//! Every frame and packet survives its own encoding, and no bytes of a peer do harm.
+
+use bytes::{Bytes, BytesMut};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use receptor_proto::frame::{DIGEST_BUCKETS, Frame, Goodbye, HELLO_MAX, Hello, MAX_FRAME_FLOOR};
+use receptor_proto::lsa::{Lsa, LsaKey, LsaKind, LsaSummary};
+use receptor_proto::packet::{
+    About, ActiveWork, Body, CancelReason, Content, EchoReply, Eof, Message, MessageKind, Packet,
+    Receipt, SEGMENT_MAX, Segment, Undeliverable,
+};
+use receptor_proto::wire::DecodeError;
+use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
+
+fn node() -> impl Strategy<Value = NodeId> {
+    "[A-Za-z0-9_@:][A-Za-z0-9._@:-]{0,40}".prop_map(|s| NodeId::new(&s).unwrap())
+}
+
+fn directive() -> impl Strategy<Value = Directive> {
+    "[a-z][a-z0-9_-]{0,10}:[A-Za-z0-9][A-Za-z0-9_.-]{0,10}"
+        .prop_map(|s| Directive::new(&s).unwrap())
+}
+
+fn code() -> impl Strategy<Value = ErrorCode> {
+    prop_oneof![
+        (0..ErrorCode::ALL.len()).prop_map(|i| ErrorCode::ALL[i].clone()),
+        "x-[a-z]{1,20}".prop_map(ErrorCode::Unknown),
+    ]
+}
+
+fn id() -> impl Strategy<Value = MessageId> {
+    any::<u128>().prop_map(MessageId::from_u128)
+}
+
+fn summary() -> impl Strategy<Value = LsaSummary> {
+    (node(), any::<u8>(), any::<u64>()).prop_map(|(node, kind, seq)| LsaSummary {
+        key: LsaKey {
+            node,
+            kind: LsaKind(kind),
+        },
+        seq,
+    })
+}
+
+fn lsa() -> impl Strategy<Value = Lsa> {
+    (
+        summary(),
+        any::<u64>(),
+        any::<u32>(),
+        vec(any::<u8>(), 0..200),
+    )
+        .prop_map(
+            |(LsaSummary { key, seq }, instance, remaining_s, body)| Lsa {
+                key,
+                seq,
+                instance,
+                remaining_s,
+                body: body.into(),
+            },
+        )
+}
+
+fn eof() -> impl Strategy<Value = Eof> {
+    let error =
+        (code(), ".{0,40}").prop_map(|(code, text)| ErrorBody::new(code, text).with("n", 1));
+    (any::<u32>(), option::of(error)).prop_map(|(code, error)| Eof { code, error })
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    let kind = prop_oneof![
+        (directive(), any::<bool>())
+            .prop_map(|(directive, respond)| MessageKind::Request { directive, respond }),
+        (any::<u64>(), option::of(eof()))
+            .prop_map(|(serial, eof)| MessageKind::Response { serial, eof }),
+        Just(MessageKind::Cancel {
+            reason: CancelReason::User
+        }),
+        Just(MessageKind::Cancel {
+            reason: CancelReason::SenderGone
+        }),
+    ];
+    let payload = prop_oneof![
+        vec(any::<u8>(), 0..300).prop_map(|body| (body.len() as u64, Bytes::from(body))),
+        (SEGMENT_MAX as u64 + 1..=u64::MAX).prop_map(|size| (size, Bytes::new())),
+    ];
+    let content = prop_oneof![
+        Just(Content::None),
+        Just(Content::Json),
+        Just(Content::Text),
+        Just(Content::Bytes)
+    ];
+    (
+        (any::<u64>(), 1..=u64::MAX, any::<u64>(), id(), any::<u64>()),
+        (
+            kind,
+            any::<bool>(),
+            content,
+            option::of("[a-z.]{0,30}"),
+            payload,
+        ),
+    )
+        .prop_map(
+            |(
+                (epoch, seq, floor, work, remaining_ms),
+                (kind, volatile, content, name, (size, body)),
+            )| Message {
+                epoch,
+                seq,
+                floor: floor % seq,
+                work,
+                kind,
+                volatile,
+                remaining_ms,
+                content,
+                name,
+                size,
+                body,
+            },
+        )
+}
+
+fn body() -> impl Strategy<Value = Body> {
+    let work = (id(), directive(), any::<u64>(), any::<bool>()).prop_map(
+        |(id, directive, age_ms, running)| ActiveWork {
+            id,
+            directive,
+            age_ms,
+            running,
+        },
+    );
+    let ranges = || {
+        vec(
+            (any::<u64>(), any::<u64>()).prop_map(|(a, b)| (a.min(b), a.max(b))),
+            0..5,
+        )
+    };
+    prop_oneof![
+        any::<u64>().prop_map(|nonce| Body::Echo { nonce }),
+        (
+            any::<u64>(),
+            any::<u8>(),
+            any::<bool>(),
+            any::<u64>(),
+            vec(work, 0..4)
+        )
+            .prop_map(
+                |(nonce, hops, arrived, active, works)| Body::EchoReply(EchoReply {
+                    nonce,
+                    hops,
+                    arrived,
+                    active,
+                    works
+                })
+            ),
+        (code(), node(), any::<u64>(), option::of(any::<u64>())).prop_map(
+            |(code, destination, a, b)| {
+                let about = match b {
+                    Some(seq) => About::Message { epoch: a, seq },
+                    None => About::Echo(a),
+                };
+                Body::Undeliverable(Undeliverable {
+                    code,
+                    destination,
+                    about,
+                })
+            }
+        ),
+        message().prop_map(Body::Message),
+        (
+            any::<u64>(),
+            any::<u64>(),
+            any::<u64>(),
+            vec(any::<u8>(), 0..300)
+        )
+            .prop_map(|(epoch, seq, offset, bytes)| Body::Segment(Segment {
+                epoch,
+                seq,
+                offset,
+                bytes: bytes.into()
+            })),
+        (any::<u64>(), ranges(), ranges(), ranges()).prop_map(
+            |(epoch, received, progress, busy)| Body::Receipt(Receipt {
+                epoch,
+                received,
+                progress,
+                busy
+            })
+        ),
+    ]
+}
+
+fn frame() -> impl Strategy<Value = Frame> {
+    let hello = (
+        (1u32..5, 0u32..5, node(), any::<u64>(), any::<u64>()),
+        (
+            any::<u32>(),
+            any::<u64>(),
+            any::<u32>(),
+            any::<bool>(),
+            any::<u32>(),
+            "[ -~]{0,30}",
+        ),
+    )
+        .prop_map(
+            |((low, more, node, instance, features), (frame, credit, hold, router, cost, text))| {
+                Frame::Hello(Hello {
+                    versions: (low, low + more),
+                    node,
+                    instance,
+                    features,
+                    max_frame: frame,
+                    credit,
+                    hold_time_ms: hold,
+                    router,
+                    cost,
+                    software: text,
+                })
+            },
+        );
+    let packet = (any::<u8>(), any::<u8>(), node(), node(), body()).prop_map(
+        |(hop_limit, hops, source, destination, body)| {
+            let mut packet = Packet::new(source, destination, hop_limit, &body);
+            packet.hops = hops;
+            Frame::Packet(packet)
+        },
+    );
+    prop_oneof![
+        hello,
+        (code(), "[ -~]{0,100}")
+            .prop_map(|(code, message)| Frame::Goodbye(Goodbye { code, message })),
+        any::<u64>().prop_map(|nonce| Frame::Probe { nonce }),
+        any::<u64>().prop_map(|nonce| Frame::ProbeReply { nonce }),
+        Just(Frame::Digest(Vec::new())),
+        vec(any::<u64>(), DIGEST_BUCKETS).prop_map(Frame::Digest),
+        (0..64u8, any::<bool>(), vec(summary(), 0..5)).prop_map(|(bucket, more, entries)| {
+            Frame::Summary {
+                bucket,
+                more,
+                entries,
+            }
+        }),
+        vec(lsa(), 0..4).prop_map(Frame::Lsas),
+        vec(summary(), 0..5).prop_map(Frame::LsaAck),
+        any::<u64>().prop_map(|total| Frame::Credit { total }),
+        packet,
+    ]
+}
+
+fn encoded(frame: &Frame) -> Vec<u8> {
+    let mut out = Vec::new();
+    frame.encode(&mut out);
+    out
+}
+
+proptest! {
+    #[test]
+    fn frames_survive(frame in frame()) {
+        let mut input = BytesMut::from(&encoded(&frame)[..]);
+        let taken = Frame::split(&mut input, MAX_FRAME_FLOOR).unwrap().unwrap();
+        prop_assert!(input.is_empty());
+        prop_assert_eq!(Frame::decode(taken).unwrap(), frame);
+    }
+
+    #[test]
+    fn bodies_survive(body in body()) {
+        let (kind, bytes) = body.encode();
+        prop_assert_eq!(Body::decode(kind, bytes).unwrap(), body);
+    }
+
+    #[test]
+    fn packets_announce_at_least_their_size(frame in frame()) {
+        if let Frame::Packet(packet) = &frame {
+            prop_assert!(packet.wire_size() >= encoded(&frame).len());
+        }
+    }
+
+    #[test]
+    fn half_frames_wait_for_the_rest(frame in frame(), cut in any::<prop::sample::Index>()) {
+        let bytes = encoded(&frame);
+        let mut input = BytesMut::from(&bytes[..cut.index(bytes.len())]);
+        prop_assert_eq!(Frame::split(&mut input, MAX_FRAME_FLOOR), Ok(None));
+    }
+
+    #[test]
+    fn appended_fields_of_newer_versions_are_ignored(frame in frame(), more in vec(any::<u8>(), 1..9)) {
+        // A packet's body is the one place where every byte has a meaning already.
+        prop_assume!(!matches!(frame, Frame::Packet(_)));
+        let mut bytes = encoded(&frame);
+        bytes.extend_from_slice(&more);
+        prop_assert_eq!(Frame::decode(Bytes::from(bytes.split_off(4))).unwrap(), frame);
+    }
+
+    #[test]
+    fn random_frames_never_panic(bytes in vec(any::<u8>(), 1..400)) {
+        if let Ok(Frame::Packet(packet)) = Frame::decode(bytes.into()) {
+            let _ = Body::decode(packet.kind, packet.body);
+        }
+    }
+
+    #[test]
+    fn damaged_frames_never_panic(
+        frame in frame(), at in any::<prop::sample::Index>(), with in any::<u8>(), cut in any::<bool>()
+    ) {
+        let mut bytes = encoded(&frame).split_off(4);
+        let at = at.index(bytes.len());
+        bytes[at] = with;
+        if cut {
+            bytes.truncate(at + 1);
+        }
+        if let Ok(Frame::Packet(packet)) = Frame::decode(bytes.into()) {
+            let _ = Body::decode(packet.kind, packet.body);
+        }
+    }
+}
+
+#[test]
+fn oversized_frames_are_refused_at_their_length() {
+    let mut input = BytesMut::from(&u32::MAX.to_be_bytes()[..]);
+    let refused = Frame::split(&mut input, HELLO_MAX);
+    assert!(
+        matches!(refused, Err(DecodeError::TooLarge { what: "frame", .. })),
+        "{refused:?}"
+    );
+    let mut input = BytesMut::from(&[0u8, 0, 0, 0, 1][..]);
+    assert_eq!(
+        Frame::split(&mut input, HELLO_MAX),
+        Err(DecodeError::Bad {
+            what: "frame length"
+        })
+    );
+}
+
+#[test]
+fn a_stranger_is_told_apart_by_the_magic() {
+    let frame = Bytes::from_static(b"\x01GET / HTTP/1.1\r\n\r\n");
+    assert_eq!(
+        Frame::decode(frame),
+        Err(DecodeError::Bad { what: "magic" })
+    );
+}
+
+#[test]
+fn unknown_frames_and_bodies_are_kept_apart_from_bad_ones() {
+    assert_eq!(
+        Frame::decode(Bytes::from_static(&[200, 1, 2])),
+        Ok(Frame::Unknown { kind: 200 })
+    );
+    assert_eq!(
+        Body::decode(99, Bytes::from_static(b"x")),
+        Ok(Body::Unknown { kind: 99 })
+    );
+}
+
+#[test]
+fn a_full_segment_fits_the_smallest_frame_limit() {
+    let long = NodeId::new(&"x".repeat(128)).unwrap();
+    let body = Body::Segment(Segment {
+        epoch: u64::MAX,
+        seq: u64::MAX,
+        offset: u64::MAX,
+        bytes: vec![0; SEGMENT_MAX].into(),
+    });
+    let frame = Frame::Packet(Packet::new(long.clone(), long, 30, &body));
+    assert!(encoded(&frame).len() <= MAX_FRAME_FLOOR);
+}
+
+#[test]
+fn long_errors_are_cut_to_fit() {
+    let message = Message {
+        epoch: 1,
+        seq: 1,
+        floor: 0,
+        work: MessageId::from_u128(1),
+        kind: MessageKind::Response {
+            serial: 1,
+            eof: Some(Eof {
+                code: 1,
+                error: Some(
+                    ErrorBody::new(ErrorCode::PluginExit, "\u{1}".repeat(100_000))
+                        .with("stderr", "y".repeat(100_000)),
+                ),
+            }),
+        },
+        volatile: false,
+        remaining_ms: 1,
+        content: Content::None,
+        name: None,
+        size: 0,
+        body: Bytes::new(),
+    };
+    let (kind, bytes) = Body::Message(message).encode();
+    let Ok(Body::Message(Message {
+        kind: MessageKind::Response { eof: Some(eof), .. },
+        ..
+    })) = Body::decode(kind, bytes)
+    else {
+        panic!("not a response any more");
+    };
+    let error = eof.error.unwrap();
+    assert_eq!(error.code, ErrorCode::PluginExit);
+    assert!(error.detail.is_empty() && error.message.len() < 100_000);
+}
