@@ -1,0 +1,82 @@
+//! The daemon's configuration: from files, environment and flags to [`Settings`].
+//!
+//! Owns everything between what people wrote and what the daemon acts on, in three steps:
+//! a *fragment* is one file as written, the layers are *merged* into one table of values
+//! that know their origin, and *settings* are checked and complete. Nothing is bound,
+//! created or connected here; the same code serves the start, a reload, `--check-config`
+//! and `--print-config`. Keys and certificates are only ever named, never read.
+
+mod environment;
+mod error;
+mod fragment;
+mod level;
+mod merge;
+mod pattern;
+mod print;
+mod section;
+mod settings;
+mod units;
+mod url;
+
+use std::path::PathBuf;
+
+pub use self::environment::{Environment, VARIABLES, Variable};
+pub use self::error::{ConfigError, Problem};
+pub use self::fragment::Source;
+pub use self::level::LogLevel;
+pub use self::merge::{DEFAULT_FILE, DROP_IN_DIRS};
+pub use self::pattern::Pattern;
+pub use self::print::{Apply, Change};
+pub use self::settings::{
+    Allow, Control, Link, Listen, Log, Peer, Plugin, Plugins, Routing, STANDARD_PLUGIN_DIRS,
+    Settings, Shutdown, Spool, TLS_DIR, Tls, TlsFile,
+};
+pub use self::url::{Bind, Host, LinkUrl};
+pub use receptor_proto::NodeId;
+
+use self::section::{Origins, Report};
+use crate::cli::Cli;
+
+/// A configuration that may be put in force.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What to do.
+    pub settings: Settings,
+    /// Worth telling, but no reason not to start.
+    pub warnings: Vec<Problem>,
+    /// The files that were read, the strongest last.
+    pub files: Vec<PathBuf>,
+    origins: Origins,
+}
+
+/// Reads every layer and checks the whole.
+///
+/// # Errors
+///
+/// All that is wrong, as far as it can be told at once: with a syntax error in some file
+/// only what is wrong with the files themselves.
+pub fn load(cli: &Cli, env: &Environment) -> Result<Loaded, ConfigError> {
+    let mut report = Report::default();
+    let merged = merge::merge(cli, env, &mut report.problems);
+    if !report.problems.is_empty() {
+        return Err(ConfigError {
+            problems: report.problems,
+        });
+    }
+    report.warnings = merged.warnings;
+    let settings = settings::read(merged.table, env, &mut report);
+    if !report.problems.is_empty() {
+        return Err(ConfigError {
+            problems: report.problems,
+        });
+    }
+    let Report {
+        warnings, origins, ..
+    } = report;
+    Ok(Loaded {
+        settings,
+        warnings,
+        files: merged.files,
+        origins,
+    })
+}
