@@ -101,7 +101,6 @@ pub mod env {
 /// What a daemon says to a plugin.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
-#[non_exhaustive]
 pub enum HostMessage {
     /// The answer to the plugin's hello.
     Hello(HostHello),
@@ -124,7 +123,6 @@ pub enum HostMessage {
 /// What a plugin says to its daemon.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
-#[non_exhaustive]
 pub enum PluginMessage {
     /// Who the plugin is: its first line, before it reads anything.
     Hello(PluginHello),
@@ -270,7 +268,6 @@ pub struct JobError {
 
 /// Why a line is no message. Any of these ends the job with [`ErrorCode::ProtocolError`].
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum DecodeError {
     /// The line, or the hello, is longer than the protocol allows.
     #[error("the line has {len} bytes, more than {limit}")]
@@ -296,7 +293,6 @@ pub enum DecodeError {
 
 /// Why a message cannot be sent.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum EncodeError {
     /// The line, or the hello, would be longer than the protocol allows.
     #[error("the line would have {len} bytes, more than {limit}")]

@@ -45,7 +45,6 @@ impl PluginError {
 
 /// What kind of failure. The list may grow, and plugins have their own (`x-…`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum ErrorCode {
     /// The payload is not what the action takes.
     InvalidPayload,
@@ -152,7 +151,6 @@ impl<'de> Deserialize<'de> for ErrorCode {
 
 /// Why a job is stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum CancelReason {
     /// Somebody asked for it.
     User,

@@ -173,7 +173,6 @@ impl Default for Limits {
 
 /// What is wrong with a plugin's hello, in the words for the plugin's author.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum HelloProblem {
     /// The protocol version is not one that is spoken here.
     #[error("protocol {0} is not spoken here, only {PROTOCOL_VERSION}")]

@@ -1,0 +1,322 @@
+//! The conversation with the daemon.
+//!
+//! ```text
+//!   reading thread ──inline jobs──▶ output
+//!        │  └─ cancel ─▶ Stop of a job      ▲
+//!        └─ one thread a job ───────────────┘
+//!   calling thread: waits for the end
+//! ```
+//!
+//! The reading thread never waits for a job, and the calling thread can always return: what still
+//! runs then ends with the process.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use receptor_proto::plugin::{
+    CANCEL_GRACE, Cancel, CancelReason, DecodeError, ErrorCode, Execute, HostHello, HostMessage,
+    Limits, MAX_LINE, Mode, PROTOCOL_VERSION, PluginHello, PluginMessage, feature,
+};
+
+use crate::{
+    Error, Job, Outcome, Result,
+    job::{Session, Stop},
+    lines::{Filled, Lines},
+    output::{Output, SendError},
+};
+
+/// An action's function.
+pub(crate) type Run = dyn Fn(&Job) -> Result<Outcome> + Send + Sync;
+
+/// What runs an action.
+#[derive(Clone)]
+pub(crate) struct Handler {
+    pub(crate) inline: bool,
+    pub(crate) max_payload: Option<u64>,
+    pub(crate) run: Arc<Run>,
+}
+
+/// Why the conversation broke off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    #[error("stdin: {0}")]
+    Read(io::Error),
+    #[error("stdout: {0}")]
+    Write(#[from] SendError),
+    #[error("a line from the daemon is longer than {MAX_LINE} bytes")]
+    TooLong,
+    // Only where, not what: the line may hold a payload.
+    #[error("a line from the daemon is not understood ({0})")]
+    Decode(&'static str),
+    #[error("the daemon speaks protocol {0}, this plugin {PROTOCOL_VERSION}")]
+    Protocol(u32),
+    #[error("no thread could be started: {0}")]
+    Thread(io::Error),
+}
+
+#[derive(Default)]
+struct State {
+    /// The jobs that can be cancelled.
+    running: BTreeMap<String, Arc<Stop>>,
+    /// Job threads whose final message is not written yet.
+    unfinished: usize,
+    /// A job has ended, and the plugin is for one job only.
+    over: bool,
+    /// No more jobs; end when the running ones have.
+    draining: bool,
+    /// Nothing more comes from the daemon; why, if it should not be so.
+    closed: Option<std::result::Result<(), ServeError>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says hello and serves until there is nothing more to do.
+pub(crate) fn serve(
+    hello: PluginHello,
+    actions: BTreeMap<String, Handler>,
+    dir: PathBuf,
+    input: impl Read + Send + 'static,
+    output: Box<dyn Write + Send>,
+) -> std::result::Result<(), ServeError> {
+    let mode = hello.mode;
+    let cancelable = hello.has(feature::CANCEL);
+    let max_jobs = match mode {
+        Mode::Job => 1,
+        Mode::Serve => usize::try_from(hello.max_jobs.unwrap_or(1)).unwrap_or(usize::MAX),
+    };
+    let output = Output::new(output);
+    output.send(&PluginMessage::Hello(hello))?;
+
+    let shared = Arc::new(Shared::default());
+    let reader = Reader {
+        session: Arc::new(Session {
+            output,
+            host: HostHello {
+                protocol: PROTOCOL_VERSION,
+                host: String::new(),
+                version: String::new(),
+                node: String::new(),
+                features: Vec::new(),
+                limits: Limits::default(),
+                config: None,
+            },
+            dir,
+        }),
+        shared: Arc::clone(&shared),
+        actions,
+        mode,
+        max_jobs,
+    };
+    thread::Builder::new()
+        .name("reader".to_owned())
+        .spawn(move || reader.run(input))
+        .map_err(ServeError::Thread)?;
+    wait(&shared, cancelable)
+}
+
+/// Waits until there is nothing more to do. When the daemon is gone, jobs that can be cancelled
+/// get their grace.
+fn wait(shared: &Shared, cancelable: bool) -> std::result::Result<(), ServeError> {
+    let mut state = shared.lock();
+    let mut deadline: Option<Instant> = None;
+    loop {
+        let idle = state.unfinished == 0;
+        if state.over || (state.draining && idle) {
+            return Ok(());
+        }
+        let mut timeout = Duration::MAX;
+        if state.closed.is_some() {
+            let until = *deadline.get_or_insert_with(|| Instant::now() + CANCEL_GRACE);
+            timeout = until.saturating_duration_since(Instant::now());
+            if idle || !cancelable || timeout.is_zero() {
+                return state.closed.take().unwrap_or(Ok(()));
+            }
+        }
+        let waited = shared.changed.wait_timeout(state, timeout);
+        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+struct Reader {
+    session: Arc<Session>,
+    shared: Arc<Shared>,
+    actions: BTreeMap<String, Handler>,
+    mode: Mode,
+    max_jobs: usize,
+}
+
+impl Reader {
+    fn run(mut self, input: impl Read) {
+        let ended = self.read(input);
+        let mut state = self.shared.lock();
+        state.closed = Some(ended);
+        let running: Vec<_> = state
+            .running
+            .iter()
+            .map(|(id, stop)| (id.clone(), Arc::clone(stop)))
+            .collect();
+        drop(state);
+        for (id, stop) in running {
+            stop.cancel(&Cancel {
+                id,
+                reason: CancelReason::Shutdown,
+                grace_ms: u64::try_from(CANCEL_GRACE.as_millis()).unwrap_or(u64::MAX),
+            });
+        }
+        self.shared.changed.notify_all();
+    }
+
+    fn read(&mut self, input: impl Read) -> std::result::Result<(), ServeError> {
+        let mut lines = Lines::new(input, MAX_LINE);
+        loop {
+            while let Some(line) = lines.next_line() {
+                match HostMessage::decode(line) {
+                    Ok(message) => self.handle(message)?,
+                    Err(e) => return Err(ServeError::Decode(kind(&e))),
+                }
+            }
+            self.session.output.flush().map_err(SendError::from)?;
+            match lines.fill().map_err(ServeError::Read)? {
+                Filled::More => {}
+                Filled::End => return Ok(()),
+                Filled::TooLong => return Err(ServeError::TooLong),
+            }
+        }
+    }
+
+    fn handle(&mut self, message: HostMessage) -> std::result::Result<(), ServeError> {
+        match message {
+            HostMessage::Hello(host) => {
+                if host.protocol != PROTOCOL_VERSION {
+                    return Err(ServeError::Protocol(host.protocol));
+                }
+                // No job holds the session yet, unless the daemon greets twice: then the first
+                // greeting stays.
+                if let Some(session) = Arc::get_mut(&mut self.session) {
+                    session.host = host;
+                }
+            }
+            HostMessage::Execute(execute) => self.execute(execute)?,
+            HostMessage::Cancel(cancel) => {
+                let stop = self.shared.lock().running.get(&cancel.id).cloned();
+                // A job that has just ended is no longer known, and that is fine.
+                if let Some(stop) = stop {
+                    stop.cancel(&cancel);
+                }
+            }
+            HostMessage::Ping(ping) => {
+                self.session.output.queue(&PluginMessage::Pong(ping))?;
+            }
+            HostMessage::Shutdown(_) => {
+                self.shared.lock().draining = true;
+                self.session.output.flush().map_err(SendError::from)?;
+                self.shared.changed.notify_all();
+            }
+            HostMessage::Unknown { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, execute: Execute) -> std::result::Result<(), ServeError> {
+        let stop = Arc::new(Stop::default());
+        let Some(handler) = self.actions.get(&execute.action) else {
+            let error = Error::new(
+                ErrorCode::UnknownAction,
+                format!("there is no action {:?}", execute.action),
+            );
+            return Ok(self.job(execute, stop, None, true).finish(Err(error))?);
+        };
+        if handler.inline {
+            let run = Arc::clone(&handler.run);
+            let job = self.job(execute, stop, handler.max_payload, true);
+            let result = guarded(&*run, &job);
+            return Ok(job.finish(result)?);
+        }
+        let handler = handler.clone();
+        let id = execute.id.clone();
+        let refusal = {
+            let mut state = self.shared.lock();
+            if state.running.contains_key(&id) {
+                // To answer it would end the job that has this id.
+                return Ok(());
+            }
+            if state.draining {
+                Some(Error::new(
+                    ErrorCode::NotReady,
+                    "the plugin is shutting down",
+                ))
+            } else if state.running.len() >= self.max_jobs {
+                Some(Error::new(
+                    ErrorCode::Busy,
+                    format!("{} jobs are running already", self.max_jobs),
+                ))
+            } else {
+                state.running.insert(id, Arc::clone(&stop));
+                state.unfinished += 1;
+                None
+            }
+        };
+        let job = self.job(execute, stop, handler.max_payload, false);
+        if let Some(error) = refusal {
+            return Ok(job.finish(Err(error))?);
+        }
+        let shared = Arc::clone(&self.shared);
+        let once = self.mode == Mode::Job;
+        let started = thread::Builder::new()
+            .name("job".to_owned())
+            .spawn(move || {
+                let result = guarded(&*handler.run, &job);
+                // Before the final message, after which the daemon may send the next job.
+                shared.lock().running.remove(job.id());
+                // When the daemon no longer listens the reading thread will notice as well.
+                let _ = job.finish(result);
+                let mut state = shared.lock();
+                state.unfinished -= 1;
+                state.over = once;
+                drop(state);
+                shared.changed.notify_all();
+            });
+        match started {
+            Ok(_) => Ok(()),
+            Err(e) => Err(ServeError::Thread(e)),
+        }
+    }
+
+    fn job(&self, execute: Execute, stop: Arc<Stop>, max: Option<u64>, inline: bool) -> Job {
+        Job::new(execute, Arc::clone(&self.session), stop, max, inline)
+    }
+}
+
+/// Runs an action's function; a panic of it is an error like any other.
+fn guarded(run: &Run, job: &Job) -> Result<Outcome> {
+    catch_unwind(AssertUnwindSafe(|| run(job)))
+        .unwrap_or_else(|_| Err(Error::internal("the plugin panicked, see its stderr")))
+}
+
+fn kind(error: &DecodeError) -> &'static str {
+    match error {
+        DecodeError::TooLong { .. } => "too long",
+        DecodeError::NotUtf8(_) => "not UTF-8",
+        DecodeError::NoType => "no type",
+        DecodeError::JobId(_) => "job id",
+        DecodeError::Json(e) if e.is_data() => "a field is missing or of the wrong type",
+        DecodeError::Json(_) => "no JSON",
+    }
+}
