@@ -1,0 +1,188 @@
+//! Keeps the words of ARCHITECTURE.md and the layout true: which crate may depend on which,
+//! how modules open, and what must not stand in the tree.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ lies in the root")
+        .to_owned()
+}
+
+/// Normal (not dev) dependencies of every workspace package.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "metadata",
+            "--format-version=1",
+            "--no-deps",
+            "--offline",
+            "--manifest-path",
+        ])
+        .arg(root().join("Cargo.toml"))
+        .output()
+        .expect("cargo runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
+    let text = |value: &Value| value.as_str().expect("a string").to_owned();
+    metadata["packages"]
+        .as_array()
+        .expect("packages")
+        .iter()
+        .map(|package| {
+            let dependencies = package["dependencies"].as_array().expect("dependencies");
+            let normal = dependencies.iter().filter(|d| d["kind"].is_null());
+            (
+                text(&package["name"]),
+                normal.map(|d| text(&d["name"])).collect(),
+            )
+        })
+        .collect()
+}
+
+/// Every file that git knows, or would take in, below the root.
+fn files() -> Vec<PathBuf> {
+    let output = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+        .current_dir(root())
+        .output()
+        .expect("git runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8(output.stdout).expect("file names are UTF-8");
+    text.lines()
+        .map(|line| root().join(line))
+        .filter(|path| path.is_file())
+        .collect()
+}
+
+/// Packages of this workspace, tokio and the like: the edges that ARCHITECTURE.md speaks of.
+const WATCHED: [&str; 9] = [
+    "receptor-mesh",
+    "receptor-plugin",
+    "receptor-proto",
+    "receptor-sim",
+    "receptor-spool",
+    "receptorctl",
+    "receptord",
+    "tokio",
+    "socket2",
+];
+
+#[test]
+fn crates_depend_only_on_what_they_may() {
+    let may: BTreeMap<&str, &[&str]> = BTreeMap::from([
+        ("receptor-proto", &[][..]),
+        ("receptor-mesh", &["receptor-proto"]),
+        ("receptor-plugin", &["receptor-proto"]),
+        ("receptor-plugin-echo", &["receptor-plugin"]),
+        ("receptor-plugin-runner", &["receptor-plugin"]),
+        ("receptor-sim", &["receptor-mesh", "receptor-proto"]),
+        ("receptorctl", &["receptor-proto"]),
+        (
+            "receptord",
+            &["receptor-mesh", "receptor-proto", "socket2", "tokio"],
+        ),
+        ("receptor-tests", &["receptor-proto"]),
+    ]);
+    for (package, dependencies) in dependencies() {
+        let Some(may) = may.get(package.as_str()) else {
+            panic!("{package} is new: say here what it may depend on");
+        };
+        for dependency in dependencies {
+            let watched = WATCHED.contains(&dependency.as_str());
+            let allowed = !watched || may.contains(&dependency.as_str());
+            assert!(allowed, "{package} must not depend on {dependency}");
+        }
+    }
+}
+
+#[test]
+fn the_crates_without_std_use_crates_without_std() {
+    let may: BTreeMap<&str, &[&str]> = BTreeMap::from([
+        (
+            "receptor-proto",
+            &["bytes", "serde", "serde_json", "thiserror", "uuid"][..],
+        ),
+        (
+            "receptor-mesh",
+            &[
+                "bytes",
+                "fastrand",
+                "receptor-proto",
+                "thiserror",
+                "tracing",
+            ],
+        ),
+    ]);
+    let all = dependencies();
+    for (package, may) in may {
+        let more: Vec<_> = all[package]
+            .iter()
+            .filter(|d| !may.contains(&d.as_str()))
+            .collect();
+        assert!(
+            more.is_empty(),
+            "{package}: check that {more:?} needs no std, then allow it here"
+        );
+    }
+}
+
+#[test]
+fn every_module_says_what_it_owns() {
+    for file in files() {
+        let path = file.to_string_lossy();
+        if !path.ends_with(".rs") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).expect("sources are UTF-8");
+        assert!(
+            text.starts_with("//!"),
+            "{path} must open with a //! paragraph"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_left_undone_in_silence() {
+    // Split so that this file does not find itself.
+    let forbidden = [
+        concat!("todo", "!("),
+        concat!("unimplemented", "!("),
+        concat!("#[", "ignore"),
+        concat!("FIX", "ME"),
+        concat!("TO", "DO"),
+        concat!("#[", "allow("),
+        concat!("#![", "allow("),
+    ];
+    for file in files() {
+        let path = file.to_string_lossy();
+        if !(path.ends_with(".rs") || path.ends_with(".py") || path.ends_with(".sh")) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).expect("sources are UTF-8");
+        for word in forbidden {
+            assert!(!text.contains(word), "{path} contains {word}");
+        }
+    }
+}
+
+#[test]
+fn the_core_knows_no_std() {
+    let text = std::fs::read_to_string(root().join("receptord/mesh/src/lib.rs")).expect("exists");
+    assert!(text.contains("#![no_std]"));
+    let text = std::fs::read_to_string(root().join("receptord/proto/src/lib.rs")).expect("exists");
+    assert!(text.contains("#![no_std]"));
+}
