@@ -1,0 +1,51 @@
+//! Holds the examples of the link protocol's text against the types.
+
+use bytes::BytesMut;
+use receptor_proto::frame::{Frame, MAX_FRAME_FLOOR};
+use receptor_proto::packet::Body;
+
+const TEXT: &str = include_str!("../PROTOCOL-link.md");
+
+fn examples() -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut lines = TEXT.lines();
+    while let Some(line) = lines.next() {
+        let Some(name) = line.strip_prefix("```hex ") else {
+            continue;
+        };
+        let digits: String = lines.by_ref().take_while(|l| *l != "```").collect();
+        let digits: Vec<u8> = digits.bytes().filter(u8::is_ascii_hexdigit).collect();
+        let bytes = digits
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect();
+        found.push((name.to_owned(), bytes));
+    }
+    found
+}
+
+#[test]
+fn every_example_is_what_it_says() {
+    let examples = examples();
+    assert!(examples.len() >= 8, "the text has lost its examples");
+    for (name, bytes) in examples {
+        let mut input = BytesMut::from(&bytes[..]);
+        let taken = Frame::split(&mut input, MAX_FRAME_FLOOR)
+            .unwrap_or_else(|e| panic!("{name}: {e}"))
+            .unwrap_or_else(|| panic!("{name}: shorter than it says: {} bytes", bytes.len()));
+        assert!(input.is_empty(), "{name}: {} bytes too many", input.len());
+        let frame = Frame::decode(taken).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let shown = format!("{frame:?}");
+        assert!(shown.starts_with(&name), "{name} is {shown}");
+        if let Frame::Packet(packet) = &frame {
+            let body = Body::decode(packet.kind, packet.body.clone());
+            assert!(
+                !matches!(body, Err(_) | Ok(Body::Unknown { .. })),
+                "{name}: {body:?}"
+            );
+        }
+        let mut again = Vec::new();
+        frame.encode(&mut again);
+        assert_eq!(again, bytes, "{name} encodes to {again:02x?}");
+    }
+}
