@@ -153,14 +153,16 @@ pub struct Submission {
 /// hands it out.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Record {
-    /// A message of this node that its recipient has not confirmed. `message.body` is the
-    /// payload unless it is stored under `entry` as segments are.
+    /// A message of this node that its recipient has not confirmed, or a request that still
+    /// waits for its last response. `message.body` is the payload unless it is stored under
+    /// `entry` as segments are.
     Outgoing {
         /// Its name in the store.
         entry: EntryId,
         /// To whom.
         recipient: NodeId,
-        /// The envelope; `remaining_ms` as of the write.
+        /// The envelope. `remaining_ms` as of the write; a store that knows how long ago that
+        /// was takes it off.
         message: Message,
     },
     /// A message for this node, complete.
@@ -172,13 +174,15 @@ pub enum Record {
         /// The envelope; `remaining_ms` as of the write.
         message: Message,
     },
-    /// The work of this incoming request was handed to a plugin.
+    /// Of an incoming request: its work is handed to a plugin. Of an outgoing request: its
+    /// recipient has it and must not be sent it again.
     Started {
         /// The request's entry.
         entry: EntryId,
     },
     /// What was received in one flow, so that repeats are recognised after the entries are gone.
-    /// A later record of the same origin and epoch replaces an earlier one.
+    /// A later record of the same origin and epoch replaces an earlier one; one with floor
+    /// [`u64::MAX`] says that nothing is left to remember, and need not be kept at all.
     Received {
         /// The flow's origin.
         origin: NodeId,
@@ -219,12 +223,15 @@ pub enum Output {
         /// What to write.
         records: Vec<Record>,
     },
-    /// Forget the entry and its payload. Needs no confirmation and no sync of its own.
+    /// Forget the entry, what was written about it, and its payload. Needs no confirmation and
+    /// no sync of its own, but takes effect in order: an entry that a crash brings back brings
+    /// back all those that were removed later and none that was removed before.
     Remove {
         /// Which.
         entry: EntryId,
     },
-    /// Read a part of a stored payload and call [`crate::Mesh::handle_fetched`].
+    /// Read a part of a stored payload, or of the body of a stored message, and call
+    /// [`crate::Mesh::handle_fetched`]. The core drops bodies from memory while they wait.
     Fetch {
         /// Which.
         entry: EntryId,
@@ -250,8 +257,11 @@ pub enum Output {
         /// To whom it goes; chosen now when the submission said «any».
         recipient: NodeId,
     },
-    /// Run this work, once. Report with [`crate::Mesh::work_started`],
-    /// [`crate::Mesh::work_data`] and, exactly once, [`crate::Mesh::work_done`].
+    /// Prepare to run this work. When a plugin can take it, at once if possible (before the
+    /// next output is polled: then one sync covers arrival and start), call
+    /// [`crate::Mesh::work_started`]; but hand it over only at [`Output::Start`]. Report with
+    /// [`crate::Mesh::work_data`] and, exactly once and also when it never starts,
+    /// [`crate::Mesh::work_done`].
     Dispatch {
         /// The work.
         work: MessageId,
@@ -264,7 +274,14 @@ pub enum Output {
         /// The payload; a stored one stays until `work_done`.
         payload: Payload,
     },
-    /// End this work. It still ends with [`crate::Mesh::work_done`].
+    /// The start of this work is on the disk: hand it to its plugin. Handing it over earlier
+    /// would run it twice when the node crashes in between. Comes once, after
+    /// [`crate::Mesh::work_started`].
+    Start {
+        /// Which.
+        work: MessageId,
+    },
+    /// End this work, started or not. It still ends with [`crate::Mesh::work_done`].
     CancelWork {
         /// Which.
         work: MessageId,
@@ -276,8 +293,9 @@ pub enum Output {
         /// Which.
         work: MessageId,
     },
-    /// A response for a client, in serial order. Call [`crate::Mesh::consumed`] when the client
-    /// has taken it or is gone.
+    /// A response for a client, in serial order, after the request's [`Output::Accepted`] if it
+    /// was accepted at all. Call [`crate::Mesh::consumed`] when the client has taken it or is
+    /// gone. After a restart the last one consumed comes again.
     Deliver {
         /// The request.
         work: MessageId,
@@ -524,6 +542,8 @@ pub struct Counters {
     pub retransmitted: u64,
     /// Messages that came again and were recognised.
     pub duplicates: u64,
+    /// Responses that nobody here waits for; received and dropped.
+    pub orphans: u64,
 }
 
 /// Why a call about a work was not taken: a mistake of the driver that does no harm.
