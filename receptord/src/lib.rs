@@ -5,4 +5,9 @@
 
 pub mod cli;
 pub mod config;
+pub mod data_dir;
 pub mod exit;
+pub mod log;
+pub mod run;
+pub mod systemd;
+pub mod task;

@@ -1,45 +1,113 @@
 //! The daemon `receptord`.
 //!
-//! Owns the order of the steps from start to stop, which is the order of the lines in
-//! `main`, and how each failure is told: one line a cause on stderr, and an exit code.
+//! Owns the order of the steps of a start, which is the order of the lines in [`start`],
+//! and how a failed one is told: one line for each cause on standard error or in the
+//! journal, and an exit code.
 
-use std::process::ExitCode;
+use std::error::Error;
 
 use clap::Parser as _;
+use nix::sys::stat::{Mode, umask};
 use receptord::cli::Cli;
-use receptord::config::{self, Environment};
+use receptord::config::{self, Environment, Loaded};
+use receptord::data_dir::DataDir;
 use receptord::exit::Exit;
+use receptord::log;
+use receptord::run::{Handles, run};
+use receptord::systemd::{Notifier, Passed};
+use tokio::task::LocalSet;
 
-fn main() -> ExitCode {
+fn main() -> Exit {
     let cli = Cli::parse();
+    match start(cli) {
+        Ok(exit) | Err(exit) => exit,
+    }
+}
+
+fn start(cli: Cli) -> Result<Exit, Exit> {
+    let passed = Passed::take_all().map_err(|error| tell(Exit::Unavailable, &error))?;
     let environment = Environment::of_process();
-    let loaded = match config::load(&cli, &environment) {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            eprint(&error.to_string());
-            return Exit::Configuration.into();
-        }
+    let loaded =
+        config::load(&cli, &environment).map_err(|error| tell(Exit::Configuration, &error))?;
+    if cli.inspect.check_config || cli.inspect.print_config {
+        return Ok(inspect(&cli, &loaded));
+    }
+    let Loaded {
+        settings,
+        warnings,
+        files,
+        ..
+    } = loaded;
+
+    let log = log::init(&settings.log.level).map_err(|error| tell(Exit::Internal, &error))?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::debug!(?files, "configuration read");
+
+    // Whatever the daemon writes is for its own user, unless something says otherwise.
+    umask(Mode::from_bits_truncate(0o077));
+    let data_dir =
+        DataDir::open(&settings.data_dir).map_err(|error| log_error(error.exit(), &error))?;
+    let node_id = data_dir
+        .node_id(settings.node_id.as_ref())
+        .map_err(|error| log_error(error.exit(), &error))?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| log_error(Exit::Unavailable, &error))?;
+    let notifier = Notifier;
+    let handles = Handles {
+        node_id,
+        data_dir,
+        passed,
+        notifier,
+        log,
+        cli,
+        environment,
     };
+    Ok(LocalSet::new().block_on(&runtime, run(settings, handles)))
+}
+
+/// `--check-config` and `--print-config`, after the configuration was found to be right.
+#[expect(clippy::print_stdout, reason = "the answer that was asked for")]
+fn inspect(cli: &Cli, loaded: &Loaded) -> Exit {
     for warning in &loaded.warnings {
-        eprint(&warning.to_string());
+        complain(&format!("warning: {warning}"));
     }
     if cli.inspect.print_config {
-        print(&loaded.print());
+        print!("{}", loaded.print());
     }
-    Exit::Ok.into()
+    Exit::Ok
+}
+
+/// Tells a failure before there is a log.
+fn tell(exit: Exit, error: &dyn Error) -> Exit {
+    for cause in chain(error) {
+        complain(&cause);
+    }
+    exit
+}
+
+/// Tells a failure of the start once there is a log.
+fn log_error(exit: Exit, error: &dyn Error) -> Exit {
+    tracing::error!("{}", chain(error).join(": "));
+    exit
+}
+
+fn chain(error: &dyn Error) -> Vec<String> {
+    std::iter::successors(Some(error), |error| (*error).source())
+        .map(ToString::to_string)
+        .collect()
 }
 
 #[expect(
     clippy::print_stderr,
     reason = "there is no log before the configuration is known"
 )]
-fn eprint(text: &str) {
+fn complain(text: &str) {
     for line in text.lines() {
         eprintln!("receptord: {line}");
     }
-}
-
-#[expect(clippy::print_stdout, reason = "the answer to --print-config")]
-fn print(text: &str) {
-    print!("{text}");
 }

@@ -282,6 +282,15 @@ fn json(value: &Json) -> String {
     }
 }
 
+/// What happens without a value that has no default.
+fn unset(key: &str) -> &'static str {
+    match key {
+        "node-id" => "a name is made up at the first start and kept in the data directory",
+        "control.group" => "the socket belongs to the group of the daemon",
+        _ => "nothing",
+    }
+}
+
 impl Loaded {
     /// The configuration in force as TOML, each value with its origin in a comment.
     #[must_use]
@@ -318,7 +327,7 @@ impl Loaded {
                 .map_or_else(|| "default".to_owned(), ToString::to_string);
             let line = match value {
                 Some(value) => format!("{} = {value}  # {source}\n", key(name)),
-                None => format!("# {} is not set\n", key(name)),
+                None => format!("# {} is not set: {}\n", key(name), unset(&full)),
             };
             out.push_str(&line);
         }

@@ -1,0 +1,155 @@
+//! What the daemon and its service manager say to each other.
+//!
+//! Owns the descriptors that were passed in, by name, and the messages of `sd_notify`. All
+//! of it does nothing when there is no service manager. Never decides when to say what:
+//! readiness belongs to `run`, the watchdog to the loop that owns the core.
+//!
+//! The only module of the daemon with `unsafe` code: adopting passed descriptors.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// Descriptors that the service manager passed: sockets of `.socket` units and what an
+/// earlier run of the daemon put into the descriptor store.
+#[derive(Debug, Default)]
+pub struct Passed {
+    by_name: BTreeMap<String, Vec<OwnedFd>>,
+}
+
+impl Passed {
+    /// Takes what was passed to this process, sets close-on-exec, and removes the
+    /// variables, so that no child takes them for its own. A second call gets nothing.
+    ///
+    /// # Errors
+    ///
+    /// When a second thread runs already, because then the environment cannot be changed;
+    /// when `LISTEN_FDS` names descriptors that are not open or `LISTEN_FDNAMES` does not fit.
+    #[expect(
+        unsafe_code,
+        reason = "the environment and raw descriptors of this process"
+    )]
+    pub fn take_all() -> io::Result<Self> {
+        if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+            return Err(io::Error::other(
+                "descriptors must be taken before any thread is started",
+            ));
+        }
+        // SAFETY: this is the only thread, so nobody else reads or writes the environment.
+        let passed = unsafe { sd_notify::listen_fds_with_names_and_unset_env() }?;
+        let mut by_name: BTreeMap<String, Vec<OwnedFd>> = BTreeMap::new();
+        for (fd, name) in passed {
+            // SAFETY: the descriptor is open, as setting close-on-exec has just shown; it
+            // belongs to this process by the contract of LISTEN_PID; and the variables are
+            // gone, so it is adopted only once.
+            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+            by_name.entry(name).or_default().push(fd);
+        }
+        Ok(Self { by_name })
+    }
+
+    /// The descriptors of one name, in the order in which they were passed.
+    pub fn take(&mut self, name: &str) -> Vec<OwnedFd> {
+        self.by_name.remove(name).unwrap_or_default()
+    }
+
+    /// The names of what was not taken yet.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(String::as_str)
+    }
+}
+
+/// Tells the service manager how the daemon is.
+///
+/// Sending never fails for the caller: a service manager that cannot be reached is no
+/// reason to stop serving the mesh. It is logged at DEBUG.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Notifier;
+
+impl Notifier {
+    /// Ready to serve; also ends a reload.
+    pub fn ready(self, status: &str) {
+        send(&[NotifyState::Ready, NotifyState::Status(status)]);
+    }
+
+    /// One line for `systemctl status`.
+    pub fn status(self, status: &str) {
+        send(&[NotifyState::Status(status)]);
+    }
+
+    /// A reload has begun. [`Self::ready`] must follow, also when the reload fails.
+    pub fn reloading(self) {
+        match NotifyState::monotonic_usec_now() {
+            // In one message: from systemd 253 on, one without the time fails the unit.
+            Ok(now) => send(&[NotifyState::Reloading, now]),
+            Err(error) => tracing::debug!(%error, "no monotonic clock"),
+        }
+    }
+
+    /// Stopping has begun.
+    pub fn stopping(self, status: &str) {
+        send(&[NotifyState::Stopping, NotifyState::Status(status)]);
+    }
+
+    /// The start, reload or stop in progress needs this much more time from now.
+    pub fn extend_timeout(self, time: Duration) {
+        let micros = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        send(&[NotifyState::ExtendTimeoutUsec(micros)]);
+    }
+
+    /// How often to call [`Self::watchdog`]: a third of what is allowed; `None` when nobody
+    /// watches this process.
+    #[must_use]
+    pub fn watchdog_interval(self) -> Option<Duration> {
+        sd_notify::watchdog_enabled()
+            .map(|timeout| timeout / 3)
+            .filter(|time| !time.is_zero())
+    }
+
+    /// Still working.
+    pub fn watchdog(self) {
+        send(&[NotifyState::Watchdog]);
+    }
+
+    /// Puts a descriptor into the store, where it outlives this process and comes back
+    /// through [`Passed`] under the same name: at most 255 of ASCII without `:`. The store
+    /// does not watch it for hang-up, so it stays until [`Self::unstore`].
+    pub fn store(self, name: &str, fd: BorrowedFd<'_>) {
+        let state = [
+            NotifyState::FdStore,
+            NotifyState::FdName(name),
+            NotifyState::Custom("FDPOLL=0"),
+        ];
+        if let Err(error) = sd_notify::notify_with_fds(&state, &[fd]) {
+            tracing::debug!(%error, name, "the descriptor was not stored");
+        }
+    }
+
+    /// Removes the descriptors of a name from the store.
+    pub fn unstore(self, name: &str) {
+        send(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+    }
+}
+
+fn send(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "the service manager was not told");
+    }
+}
+
+/// Whether standard error goes to the journal, as `JOURNAL_STREAM` says: it holds the
+/// device and inode that the service manager connected, which another program may have
+/// redirected since.
+#[must_use]
+pub fn stderr_is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    let Ok(stat) = nix::sys::stat::fstat(io::stderr()) else {
+        return false;
+    };
+    stream == format!("{}:{}", stat.st_dev, stat.st_ino)
+}
