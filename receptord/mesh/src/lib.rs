@@ -29,8 +29,11 @@ extern crate alloc;
 
 mod api;
 mod delivery;
+mod mesh;
+mod router;
 mod time;
 mod wiring;
 
 pub use api::*;
+pub use mesh::Mesh;
 pub use time::Instant;

@@ -21,7 +21,7 @@ use crate::error::ErrorCode;
 use crate::id::NodeId;
 use crate::lsa::{Lsa, LsaSummary};
 use crate::packet::Packet;
-use crate::wire::{DecodeError, Reader, Writer};
+use crate::wire::{DecodeError, Reader, Writer, bytes_len, varint_len};
 
 /// Starts every hello body.
 pub const MAGIC: [u8; 8] = *b"receptor";
@@ -153,11 +153,7 @@ impl Frame {
             Self::Goodbye(goodbye) => {
                 w.u8(kind::GOODBYE);
                 w.str(goodbye.code.as_str());
-                let mut end = goodbye.message.len().min(TEXT_MAX);
-                while !goodbye.message.is_char_boundary(end) {
-                    end -= 1;
-                }
-                w.str(&goodbye.message[..end]);
+                w.str(goodbye.cut_message());
             }
             Self::Probe { nonce } => {
                 w.u8(kind::PROBE);
@@ -207,6 +203,28 @@ impl Frame {
         }
         let length = u32::try_from(out.len() - start - 4).expect("frames are far below 4 GiB");
         out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+    }
+
+    /// The exact number of bytes that [`Frame::encode`] appends.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        HEADER
+            + match self {
+                Self::Hello(hello) => hello.encoded_len(),
+                Self::Goodbye(goodbye) => {
+                    bytes_len(goodbye.code.as_str().len()) + bytes_len(goodbye.cut_message().len())
+                }
+                Self::Probe { nonce } | Self::ProbeReply { nonce } => varint_len(*nonce),
+                Self::Digest(buckets) => varint_len(buckets.len() as u64) + 8 * buckets.len(),
+                Self::Summary { entries, .. } => 2 + summaries_len(entries),
+                Self::Lsas(lsas) => {
+                    varint_len(lsas.len() as u64) + lsas.iter().map(Lsa::encoded_len).sum::<usize>()
+                }
+                Self::LsaAck(entries) => summaries_len(entries),
+                Self::Credit { total } => varint_len(*total),
+                Self::Packet(packet) => packet.encoded_len(),
+                Self::Unknown { .. } => 0,
+            }
     }
 
     /// Reads the type and body of one frame, the length already taken off.
@@ -294,6 +312,10 @@ impl Frame {
     }
 }
 
+fn summaries_len(entries: &[LsaSummary]) -> usize {
+    varint_len(entries.len() as u64) + entries.iter().map(LsaSummary::encoded_len).sum::<usize>()
+}
+
 fn encode_summaries(w: &mut Writer<'_>, entries: &[LsaSummary]) {
     w.varint(entries.len() as u64);
     for entry in entries {
@@ -314,7 +336,33 @@ fn decode_summaries(r: &mut Reader) -> Result<Vec<LsaSummary>, DecodeError> {
     (0..count).map(|_| LsaSummary::decode(r)).collect()
 }
 
+impl Goodbye {
+    /// The message, cut to [`TEXT_MAX`].
+    fn cut_message(&self) -> &str {
+        let mut end = self.message.len().min(TEXT_MAX);
+        while !self.message.is_char_boundary(end) {
+            end -= 1;
+        }
+        &self.message[..end]
+    }
+}
+
 impl Hello {
+    fn encoded_len(&self) -> usize {
+        MAGIC.len()
+            + varint_len(u64::from(self.versions.0))
+            + varint_len(u64::from(self.versions.1))
+            + bytes_len(self.node.as_str().len())
+            + varint_len(self.instance)
+            + varint_len(self.features)
+            + varint_len(u64::from(self.max_frame))
+            + varint_len(self.credit)
+            + varint_len(u64::from(self.hold_time_ms))
+            + 1
+            + varint_len(u64::from(self.cost))
+            + bytes_len(self.software.len())
+    }
+
     fn encode(&self, w: &mut Writer<'_>) {
         w.0.extend_from_slice(&MAGIC);
         w.varint(u64::from(self.versions.0));
@@ -352,5 +400,127 @@ impl Hello {
             cost: r.varint_u32("cost")?,
             software: r.str(TEXT_MAX, "software")?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lsa::{LsaKey, LsaKind};
+    use crate::packet::Priority;
+    use alloc::string::ToString;
+    use alloc::vec;
+    use proptest::prelude::*;
+
+    fn node() -> impl Strategy<Value = NodeId> {
+        "[a-z]{1,128}".prop_map(|text| NodeId::new(&text).unwrap())
+    }
+
+    fn summary() -> impl Strategy<Value = LsaSummary> {
+        (node(), any::<u8>(), any::<u64>()).prop_map(|(node, kind, seq)| LsaSummary {
+            key: LsaKey {
+                node,
+                kind: LsaKind(kind),
+            },
+            seq,
+        })
+    }
+
+    fn bytes() -> impl Strategy<Value = Bytes> {
+        prop::collection::vec(any::<u8>(), 0..300).prop_map(Bytes::from)
+    }
+
+    fn frame() -> impl Strategy<Value = Frame> {
+        let hello = (node(), any::<u64>(), any::<[u32; 5]>(), ".{0,100}").prop_map(
+            |(node, number, [a, b, c, d, e], software)| {
+                Frame::Hello(Hello {
+                    versions: (a.min(b), a.max(b)),
+                    node,
+                    instance: number,
+                    features: number >> 9,
+                    max_frame: c,
+                    credit: number >> 20,
+                    hold_time_ms: d,
+                    router: e & 1 == 0,
+                    cost: e,
+                    software,
+                })
+            },
+        );
+        let lsa = (summary(), any::<u64>(), any::<u32>(), bytes()).prop_map(
+            |(summary, instance, remaining_s, body)| Lsa {
+                key: summary.key,
+                seq: summary.seq,
+                instance,
+                remaining_s,
+                body,
+            },
+        );
+        let packet = (node(), node(), any::<[u8; 3]>(), 0..3usize, bytes()).prop_map(
+            |(source, destination, [hop_limit, hops, kind], priority, body)| {
+                Frame::Packet(Packet {
+                    hop_limit,
+                    hops,
+                    priority: Priority::ALL[priority],
+                    source,
+                    destination,
+                    kind,
+                    body,
+                })
+            },
+        );
+        prop_oneof![
+            hello,
+            ".{0,100}".prop_map(|message| Frame::Goodbye(Goodbye {
+                code: ErrorCode::Shutdown,
+                message
+            })),
+            any::<u64>().prop_map(|nonce| Frame::Probe { nonce }),
+            any::<u64>().prop_map(|nonce| Frame::ProbeReply { nonce }),
+            any::<u64>().prop_map(|total| Frame::Credit { total }),
+            any::<bool>().prop_map(|leaf| Frame::Digest(if leaf {
+                vec![]
+            } else {
+                vec![7; DIGEST_BUCKETS]
+            })),
+            (
+                0..64u8,
+                any::<bool>(),
+                prop::collection::vec(summary(), 0..9)
+            )
+                .prop_map(|(bucket, more, entries)| Frame::Summary {
+                    bucket,
+                    more,
+                    entries
+                }),
+            prop::collection::vec(lsa, 0..9).prop_map(Frame::Lsas),
+            prop::collection::vec(summary(), 0..9).prop_map(Frame::LsaAck),
+            packet,
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_and_know_their_length(frame in frame()) {
+            let mut out = Vec::new();
+            frame.encode(&mut out);
+            prop_assert_eq!(out.len(), frame.encoded_len());
+            let mut input = BytesMut::from(&out[..]);
+            let body = Frame::split(&mut input, MAX_FRAME_FLOOR);
+            prop_assert_eq!(Frame::decode(body.unwrap().unwrap()), Ok(frame));
+            prop_assert!(input.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_long_goodbye_is_cut() {
+        let frame = Frame::Goodbye(Goodbye {
+            code: ErrorCode::BadFrame,
+            message: "ä".repeat(TEXT_MAX).to_string(),
+        });
+        let mut out = Vec::new();
+        frame.encode(&mut out);
+        assert_eq!(out.len(), frame.encoded_len());
+        assert!(Frame::decode(Bytes::from(out).slice(4..)).is_ok());
     }
 }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::id::NodeId;
-use crate::wire::{DecodeError, Reader, Writer};
+use crate::wire::{DecodeError, Reader, Writer, bytes_len, varint_len};
 
 /// The largest LSA body, in bytes: room for a router with 500 leaves of long names. Fits a
 /// frame of the smallest [`crate::frame::MAX_FRAME_FLOOR`].
@@ -125,6 +125,12 @@ pub struct CapabilitiesBody {
 }
 
 impl LsaSummary {
+    /// Bytes that this summary takes in a frame.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        bytes_len(self.key.node.as_str().len()) + 1 + varint_len(self.seq)
+    }
+
     pub(crate) fn encode(&self, w: &mut Writer<'_>) {
         w.node(&self.key.node);
         w.u8(self.key.kind.0);
@@ -175,10 +181,15 @@ impl Lsa {
         })
     }
 
-    /// Bytes that this LSA takes in a frame, at most.
+    /// Bytes that this LSA takes in a frame.
     #[must_use]
-    pub fn wire_size(&self) -> usize {
-        self.key.node.as_str().len() + self.body.len() + 40
+    pub fn encoded_len(&self) -> usize {
+        bytes_len(self.key.node.as_str().len())
+            + 1
+            + varint_len(self.seq)
+            + varint_len(self.instance)
+            + varint_len(u64::from(self.remaining_s))
+            + bytes_len(self.body.len())
     }
 }
 

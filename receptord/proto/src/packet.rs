@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::directive::{Directive, NAME_MAX};
 use crate::error::{ErrorBody, ErrorCode};
 use crate::id::{MessageId, NodeId};
-use crate::wire::{DecodeError, Reader, Writer};
+use crate::wire::{DecodeError, Reader, Writer, bytes_len};
 
 /// The largest payload carried inside its message, and the largest segment, in bytes: large
 /// enough that headers do not matter, small enough that it delays a ping by well under a
@@ -86,13 +86,15 @@ impl Packet {
         }
     }
 
-    /// Bytes that this packet takes in a frame, at most; what credit is counted in.
+    /// Bytes of a whole frame with this packet; what credit is counted in.
     #[must_use]
     pub fn wire_size(&self) -> usize {
-        crate::frame::HEADER
-            + 6
-            + self.source.as_str().len()
-            + self.destination.as_str().len()
+        crate::frame::HEADER + self.encoded_len()
+    }
+
+    pub(crate) fn encoded_len(&self) -> usize {
+        4 + bytes_len(self.source.as_str().len())
+            + bytes_len(self.destination.as_str().len())
             + self.body.len()
     }
 

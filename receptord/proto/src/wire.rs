@@ -39,6 +39,19 @@ pub enum DecodeError {
     },
 }
 
+/// Bytes that [`Writer::varint`] takes for this value.
+#[must_use]
+pub const fn varint_len(value: u64) -> usize {
+    // Seven bits a byte, and at least one byte.
+    (64 - (value | 1).leading_zeros()).div_ceil(7) as usize
+}
+
+/// Bytes that [`Writer::bytes`] takes for this many bytes.
+#[must_use]
+pub const fn bytes_len(size: usize) -> usize {
+    varint_len(size as u64) + size
+}
+
 /// Appends values to a byte vector.
 #[derive(Debug)]
 pub struct Writer<'a>(pub &'a mut Vec<u8>);
@@ -219,6 +232,7 @@ mod tests {
         fn varints_survive(value: u64) {
             let mut out = Vec::new();
             Writer(&mut out).varint(value);
+            prop_assert_eq!(out.len(), varint_len(value));
             let mut reader = Reader::new(out.into());
             prop_assert_eq!(reader.varint("x"), Ok(value));
             prop_assert!(reader.is_empty());

@@ -1,0 +1,391 @@
+//! The face of a node: every input, command and getter, and the one ordered output queue.
+//!
+//! Owns the order of things. An input goes to the half it concerns; then [`Mesh::settle`]
+//! carries packets, route changes and room between the halves until nothing moves any more, so
+//! that after every call the output queue holds all that follows from it. Never decides
+//! anything itself.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use bytes::Bytes;
+use receptor_proto::frame::Frame;
+use receptor_proto::lsa::Capability;
+use receptor_proto::packet::{CancelReason, Content, Eof, Priority};
+use receptor_proto::wire::DecodeError;
+use receptor_proto::{ErrorBody, MessageId, NodeId};
+
+use crate::delivery::Delivery;
+use crate::router::{Local, Router};
+use crate::wiring::Net;
+use crate::{
+    Config, Counters, EchoId, EntryId, Instant, LinkId, LinkInfo, LinkView, NoSuchWork, NodeView,
+    Output, Payload, PersistToken, Reachability, Record, RouteView, Submission, SubmitError,
+    WorkRoom,
+};
+
+/// One node.
+///
+/// After every call that takes `now`, take everything from [`Mesh::poll_output`], do it in that
+/// order, and ask [`Mesh::poll_timeout`] when to call [`Mesh::handle_timeout`]. `now` must never
+/// go back.
+#[derive(Debug)]
+pub struct Mesh {
+    router: Router,
+    delivery: Delivery,
+    out: VecDeque<Output>,
+}
+
+impl Mesh {
+    /// A node that starts now with what its store holds.
+    #[must_use]
+    pub fn new(config: Config, now: Instant, records: impl IntoIterator<Item = Record>) -> Self {
+        let delivery = Delivery::new(&config, now, records);
+        Self {
+            router: Router::new(config, now),
+            delivery,
+            out: VecDeque::new(),
+        }
+    }
+
+    /// What the node was made with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        self.router.config()
+    }
+
+    /// The next thing to do. `None`: nothing until the next input.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.out.pop_front()
+    }
+
+    /// When to call [`Self::handle_timeout`] at the latest. `None`: not before another input.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match (self.router.poll_timeout(), self.delivery.poll_timeout()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Time has come. Calling it early or twice does no harm.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.router.handle_timeout(now, &mut self.out);
+        self.delivery
+            .handle_timeout(now, &mut self.router, &mut self.out);
+        self.settle(now);
+    }
+
+    // Links.
+
+    /// A transport connection stands. The id must be new; one over [`crate::Limits::links`] is
+    /// closed at once.
+    pub fn handle_link_up(&mut self, now: Instant, link: LinkId, info: LinkInfo) {
+        self.router.handle_link_up(now, link, info, &mut self.out);
+        self.settle(now);
+    }
+
+    /// A frame came. One for a link that the core has closed is ignored.
+    pub fn handle_frame(&mut self, now: Instant, link: LinkId, frame: Frame) {
+        self.router.handle_frame(now, link, frame, &mut self.out);
+        self.settle(now);
+    }
+
+    /// Bytes came that are no frame. The peer is told why, and the link closed.
+    pub fn handle_bad_frame(&mut self, now: Instant, link: LinkId, error: DecodeError) {
+        self.router
+            .handle_bad_frame(now, link, &error, &mut self.out);
+        self.settle(now);
+    }
+
+    /// The transport failed or was closed by the other end; the id is not used again.
+    pub fn handle_link_down(&mut self, now: Instant, link: LinkId, reason: ErrorBody) {
+        self.router
+            .handle_link_down(now, link, reason, &mut self.out);
+        self.settle(now);
+    }
+
+    /// The link's writer can take this many more bytes: at first its whole capacity, then what
+    /// it has written, counted as [`Frame::encoded_len`] counts, every frame included. Bulk
+    /// waits for room; hellos, goodbyes, probes, grants and acknowledgements do not and may
+    /// overdraw it.
+    pub fn handle_room(&mut self, now: Instant, link: LinkId, bytes: usize) {
+        self.router.handle_room(link, bytes);
+        self.settle(now);
+    }
+
+    /// The cost of this side from now on. The other side's stays as it said in its hello, and
+    /// the higher of both is what this side states.
+    pub fn set_cost(&mut self, now: Instant, link: LinkId, cost: u32) {
+        self.router.set_cost(now, link, cost, &mut self.out);
+        self.settle(now);
+    }
+
+    /// Closes a link, telling the other end why.
+    pub fn close_link(&mut self, now: Instant, link: LinkId, reason: ErrorBody) {
+        self.router.close_link(now, link, reason, &mut self.out);
+        self.settle(now);
+    }
+
+    /// Takes back what this node stated about itself and says goodbye on all links. Links that
+    /// come up afterwards are closed again; the store and works are not touched.
+    pub fn shutdown(&mut self, now: Instant) {
+        self.router.shutdown(now, &mut self.out);
+        self.settle(now);
+    }
+
+    // What this node advertises.
+
+    /// The plugins that can be used here, in order of name. More than a statement can hold is
+    /// cut: first actions, then plugins.
+    pub fn set_capabilities(&mut self, now: Instant, plugins: Vec<Capability>) {
+        self.router.set_capabilities(now, plugins);
+        self.settle(now);
+    }
+
+    /// This node's free metadata, for «any» recipients.
+    pub fn set_metadata(&mut self, now: Instant, metadata: BTreeMap<String, String>) {
+        self.router.set_metadata(now, metadata);
+        self.settle(now);
+    }
+
+    // The store.
+
+    /// What [`Output::Persist`] asked for is on the disk.
+    pub fn handle_persisted(&mut self, now: Instant, token: PersistToken) {
+        self.delivery
+            .handle_persisted(now, &mut self.router, token, &mut self.out);
+        self.settle(now);
+    }
+
+    /// What [`Output::Persist`] asked for could not be written; none of it counts.
+    pub fn handle_persist_failed(&mut self, now: Instant, token: PersistToken, error: ErrorBody) {
+        self.delivery
+            .handle_persist_failed(now, &mut self.router, token, error, &mut self.out);
+        self.settle(now);
+    }
+
+    /// Answers [`Output::Fetch`].
+    pub fn handle_fetched(
+        &mut self,
+        now: Instant,
+        entry: EntryId,
+        offset: u64,
+        result: Result<Bytes, ErrorBody>,
+    ) {
+        self.delivery
+            .handle_fetched(now, &mut self.router, entry, offset, result, &mut self.out);
+        self.settle(now);
+    }
+
+    /// Answers [`Output::Append`]: the entry now ends at `end`, or could not be written.
+    pub fn handle_appended(
+        &mut self,
+        now: Instant,
+        entry: EntryId,
+        end: u64,
+        result: Result<(), ErrorBody>,
+    ) {
+        self.delivery
+            .handle_appended(now, &mut self.router, entry, end, result, &mut self.out);
+        self.settle(now);
+    }
+
+    /// A name for a payload that the driver is about to store.
+    pub fn new_entry(&mut self) -> EntryId {
+        self.delivery.new_entry()
+    }
+
+    // Messages and works.
+
+    /// Sends a message. [`Output::Accepted`] follows when it is safe.
+    pub fn submit(&mut self, now: Instant, submission: Submission) -> Result<(), SubmitError> {
+        let result = self
+            .delivery
+            .submit(now, &mut self.router, submission, &mut self.out);
+        self.settle(now);
+        result
+    }
+
+    /// Asks for the end of a work that was sent from here.
+    pub fn cancel(
+        &mut self,
+        now: Instant,
+        work: MessageId,
+        reason: CancelReason,
+    ) -> Result<(), NoSuchWork> {
+        let result = self
+            .delivery
+            .cancel(now, &mut self.router, work, reason, &mut self.out);
+        self.settle(now);
+        result
+    }
+
+    /// The plugin has begun with a dispatched work.
+    pub fn work_started(&mut self, now: Instant, work: MessageId) {
+        self.delivery
+            .work_started(now, &mut self.router, work, &mut self.out);
+        self.settle(now);
+    }
+
+    /// The plugin has a result.
+    pub fn work_data(
+        &mut self,
+        now: Instant,
+        work: MessageId,
+        content: Content,
+        name: Option<String>,
+        payload: Payload,
+    ) -> Result<WorkRoom, NoSuchWork> {
+        let result = self.delivery.work_data(
+            now,
+            &mut self.router,
+            work,
+            content,
+            name,
+            payload,
+            &mut self.out,
+        );
+        self.settle(now);
+        result
+    }
+
+    /// The work has ended, with a last result.
+    pub fn work_done(
+        &mut self,
+        now: Instant,
+        work: MessageId,
+        eof: Eof,
+        content: Content,
+        payload: Payload,
+    ) -> Result<(), NoSuchWork> {
+        let result = self.delivery.work_done(
+            now,
+            &mut self.router,
+            work,
+            eof,
+            content,
+            payload,
+            &mut self.out,
+        );
+        self.settle(now);
+        result
+    }
+
+    /// The response with this serial, and those before it, were taken or will never be.
+    pub fn consumed(&mut self, now: Instant, work: MessageId, serial: u64) {
+        self.delivery
+            .consumed(now, &mut self.router, work, serial, &mut self.out);
+        self.settle(now);
+    }
+
+    /// Asks a node for a sign of life. [`Output::EchoResult`] follows always, at the latest
+    /// after `timeout`. With a hop limit of 0 the first node on the way answers, with 1 the
+    /// second, and so on; `None` takes [`Config::hop_limit`].
+    pub fn echo(
+        &mut self,
+        now: Instant,
+        node: &NodeId,
+        hop_limit: Option<u8>,
+        timeout: Duration,
+    ) -> EchoId {
+        let id = self
+            .router
+            .echo(now, node, hop_limit, timeout, &mut self.out);
+        self.settle(now);
+        id
+    }
+
+    // What this node knows.
+
+    /// Every known node, this one included, in order of id.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeView> {
+        self.router.nodes()
+    }
+
+    /// Every link, in order of id.
+    #[must_use]
+    pub fn links(&self) -> Vec<LinkView> {
+        self.router.links()
+    }
+
+    /// The way to a node.
+    #[must_use]
+    pub fn route(&self, node: &NodeId) -> Option<RouteView> {
+        self.router.route(node)
+    }
+
+    /// Whether there is a way to a node.
+    #[must_use]
+    pub fn reachability(&self, node: &NodeId) -> Reachability {
+        self.router.reachability(node)
+    }
+
+    /// The link that a packet to `node` would take now.
+    #[must_use]
+    pub fn next_link(&self, node: &NodeId) -> Option<LinkId> {
+        self.router.next_link(node)
+    }
+
+    /// Totals since the start.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut counters = self.router.counters();
+        self.delivery.count(&mut counters);
+        counters
+    }
+
+    /// Differs, but for chance, between two nodes whose databases differ.
+    #[must_use]
+    pub fn lsdb_digest(&self) -> u64 {
+        self.router.lsdb_digest()
+    }
+
+    /// LSAs in the database.
+    #[must_use]
+    pub fn lsdb_len(&self) -> usize {
+        self.router.lsdb_len()
+    }
+
+    /// Bytes waiting for a link, by [`Priority`]; what [`LinkView::queued`] sums up.
+    #[must_use]
+    pub fn queued(&self, link: LinkId) -> [usize; Priority::ALL.len()] {
+        self.router.queued(link)
+    }
+
+    /// Carries everything between the halves until nothing moves. Ends because a packet to this
+    /// node itself answers nothing that is answered again, and each other turn uses up room.
+    fn settle(&mut self, now: Instant) {
+        loop {
+            while let Some(local) = self.router.next_local(now, &mut self.out) {
+                match local {
+                    Local::Deliver(source, body) => self.delivery.handle_packet(
+                        now,
+                        &mut self.router,
+                        source,
+                        body,
+                        &mut self.out,
+                    ),
+                    Local::Echo(echo) => {
+                        let (active, works) = self.delivery.active_works(now);
+                        self.router.answer_echo(now, echo, active, works);
+                    }
+                }
+            }
+            if self.router.update(now, &mut self.out) {
+                self.delivery
+                    .handle_routes_changed(now, &mut self.router, &mut self.out);
+            }
+            if self.router.pump(now, &mut self.out) {
+                self.delivery
+                    .handle_room(now, &mut self.router, &mut self.out);
+            }
+            if !self.router.is_pending(now) {
+                return;
+            }
+        }
+    }
+}
