@@ -38,6 +38,7 @@ sim: ## the simulator as in CI: 100 nodes, many seeds
 	$(CARGO) sim --nodes 100 --seeds 1..=20
 
 bench: build ## benchmarks, each beside its floor
+	$(CARGO) build --release -p receptor-plugin --examples --locked
 	$(CARGO) bench -p receptor-tests
 
 clean: ## everything that was built

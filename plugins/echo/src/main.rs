@@ -5,7 +5,11 @@
 //! It never looks into payloads beyond what an action needs, and reads or writes no file outside
 //! of its job directory.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use receptor_plugin::{Action, Error, ErrorCode, Job, Json, Outcome, Payload, Plugin, Result};
 use serde::Deserialize;
@@ -15,6 +19,9 @@ use serde_json::json;
 const MAX_JOBS: u32 = 1024;
 /// Largest single result of `flood`, in bytes: what still fits a line.
 const MAX_FLOOD_SIZE: usize = 1_000_000;
+
+/// How many `discard`s this process has done: one-way senders have no other way to know.
+static DISCARDED: AtomicU64 = AtomicU64::new(0);
 
 fn main() -> ExitCode {
     Plugin::new("echo", env!("CARGO_PKG_VERSION"))
@@ -47,7 +54,20 @@ fn main() -> ExitCode {
             Action::bytes()
                 .about("Takes the payload and answers nothing")
                 .inline(),
-            |_| Ok(Outcome::ok()),
+            |_| {
+                DISCARDED.fetch_add(1, Ordering::Relaxed);
+                Ok(Outcome::ok())
+            },
+        )
+        .action(
+            "discarded",
+            Action::no_payload()
+                .about("Answers how often this process was told to discard")
+                .inline(),
+            |job| {
+                job.data(&DISCARDED.load(Ordering::Relaxed))?;
+                Ok(Outcome::ok())
+            },
         )
         .action(
             "sleep",
