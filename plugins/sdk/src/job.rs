@@ -376,14 +376,12 @@ impl Job {
         }
     }
 
-    /// Stops this job as if the daemon had asked for it, for plugins that take signals or have
-    /// timers of their own.
-    pub fn cancel(&self, reason: CancelReason, grace: Duration) {
-        self.stop.cancel(&Cancel {
+    /// A handle that can stop the job from elsewhere, for plugins that take signals.
+    pub fn stopper(&self) -> Stopper {
+        Stopper {
             id: self.id().to_owned(),
-            reason,
-            grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
-        });
+            stop: Arc::clone(&self.stop),
+        }
     }
 
     /// Sends the job's final message.
@@ -468,6 +466,32 @@ impl fmt::Debug for Job {
         f.debug_struct("Job")
             .field("execute", &self.execute)
             .field("canceled", &self.is_canceled())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Stops a job as if the daemon had asked for it.
+#[derive(Clone)]
+pub struct Stopper {
+    id: String,
+    stop: Arc<Stop>,
+}
+
+impl Stopper {
+    /// Stops the job; the first reason stays.
+    pub fn stop(&self, reason: CancelReason, grace: Duration) {
+        self.stop.cancel(&Cancel {
+            id: self.id.clone(),
+            reason,
+            grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+        });
+    }
+}
+
+impl fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stopper")
+            .field("id", &self.id)
             .finish_non_exhaustive()
     }
 }

@@ -40,9 +40,9 @@ mod plugin;
 mod serve;
 
 pub use error::{Error, Result};
-pub use job::{Job, Outcome};
+pub use job::{Job, Outcome, Stopper};
 pub use plugin::{Action, Plugin};
 pub use receptor_proto::plugin::{
     Cancel, CancelReason, ErrorCode, FileRef, HostHello, Json, Level, MAX_INLINE, MAX_LINE,
-    OutputKind, Payload, PayloadKind, PluginError,
+    OutputKind, Payload, PayloadKind, PluginError, Status,
 };

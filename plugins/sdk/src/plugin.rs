@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, fmt, process::ExitCode, sync::Arc};
 
 use receptor_proto::plugin::{
-    ActionDescriptor, Json, Mode, OutputKind, PROTOCOL_VERSION, PayloadKind, PluginHello, env,
-    feature,
+    ActionDescriptor, HostHello, Json, Mode, OutputKind, PROTOCOL_VERSION, PayloadKind,
+    PluginHello, env, feature,
 };
 
 use crate::{
     Job, Outcome, Result,
-    serve::{Handler, serve},
+    serve::{Handler, IsReady, serve},
 };
 
 /// Exit status when the plugin was started by hand.
@@ -117,6 +117,7 @@ impl Action {
 pub struct Plugin {
     hello: PluginHello,
     actions: BTreeMap<String, Handler>,
+    ready: Option<Box<IsReady>>,
 }
 
 impl Plugin {
@@ -136,6 +137,7 @@ impl Plugin {
                 actions: BTreeMap::new(),
             },
             actions: BTreeMap::new(),
+            ready: None,
         }
     }
 
@@ -169,11 +171,15 @@ impl Plugin {
         self
     }
 
-    /// Jobs sent now have no chance, and why.
+    /// Whether jobs have a chance, and if not, why not. The function is asked before the hello,
+    /// without the daemon's word, and again when the daemon has sent its hello with the plugin's
+    /// configuration.
     #[must_use]
-    pub fn not_ready(mut self, reason: impl Into<String>) -> Self {
-        self.hello.ready = false;
-        self.hello.reason = Some(reason.into());
+    pub fn ready_if<F>(mut self, ready: F) -> Self
+    where
+        F: Fn(Option<&HostHello>) -> std::result::Result<(), String> + Send + 'static,
+    {
+        self.ready = Some(Box::new(ready));
         self
     }
 
@@ -222,6 +228,7 @@ impl Plugin {
         let ended = serve(
             self.hello,
             self.actions,
+            self.ready,
             dir,
             std::io::stdin(),
             Box::new(std::io::stdout()),

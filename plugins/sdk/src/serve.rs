@@ -22,7 +22,7 @@ use std::{
 
 use receptor_proto::plugin::{
     CANCEL_GRACE, Cancel, CancelReason, DecodeError, ErrorCode, Execute, HostHello, HostMessage,
-    Limits, MAX_LINE, Mode, PROTOCOL_VERSION, PluginHello, PluginMessage, feature,
+    Limits, MAX_LINE, Mode, PROTOCOL_VERSION, PluginHello, PluginMessage, Ready, feature,
 };
 
 use crate::{
@@ -34,6 +34,9 @@ use crate::{
 
 /// An action's function.
 pub(crate) type Run = dyn Fn(&Job) -> Result<Outcome> + Send + Sync;
+
+/// Says whether jobs have a chance.
+pub(crate) type IsReady = dyn Fn(Option<&HostHello>) -> std::result::Result<(), String> + Send;
 
 /// What runs an action.
 #[derive(Clone)]
@@ -89,8 +92,9 @@ impl Shared {
 
 /// Says hello and serves until there is nothing more to do.
 pub(crate) fn serve(
-    hello: PluginHello,
+    mut hello: PluginHello,
     actions: BTreeMap<String, Handler>,
+    is_ready: Option<Box<IsReady>>,
     dir: PathBuf,
     input: impl Read + Send + 'static,
     output: Box<dyn Write + Send>,
@@ -101,6 +105,11 @@ pub(crate) fn serve(
         Mode::Job => 1,
         Mode::Serve => usize::try_from(hello.max_jobs.unwrap_or(1)).unwrap_or(usize::MAX),
     };
+    if let Some(is_ready) = &is_ready {
+        hello.reason = is_ready(None).err();
+        hello.ready = hello.reason.is_none();
+    }
+    let reason = hello.reason.clone();
     let output = Output::new(output);
     output.send(&PluginMessage::Hello(hello))?;
 
@@ -121,6 +130,8 @@ pub(crate) fn serve(
         }),
         shared: Arc::clone(&shared),
         actions,
+        is_ready,
+        reason,
         mode,
         max_jobs,
     };
@@ -158,6 +169,9 @@ struct Reader {
     session: Arc<Session>,
     shared: Arc<Shared>,
     actions: BTreeMap<String, Handler>,
+    is_ready: Option<Box<IsReady>>,
+    /// Why the plugin is not ready, as the daemon knows it.
+    reason: Option<String>,
     mode: Mode,
     max_jobs: usize,
 }
@@ -212,6 +226,7 @@ impl Reader {
                 if let Some(session) = Arc::get_mut(&mut self.session) {
                     session.host = host;
                 }
+                self.tell_ready()?;
             }
             HostMessage::Execute(execute) => self.execute(execute)?,
             HostMessage::Cancel(cancel) => {
@@ -230,6 +245,22 @@ impl Reader {
                 self.shared.changed.notify_all();
             }
             HostMessage::Unknown { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Tells the daemon when the configuration has changed whether jobs have a chance.
+    fn tell_ready(&mut self) -> std::result::Result<(), ServeError> {
+        let Some(is_ready) = &self.is_ready else {
+            return Ok(());
+        };
+        let reason = is_ready(Some(&self.session.host)).err();
+        if reason != self.reason {
+            self.session.output.queue(&PluginMessage::Ready(Ready {
+                ready: reason.is_none(),
+                reason: reason.clone(),
+            }))?;
+            self.reason = reason;
         }
         Ok(())
     }

@@ -136,6 +136,8 @@ pub enum PluginMessage {
     Done(Done),
     /// The job could not be run or was stopped: its one final message.
     Error(JobError),
+    /// Whether jobs have a chance, when that differs from the hello.
+    Ready(Ready),
     /// The answer to a ping.
     Pong(Ping),
     /// A type from a newer protocol, to be ignored.
@@ -187,6 +189,17 @@ pub struct Ping {
 pub struct Shutdown {
     /// Milliseconds until the host ends the plugin itself.
     pub grace_ms: u64,
+}
+
+/// Whether jobs have a chance now. A plugin says it after it has seen its configuration in the
+/// daemon's hello, and whenever it changes; the latest word holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Whether jobs sent now have a chance.
+    pub ready: bool,
+    /// Why not, when it is not ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// One result of a job.
@@ -358,6 +371,7 @@ impl PluginMessage {
             "log" => Self::Log(serde_json::from_str(line)?),
             "done" => Self::Done(serde_json::from_str(line)?),
             "error" => Self::Error(serde_json::from_str(line)?),
+            "ready" => Self::Ready(serde_json::from_str(line)?),
             "pong" => Self::Pong(serde_json::from_str(line)?),
             other => Self::Unknown {
                 kind: unknown(line, other)?,
@@ -385,7 +399,7 @@ impl PluginMessage {
             Self::Log(m) => Some(&m.id),
             Self::Done(m) => Some(&m.id),
             Self::Error(m) => Some(&m.id),
-            Self::Hello(_) | Self::Pong(_) | Self::Unknown { .. } => None,
+            Self::Hello(_) | Self::Ready(_) | Self::Pong(_) | Self::Unknown { .. } => None,
         }
     }
 

@@ -71,12 +71,13 @@ fn every_plugin_message_is_understood_and_shown() {
             PluginMessage::Log(_) => "log",
             PluginMessage::Done(_) => "done",
             PluginMessage::Error(_) => "error",
+            PluginMessage::Ready(_) => "ready",
             PluginMessage::Pong(_) => "pong",
             PluginMessage::Unknown { kind } => panic!("{kind}"),
         });
         same(example, &message.to_line().unwrap());
     }
-    assert_eq!(kinds.len(), 7, "{kinds:?}");
+    assert_eq!(kinds.len(), 8, "{kinds:?}");
 }
 
 #[test]

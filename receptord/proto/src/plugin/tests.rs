@@ -186,6 +186,8 @@ fn plugin_message() -> impl Strategy<Value = PluginMessage> {
         (id(), any::<i64>(), some_json())
             .prop_map(|(id, code, result)| PluginMessage::Done(Done { id, code, result })),
         (id(), plugin_error()).prop_map(|(id, error)| PluginMessage::Error(JobError { id, error })),
+        (any::<bool>(), option::of(any_text()))
+            .prop_map(|(ready, reason)| PluginMessage::Ready(Ready { ready, reason })),
         any::<u64>().prop_map(|nonce| PluginMessage::Pong(Ping { nonce })),
     ]
 }
