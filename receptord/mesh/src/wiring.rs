@@ -21,6 +21,12 @@ pub(crate) trait Net {
     /// itself. Only for comparing: changed or not.
     fn next_link(&self, node: &NodeId) -> Option<LinkId>;
 
+    /// A number that changes when packets to `node` take other nodes, or a node among them or
+    /// `node` itself was started anew: what was on its way may be lost then. 0 without a route.
+    fn path(&self, node: &NodeId) -> u64 {
+        self.next_link(node).map_or(0, |link| link.0 + 1)
+    }
+
     /// Bytes ([`Packet::wire_size`]) that the queue towards `node` can still take in this
     /// priority class; 0 without a route, [`usize::MAX`] for this node itself.
     fn room(&self, node: &NodeId, priority: Priority) -> usize;

@@ -32,6 +32,8 @@ pub const HELLO_MAX: usize = 4096;
 /// The largest frame that any node must take, in bytes including the length: a full segment
 /// ([`crate::packet::SEGMENT_MAX`]) and its headers.
 pub const MAX_FRAME_FLOOR: usize = 72 * 1024;
+/// The least [`Hello::credit`], in bytes: four full frames, so that grants overlap with sending.
+pub const CREDIT_FLOOR: u64 = 4 * MAX_FRAME_FLOOR as u64;
 /// Bytes before the body.
 pub const HEADER: usize = 5;
 /// How many buckets a [`Frame::Digest`] has.
@@ -54,7 +56,8 @@ pub struct Hello {
     pub features: u64,
     /// The largest frame that the sender takes; at least [`MAX_FRAME_FLOOR`].
     pub max_frame: u32,
-    /// Bytes of [`Frame::Packet`] frames that the sender takes before it grants more.
+    /// Bytes of [`Frame::Packet`] frames that the sender takes before it grants more, at least
+    /// [`CREDIT_FLOOR`]. Packets of priority control take no credit.
     pub credit: u64,
     /// The silence after which the sender gives the adjacency up, in milliseconds.
     pub hold_time_ms: u32,

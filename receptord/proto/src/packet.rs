@@ -46,6 +46,11 @@ pub enum Priority {
 /// The largest payload that travels as [`Priority::Small`], in bytes.
 pub const SMALL_MAX: usize = 4 * 1024;
 
+/// The largest packet that travels as [`Priority::Control`], in bytes of its frame: a receipt
+/// with every list full. Anything larger, and every message and segment, counts as
+/// [`Priority::Bulk`] whatever its sender says, because control packets take no credit.
+pub const CONTROL_MAX: usize = 16 * 1024;
+
 impl Priority {
     /// In order of precedence.
     pub const ALL: [Self; 3] = [Self::Control, Self::Small, Self::Bulk];
@@ -326,13 +331,20 @@ pub struct Receipt {
     pub busy: Vec<(u64, u64)>,
 }
 
-mod kind {
-    pub(super) const ECHO: u8 = 1;
-    pub(super) const ECHO_REPLY: u8 = 2;
-    pub(super) const UNDELIVERABLE: u8 = 3;
-    pub(super) const MESSAGE: u8 = 4;
-    pub(super) const SEGMENT: u8 = 5;
-    pub(super) const RECEIPT: u8 = 6;
+/// The kind bytes of bodies, for nodes that pass packets on without reading them.
+pub mod kind {
+    /// [`super::Body::Echo`].
+    pub const ECHO: u8 = 1;
+    /// [`super::Body::EchoReply`].
+    pub const ECHO_REPLY: u8 = 2;
+    /// [`super::Body::Undeliverable`].
+    pub const UNDELIVERABLE: u8 = 3;
+    /// [`super::Body::Message`].
+    pub const MESSAGE: u8 = 4;
+    /// [`super::Body::Segment`].
+    pub const SEGMENT: u8 = 5;
+    /// [`super::Body::Receipt`].
+    pub const RECEIPT: u8 = 6;
 }
 
 impl Body {
