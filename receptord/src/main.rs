@@ -44,6 +44,9 @@ fn start(cli: Cli) -> Result<Exit, Exit> {
         tracing::warn!("{warning}");
     }
     tracing::debug!(?files, "configuration read");
+    for name in passed.names() {
+        tracing::debug!(name, "descriptor passed by the service manager");
+    }
 
     // Whatever the daemon writes is for its own user, unless something says otherwise.
     umask(Mode::from_bits_truncate(0o077));

@@ -5,9 +5,10 @@
 //! done by the modules that it starts.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Interval;
 
 use crate::cli::Cli;
-use crate::config::{self, Apply, Environment, NodeId, Settings};
+use crate::config::{self, Apply, Change, ConfigError, Environment, NodeId, Settings};
 use crate::data_dir::DataDir;
 use crate::exit::Exit;
 use crate::log::{self, LogHandle};
@@ -41,9 +42,7 @@ pub async fn run(mut settings: Settings, handles: Handles) -> Exit {
             return Exit::Internal;
         }
     };
-    let Handles {
-        node_id, notifier, ..
-    } = &handles;
+    let (node_id, notifier) = (&handles.node_id, handles.notifier);
     tracing::info!(
         message_id = log::id::STARTED,
         node = %node_id,
@@ -52,45 +51,48 @@ pub async fn run(mut settings: Settings, handles: Handles) -> Exit {
         "serving"
     );
     notifier.ready(&format!("node {node_id}"));
+    let mut watchdog = notifier.watchdog_interval().map(tokio::time::interval);
     loop {
-        match signals.next().await {
+        let request = tokio::select! {
+            request = signals.next() => request,
+            () = tick(watchdog.as_mut()) => {
+                notifier.watchdog();
+                continue;
+            }
+        };
+        match request {
             Request::Stop(signal) => {
                 tracing::info!(message_id = log::id::STOPPING, signal, "stopping");
                 notifier.stopping("stopping");
                 return Exit::Ok;
             }
-            Request::Reload => reload(&mut settings, &handles),
+            Request::Reload => {
+                notifier.reloading();
+                // What is wrong was logged; the unit goes on with what it had.
+                let _ = reload(&mut settings, &handles);
+                notifier.ready(&format!("node {node_id}"));
+            }
         }
     }
 }
 
-/// Reads the configuration again. A wrong one is refused as a whole: the old one stays.
-fn reload(settings: &mut Settings, handles: &Handles) {
-    let notifier = handles.notifier;
-    notifier.reloading();
-    match config::load(&handles.cli, &handles.environment) {
-        Ok(loaded) => {
-            for warning in &loaded.warnings {
-                tracing::warn!("{warning}");
-            }
-            let changes = Settings::diff(settings, &loaded.settings);
-            for change in &changes {
-                let config::Change {
-                    key,
-                    old,
-                    new,
-                    apply,
-                } = change;
-                match apply {
-                    Apply::AtOnce => tracing::info!(key, old, new, "changed"),
-                    Apply::Restart => tracing::warn!(key, old, new, "changes at the next restart"),
-                }
-            }
-            handles.log.set(&loaded.settings.log.level);
-            *settings = loaded.settings;
-            let count = changes.len();
-            tracing::info!(message_id = log::id::RELOADED, changes = count, "reloaded");
-        }
+/// The next beat of an interval; never, when there is none.
+async fn tick(interval: Option<&mut Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads the configuration again, logs what has changed, and puts in force what can change
+/// in a running daemon. Values are not logged: a plugin's may be confidential.
+///
+/// # Errors
+///
+/// Everything that is wrong with the new configuration; then the old one stays as a whole.
+pub fn reload(settings: &mut Settings, handles: &Handles) -> Result<Vec<Change>, ConfigError> {
+    let loaded = match config::load(&handles.cli, &handles.environment) {
+        Ok(loaded) => loaded,
         Err(error) => {
             for problem in &error.problems {
                 tracing::error!("{problem}");
@@ -100,9 +102,24 @@ fn reload(settings: &mut Settings, handles: &Handles) {
                 problems = error.problems.len(),
                 "the configuration is wrong; the one before stays in force"
             );
+            return Err(error);
+        }
+    };
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let changes = Settings::diff(settings, &loaded.settings);
+    for Change { key, apply, .. } in &changes {
+        match apply {
+            Apply::AtOnce => tracing::info!(key, "changed"),
+            Apply::Restart => tracing::warn!(key, "changes at the next restart"),
         }
     }
-    notifier.ready(&format!("node {}", handles.node_id));
+    *settings = loaded.settings.keeping_what_needs_a_restart(settings);
+    handles.log.set(&settings.log.level);
+    let count = changes.len();
+    tracing::info!(message_id = log::id::RELOADED, changes = count, "reloaded");
+    Ok(changes)
 }
 
 /// What a signal asks for.

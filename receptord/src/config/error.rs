@@ -47,7 +47,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Why a configuration was refused: at least one problem, in reading order.
+/// Why a configuration was refused: at least one problem.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConfigError {
     /// Every problem found.

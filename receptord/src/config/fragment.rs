@@ -33,7 +33,7 @@ pub enum Source {
         line: usize,
     },
     /// A variable of the environment.
-    Environment(&'static str),
+    Environment(String),
     /// A flag or word of the command line, as the user writes it.
     Flag(&'static str),
     /// Built in, perhaps with the reason for this value.
@@ -121,7 +121,7 @@ impl Value {
     /// The beginning of the value as one would write it, for messages.
     pub(super) fn quoted(&self) -> String {
         let text = match self {
-            Self::String(text) => toml::Value::String(text.clone()).to_string(),
+            Self::String(text) => quote(text),
             Self::Integer(number) => number.to_string(),
             Self::Float(number) => number.to_string(),
             Self::Boolean(value) => value.to_string(),
@@ -134,6 +134,23 @@ impl Value {
             None => text,
         }
     }
+}
+
+/// Text in double quotes on one line, as TOML reads it back.
+pub(super) fn quote(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            '\n' => quoted.push_str("\\n"),
+            '\t' => quoted.push_str("\\t"),
+            c if c.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
 }
 
 /// Reads and parses a file. Syntax errors go to `problems`, as many as can be told apart.
@@ -177,7 +194,7 @@ pub(super) fn parse(text: &str, path: &Path, problems: &mut Vec<Problem>) -> Tab
         let message = error.message().replace('\n', ", ");
         problems.push(Problem::new(lines.at(line), "", message));
     }
-    table(document.get_ref(), &lines, problems)
+    table(document.get_ref(), "", &lines, problems)
 }
 
 /// Line numbers of one text.
@@ -207,12 +224,14 @@ impl Lines {
     }
 }
 
-fn table(table: &DeTable<'_>, lines: &Lines, problems: &mut Vec<Problem>) -> Table {
+fn table(table: &DeTable<'_>, path: &str, lines: &Lines, problems: &mut Vec<Problem>) -> Table {
     let mut result = Table::new();
     for (key, value) in table {
         // The line of the key, not of the value: a list may begin further down.
         let source = lines.at(lines.number(&key.span()));
-        if let Some(value) = self::value(value, key.get_ref(), &source, lines, problems) {
+        let dot = if path.is_empty() { "" } else { "." };
+        let path = format!("{path}{dot}{}", key.get_ref());
+        if let Some(value) = self::value(value, &path, &source, lines, problems) {
             result.insert(key.get_ref().to_string(), Item { value, source });
         }
     }
@@ -221,7 +240,7 @@ fn table(table: &DeTable<'_>, lines: &Lines, problems: &mut Vec<Problem>) -> Tab
 
 fn value(
     spanned: &Spanned<DeValue<'_>>,
-    key: &str,
+    path: &str,
     source: &Source,
     lines: &Lines,
     problems: &mut Vec<Problem>,
@@ -232,7 +251,7 @@ fn value(
             Ok(number) => Value::Integer(number),
             Err(_) => {
                 let message = format!("{number}: expected a number of at most 64 bits");
-                problems.push(Problem::new(source.clone(), key, message));
+                problems.push(Problem::new(source.clone(), path, message));
                 return None;
             }
         },
@@ -241,7 +260,7 @@ fn value(
             Err(_) => {
                 problems.push(Problem::new(
                     source.clone(),
-                    key,
+                    path,
                     format!("{number}: expected a number"),
                 ));
                 return None;
@@ -253,12 +272,12 @@ fn value(
             let mut result = Vec::new();
             for item in items.iter() {
                 let source = lines.at(lines.number(&item.span()));
-                if let Some(value) = value(item, key, &source, lines, problems) {
+                if let Some(value) = value(item, path, &source, lines, problems) {
                     result.push(Item { value, source });
                 }
             }
             Value::Array(result)
         }
-        DeValue::Table(inner) => Value::Table(table(inner, lines, problems)),
+        DeValue::Table(inner) => Value::Table(table(inner, path, lines, problems)),
     })
 }

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use super::environment::{Environment, VARIABLES, list};
 use super::error::{Problem, did_you_mean};
-use super::fragment::{self, Item, Source, Table, Value};
+use super::fragment::{self, Item, Source, Table, Value, quote};
 use super::url::LinkUrl;
 use crate::cli::{Cli, Role};
 
@@ -282,7 +282,7 @@ fn apply_environment(merged: &mut Merged, env: &Environment, problems: &mut Vec<
     let table = &mut merged.table;
     let get = |name| {
         env.get(name)
-            .map(|value| (value, Source::Environment(name)))
+            .map(|value| (value, Source::Environment(name.to_owned())))
     };
 
     if let Some((value, source)) = get("RECEPTOR_NODE_ID") {
@@ -291,8 +291,8 @@ fn apply_environment(merged: &mut Merged, env: &Environment, problems: &mut Vec<
     if let Some((value, source)) = get("RECEPTOR_DATA_DIR") {
         set(table, "", "data-dir", path(value), source);
     }
-    if let Some((value, source)) = get("RECEPTOR_ROUTER") {
-        set(table, "", "router", boolean(value), source);
+    if let Some((value, source)) = switch(env, "RECEPTOR_ROUTER", problems) {
+        set(table, "", "router", Value::Boolean(value), source);
     }
     if let Some((value, source)) = get("RECEPTOR_SOCKET_PATH") {
         set(table, "control", "socket-path", path(value), source);
@@ -314,7 +314,7 @@ fn apply_environment(merged: &mut Merged, env: &Environment, problems: &mut Vec<
             match port.parse() {
                 Ok(port) => listen.push(block(&LinkUrl::loopback(port).to_string(), &source)),
                 Err(_) => {
-                    let message = format!("{port:?}: expected ports from 0 to 65535");
+                    let message = format!("{}: expected ports from 0 to 65535", quote(port));
                     problems.push(Problem::new(source.clone(), "", message));
                 }
             }
@@ -334,25 +334,30 @@ fn apply_environment(merged: &mut Merged, env: &Environment, problems: &mut Vec<
         let hint = did_you_mean(name, known.clone())
             .map_or_else(String::new, |known| format!("; did you mean {known}?"));
         merged.warnings.push(Problem::new(
-            Source::Default(None),
+            Source::Environment(name.to_owned()),
             "",
-            format!("environment variable {name} is not read{hint}"),
+            format!("is not a variable that receptord reads{hint}"),
         ));
     }
     for variable in VARIABLES {
         if env.not_text().any(|name| name == variable.name) {
-            let source = Source::Environment(variable.name);
+            let source = Source::Environment(variable.name.to_owned());
             problems.push(Problem::new(source, "", "expected UTF-8 text"));
         }
     }
 }
 
-fn boolean(value: &str) -> Value {
-    match value {
-        "true" => Value::Boolean(true),
-        "false" => Value::Boolean(false),
-        // Reported where a boolean is expected.
-        _ => text(value),
+/// A variable that is true or false; anything else goes to `problems`.
+fn switch(env: &Environment, name: &str, problems: &mut Vec<Problem>) -> Option<(bool, Source)> {
+    let value = env.get(name)?;
+    let source = Source::Environment(name.to_owned());
+    match value.parse() {
+        Ok(value) => Some((value, source)),
+        Err(_) => {
+            let message = format!("{}: expected true or false", quote(value));
+            problems.push(Problem::new(source, "", message));
+            None
+        }
     }
 }
 
@@ -425,15 +430,12 @@ fn apply_flags(table: &mut Table, cli: &Cli) {
 
 /// Hands `--allow-plaintext` to the listeners and peers that come from no file.
 fn apply_plaintext(merged: &mut Merged, cli: &Cli, env: &Environment, problems: &mut Vec<Problem>) {
-    const VARIABLE: &str = "RECEPTOR_ALLOW_PLAINTEXT";
-    let source = match (cli.allow_plaintext, env.get(VARIABLE)) {
-        (true, _) => Source::Flag("--allow-plaintext"),
-        (false, Some("true")) => Source::Environment(VARIABLE),
-        (false, Some("false") | None) => return,
-        (false, Some(other)) => {
-            let message = format!("{other:?}: expected true or false");
-            problems.push(Problem::new(Source::Environment(VARIABLE), "", message));
-            return;
+    let source = if cli.allow_plaintext {
+        Source::Flag("--allow-plaintext")
+    } else {
+        match switch(env, "RECEPTOR_ALLOW_PLAINTEXT", problems) {
+            Some((true, source)) => source,
+            Some((false, _)) | None => return,
         }
     };
     let mut applied = false;

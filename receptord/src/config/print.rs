@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use serde_json::Value as Json;
 
 use super::Loaded;
+use super::fragment::quote as text;
 use super::settings::{Listen, Peer, Plugin, Settings, TlsFile};
 use super::units::{format_bytes, format_duration, format_mode};
 
@@ -233,10 +234,6 @@ fn link_block(name: &str, index: usize, url: &str, cost: u32, allow_plaintext: b
         .set(AtOnce, "allow-plaintext", allow_plaintext.to_string());
     block.index = Some(index);
     block
-}
-
-fn text(value: &str) -> String {
-    toml::Value::String(value.to_owned()).to_string()
 }
 
 fn path(value: &std::path::Path) -> String {

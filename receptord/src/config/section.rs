@@ -5,7 +5,7 @@
 //! so the list of known keys cannot fall behind. Never stops at a problem: a bad value is
 //! reported and its default taken, so that everything else is judged too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -24,6 +24,10 @@ pub(super) struct Report {
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<Problem>,
     pub(super) origins: Origins,
+    /// Every key that was asked for, in full.
+    known: BTreeSet<String>,
+    /// Keys that nobody asked for, in full, with the known key meant instead, if any.
+    unknown: Vec<(String, Source, Option<String>)>,
 }
 
 impl Report {
@@ -33,6 +37,27 @@ impl Report {
             .get(key)
             .cloned()
             .unwrap_or(Source::Default(None))
+    }
+
+    /// Reports the keys that nobody asked for, once all that exist are known.
+    pub(super) fn tell_unknown(&mut self) {
+        for (key, source, meant) in std::mem::take(&mut self.unknown) {
+            let name = key.rsplit('.').next().unwrap_or_default();
+            let elsewhere = || {
+                let same = |known: &&String| known.rsplit('.').next() == Some(name);
+                // A block's own keys cannot be meant from outside of it.
+                self.known
+                    .iter()
+                    .filter(|known| !known.contains('['))
+                    .find(same)
+                    .cloned()
+            };
+            let hint = meant
+                .or_else(elsewhere)
+                .map_or_else(String::new, |known| format!("; did you mean {known}?"));
+            let message = format!("is not a key that receptord knows{hint}");
+            self.problems.push(Problem::new(source, key, message));
+        }
     }
 
     /// Reports a problem with a value that was taken before.
@@ -361,15 +386,16 @@ impl Section {
         })
     }
 
-    /// Reports the keys that are left over.
+    /// Notes the keys that are left over as unknown.
     pub(super) fn finish(self, report: &mut Report) {
+        report
+            .known
+            .extend(self.asked.iter().map(|key| self.key(key)));
         for (key, item) in &self.table {
-            let hint = did_you_mean(key, self.asked.iter().copied())
-                .map_or_else(String::new, |known| format!("; did you mean {known}?"));
-            let message = format!("is not a key that receptord knows{hint}");
+            let meant = did_you_mean(key, self.asked.iter().copied()).map(ToOwned::to_owned);
             report
-                .problems
-                .push(Problem::new(item.source.clone(), self.key(key), message));
+                .unknown
+                .push((self.key(key), item.source.clone(), meant));
         }
     }
 }

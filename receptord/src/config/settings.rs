@@ -280,6 +280,23 @@ impl Settings {
         )
     }
 
+    /// This configuration as far as it can be put in force in a daemon that runs with
+    /// another one: what only a restart can change is as it was.
+    #[must_use]
+    pub fn keeping_what_needs_a_restart(self, running: &Self) -> Self {
+        Self {
+            node_id: running.node_id.clone(),
+            data_dir: running.data_dir.clone(),
+            router: running.router,
+            control: Control {
+                max_clients: self.control.max_clients,
+                max_clients_per_user: self.control.max_clients_per_user,
+                ..running.control.clone()
+            },
+            ..self
+        }
+    }
+
     /// Whether a node may use a directive here.
     #[must_use]
     pub fn permits(&self, sender: &NodeId, directive: &str) -> bool {
@@ -329,6 +346,7 @@ pub(super) fn read(table: Table, env: &Environment, report: &mut Report) -> Sett
         shutdown: read_shutdown(&mut root, r),
     };
     root.finish(r);
+    r.tell_unknown();
     settings
 }
 
@@ -573,7 +591,11 @@ fn read_control(root: &mut Section, env: &Environment, r: &mut Report) -> Contro
         enabled: section.boolean(r, "enabled", true),
         socket_path,
         group: section.text(r, "group", group),
-        mode: section.text(r, "mode", units::parse_mode).unwrap_or(0o660),
+        mode: section
+            .get(r, "mode", |value| {
+                units::parse_mode(value.as_text().unwrap_or_default())
+            })
+            .unwrap_or(0o660),
         max_clients,
         // One program that leaks connections must not lock the administrator out.
         max_clients_per_user: section

@@ -16,6 +16,15 @@ const UNITS: [(u64, &str); 4] = [
     (1 << 10, "KiB"),
 ];
 
+const TIMES: [(u128, &str); 6] = [
+    (1_000, "us"),
+    (1_000_000, "ms"),
+    (1_000_000_000, "s"),
+    (60 * 1_000_000_000, "m"),
+    (3600 * 1_000_000_000, "h"),
+    (24 * 3600 * 1_000_000_000, "days"),
+];
+
 /// Reads a time such as `4s`, `1h 30m` or `200ms`, within the range.
 pub(super) fn parse_duration(
     text: &str,
@@ -35,9 +44,18 @@ fn expected_duration(range: &RangeInclusive<Duration>) -> String {
     )
 }
 
-/// Writes a time so that [`parse_duration`] reads the same.
+/// Writes a time in the largest unit that holds it exactly. `24h` is not `1day`, because
+/// that is how people write it.
 pub(super) fn format_duration(duration: Duration) -> String {
-    humantime::format_duration(duration).to_string()
+    let nanos = duration.as_nanos();
+    let mut result = format!("{nanos}ns");
+    for (unit, name) in TIMES {
+        let enough = nanos >= unit && (name != "days" || nanos >= 2 * unit);
+        if enough && nanos.is_multiple_of(unit) {
+            result = format!("{}{name}", nanos / unit);
+        }
+    }
+    if nanos == 0 { "0s".to_owned() } else { result }
 }
 
 /// Reads a size such as `10GiB`, `500MB` or `4096`, within the range.
@@ -91,12 +109,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_in_the_same(bytes in 0u64..=1 << 50, ms in 0u64..=1 << 40, mode in 0u32..=0o777) {
+        fn what_is_written_reads_in_the_same(bytes in 0u64..=1 << 50, ns in any::<u64>(), mode in 0u32..=0o777) {
             prop_assert_eq!(parse_bytes(&format_bytes(bytes), &(0..=u64::MAX)), Ok(bytes));
-            let time = Duration::from_millis(ms);
+            let time = Duration::from_nanos(ns);
             let all = Duration::ZERO..=Duration::MAX;
             prop_assert_eq!(parse_duration(&format_duration(time), &all), Ok(time));
             prop_assert_eq!(parse_mode(&format_mode(mode)), Ok(mode));
+        }
+    }
+
+    #[test]
+    fn times_are_written_as_people_do() {
+        for text in ["0s", "200ms", "4s", "90s", "10m", "24h", "7days", "365days"] {
+            let time = parse_duration(text, &(Duration::ZERO..=Duration::MAX)).unwrap();
+            assert_eq!(format_duration(time), text);
         }
     }
 

@@ -1,0 +1,297 @@
+//! The program from its start to its end, as a service manager sees it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Far longer than any step takes, so that a slow machine does not fail a test.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The program without anything of the environment that could change what it does.
+fn receptord() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_receptord"));
+    command.env_clear().args(["--config", "/dev/null"]);
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A daemon that is ready, and the line on which it says so.
+struct Daemon {
+    child: Child,
+    notify: UnixDatagram,
+    said: String,
+}
+
+impl Daemon {
+    fn start(dir: &Path, mut command: Command) -> Self {
+        let path = dir.join("notify");
+        let notify = UnixDatagram::bind(&path).unwrap();
+        notify.set_read_timeout(Some(DEADLINE)).unwrap();
+        let child = command.env("NOTIFY_SOCKET", &path).spawn().unwrap();
+        let mut daemon = Self {
+            child,
+            notify,
+            said: String::new(),
+        };
+        daemon.said = daemon.next();
+        daemon
+    }
+
+    /// What the daemon tells its service manager next.
+    fn next(&self) -> String {
+        let mut buffer = [0; 4096];
+        let length = self
+            .notify
+            .recv(&mut buffer)
+            .expect("the daemon says something");
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => return status,
+                None if Instant::now() > end => panic!("the daemon does not end"),
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Nothing is left running, also when a test fails; an ended child is no error.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn it_says_when_it_is_ready_reloading_and_stopping() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("receptord.toml");
+    fs::write(&config, "[log]\nlevel = \"info\"\n").unwrap();
+    let log = dir.path().join("log");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_receptord"));
+    command
+        .env_clear()
+        .args(["--node-id=node-a", "node", "--config"])
+        .arg(&config)
+        .arg("-d")
+        .arg(dir.path().join("data"))
+        .stderr(File::create(&log).unwrap());
+    let mut daemon = Daemon::start(dir.path(), command);
+    assert_eq!(daemon.said, "READY=1\nSTATUS=node node-a\n");
+
+    let reload = |text: &str| {
+        fs::write(&config, text).unwrap();
+        daemon.signal(Signal::SIGHUP);
+        let said = daemon.next();
+        let time = said
+            .strip_prefix("RELOADING=1\nMONOTONIC_USEC=")
+            .unwrap_or_else(|| panic!("{said}"));
+        assert!(time.trim().parse::<u64>().unwrap() > 0);
+        assert_eq!(daemon.next(), "READY=1\nSTATUS=node node-a\n");
+    };
+    reload("router = false\n[log]\nlevel = \"debug\"\n[link]\nhold-time = \"3s\"\n");
+    reload("rooter = false\n");
+
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.next().starts_with("STOPPING=1\n"));
+    assert_eq!(daemon.wait().code(), Some(0));
+
+    let log = fs::read_to_string(log).unwrap();
+    for expected in [
+        "WARN changes at the next restart key=\"router\"",
+        "INFO changed key=\"link.hold-time\"",
+        "receptord.toml:1: rooter: is not a key that receptord knows; did you mean router?",
+        "ERROR the configuration is wrong; the one before stays in force",
+    ] {
+        assert!(log.contains(expected), "{expected:?} is missing in {log}");
+    }
+}
+
+#[test]
+fn exit_codes_say_what_kind_of_failure_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = dir.path().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    let (open, data) = (open.to_str().unwrap(), dir.path().join("data"));
+    let data = data.to_str().unwrap();
+    let table: [(&[&str], i32, &str); 9] = [
+        (&["--version"], 0, ""),
+        (&["--check-config"], 0, ""),
+        (&["--no-such-flag"], 2, "unexpected argument"),
+        (
+            &["-d", "/proc/no-such"],
+            69,
+            "cannot create data directory /proc/no-such",
+        ),
+        (&["-d", open], 77, "chmod go-w"),
+        (&["-d", "/dev/null"], 78, "is not a directory"),
+        (
+            &["-d", data, "--peer", "192.0.2.1:1"],
+            78,
+            "flag --peer: peer[0].url",
+        ),
+        (
+            &["--check-config", "--listen", "0.0.0.0:1"],
+            78,
+            "--allow-plaintext",
+        ),
+        (
+            &[
+                "--check-config",
+                "--listen",
+                "0.0.0.0:1",
+                "--allow-plaintext",
+            ],
+            0,
+            "",
+        ),
+    ];
+    for (args, code, expected) in table {
+        let output = receptord().args(args).output().unwrap();
+        let stderr = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+        assert!(stderr.contains(expected), "{args:?}: {stderr}");
+        assert_eq!(stderr.is_empty(), code == 0, "{args:?}: {stderr}");
+    }
+    assert!(
+        !Path::new(data).exists(),
+        "a wrong configuration touches nothing"
+    );
+}
+
+#[test]
+fn a_second_daemon_is_told_who_has_the_data_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let start = || {
+        let mut command = receptord();
+        command.arg("-d").arg(&data).stderr(Stdio::null());
+        command
+    };
+    let first = Daemon::start(dir.path(), start());
+    let output = start().stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(75));
+    let expected = format!("in use by another receptord, process {}", first.child.id());
+    assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
+}
+
+#[test]
+fn a_made_up_node_id_survives_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let mut said = Vec::new();
+    for round in ["a", "b"] {
+        let dir = dir.path().join(round);
+        fs::create_dir(&dir).unwrap();
+        let mut command = receptord();
+        command.arg("-d").arg(&data).stderr(Stdio::null());
+        let mut daemon = Daemon::start(&dir, command);
+        said.push(daemon.said.clone());
+        daemon.signal(Signal::SIGKILL);
+        daemon.wait();
+    }
+    assert_eq!(said[0], said[1]);
+    let id = fs::read_to_string(data.join("node-id")).unwrap();
+    assert_eq!(said[0], format!("READY=1\nSTATUS=node {id}"));
+    let mode = |name| fs::metadata(data.join(name)).unwrap().mode() & 0o777;
+    assert_eq!((mode("node-id"), mode("lock")), (0o600, 0o600));
+}
+
+#[test]
+fn a_journal_stream_gets_priorities_and_no_times() {
+    // Where journald runs, events go to it natively and the stream stays empty.
+    let native = Path::new("/run/systemd/journal/socket").exists();
+    let dir = tempfile::tempdir().unwrap();
+    let log = File::create_new(dir.path().join("log")).unwrap();
+    let meta = log.metadata().unwrap();
+    let mut command = receptord();
+    command
+        .arg("-d")
+        .arg(dir.path().join("data"))
+        .env("JOURNAL_STREAM", format!("{}:{}", meta.dev(), meta.ino()))
+        .stderr(log);
+    let mut daemon = Daemon::start(dir.path(), command);
+    daemon.signal(Signal::SIGINT);
+    assert_eq!(daemon.wait().code(), Some(0));
+    let log = fs::read_to_string(dir.path().join("log")).unwrap();
+    assert_eq!(log.is_empty(), native, "{log}");
+    assert!(log.lines().all(|line| line.starts_with("<6>")), "{log}");
+    assert!(!log.contains("message_id"), "{log}");
+}
+
+#[test]
+fn passed_descriptors_are_taken_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new("sh");
+    command
+        .env_clear()
+        .args(["-c", "LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=mesh:control exec \"$@\" 3</dev/null 4</dev/null", "sh"])
+        .arg(env!("CARGO_BIN_EXE_receptord"))
+        .args(["--config", "/dev/null", "--log-level", "debug", "-d"])
+        .arg(dir.path().join("data"))
+        .stderr(Stdio::piped());
+    let mut daemon = Daemon::start(dir.path(), command);
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait();
+    let mut log = String::new();
+    daemon
+        .child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut log)
+        .unwrap();
+    for name in ["mesh", "control"] {
+        let expected = format!("descriptor passed by the service manager name=\"{name}\"");
+        assert!(log.contains(&expected), "{log}");
+    }
+}
+
+#[test]
+fn variables_that_promise_descriptors_that_are_not_there_end_the_start() {
+    let output = Command::new("sh")
+        .env_clear()
+        .args(["-c", "LISTEN_PID=$$ LISTEN_FDS=5 exec \"$@\"", "sh"])
+        .arg(env!("CARGO_BIN_EXE_receptord"))
+        .arg("--check-config")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(69), "{}", stderr(&output));
+}
+
+#[test]
+fn the_watchdog_is_fed_while_the_daemon_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = receptord();
+    command
+        .arg("-d")
+        .arg(dir.path().join("data"))
+        .env("WATCHDOG_USEC", "30000")
+        .stderr(Stdio::null());
+    let daemon = Daemon::start(dir.path(), command);
+    for _ in 0..3 {
+        assert_eq!(daemon.next(), "WATCHDOG=1\n");
+    }
+}
