@@ -12,14 +12,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, ValueEnum};
 
-use crate::config::{DEFAULT_FILE, LinkUrl, LogLevel, NodeId};
+use crate::config::{DEFAULT_FILE, LinkUrl, LogLevel, NodeId, VARIABLES, Variable};
 
 /// Join this host to a Receptor mesh.
 ///
 /// Flags win over RECEPTOR_* variables, these over the drop-in files beside the main
 /// configuration file, these over the file itself, and the file over what is built in.
 #[derive(Clone, Debug, Default, Parser)]
-#[command(name = "receptord", version, max_term_width = 100)]
+#[command(name = "receptord", version, max_term_width = 100, after_long_help = after_help())]
 pub struct Cli {
     /// What this node is for; without a word, whatever its configuration says
     #[arg(value_enum)]
@@ -74,6 +74,24 @@ pub struct Cli {
     pub root: Option<PathBuf>,
 }
 
+/// What the long help says of the environment and of exit codes.
+fn after_help() -> String {
+    let width = VARIABLES
+        .iter()
+        .map(|variable| variable.name.len())
+        .max()
+        .unwrap_or_default();
+    let mut help = "Environment (lists are separated by commas or spaces):\n".to_owned();
+    for Variable { name, about } in VARIABLES {
+        help.push_str(&format!("  {name:width$}  {about}\n"));
+    }
+    help.push_str(
+        "\nExit codes: 0 stopped as asked; 2 usage; 69 something needed is not there; 70 a defect;\n\
+         75 the data directory is in use; 77 not permitted; 78 configuration.",
+    );
+    help
+}
+
 /// Ways to look at the configuration without starting.
 #[derive(Args, Clone, Copy, Debug, Default)]
 #[group(multiple = false)]
@@ -108,6 +126,12 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_is_as_reviewed() {
+        let help = Cli::command().term_width(100).render_long_help();
+        insta::assert_snapshot!("help", help);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! journal, and an exit code.
 
 use std::error::Error;
+use std::io::{self, Write as _};
 
 use clap::Parser as _;
 use nix::sys::stat::{Mode, umask};
@@ -74,13 +75,18 @@ fn start(cli: Cli) -> Result<Exit, Exit> {
 }
 
 /// `--check-config` and `--print-config`, after the configuration was found to be right.
-#[expect(clippy::print_stdout, reason = "the answer that was asked for")]
 fn inspect(cli: &Cli, loaded: &Loaded) -> Exit {
     for warning in &loaded.warnings {
         complain(&format!("warning: {warning}"));
     }
     if cli.inspect.print_config {
-        print!("{}", loaded.print());
+        match io::stdout().write_all(loaded.print().as_bytes()) {
+            // A reader that has seen enough, such as `head`, is no failure.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                return tell(Exit::Unavailable, &error);
+            }
+            Ok(()) | Err(_) => {}
+        }
     }
     Exit::Ok
 }

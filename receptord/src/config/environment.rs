@@ -52,7 +52,7 @@ pub const VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "RECEPTOR_ALLOW_PLAINTEXT",
-        about: "allow-plaintext for listeners and peers given by flag or environment: true or false",
+        about: "--allow-plaintext: true or false",
     },
     Variable {
         name: "RECEPTOR_PLUGINS_DIR",
