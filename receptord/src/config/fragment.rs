@@ -2,7 +2,7 @@
 //!
 //! Owns reading a file within limits and turning TOML into [`Table`]s that know their
 //! [`Source`]. Everything in a fragment is optional and nothing is judged here but the
-//! syntax: which keys exist and what they may hold is known only to `settings`, which also
+//! syntax: which keys exist and what they may hold is known only to `read`, which also
 //! reports keys that nobody asked for.
 
 use std::collections::BTreeMap;

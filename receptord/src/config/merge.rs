@@ -1,7 +1,7 @@
 //! The layers of the configuration, from the weakest to the strongest, as one table.
 //!
 //! Owns which files are read and how layers combine. Never judges a value: a key that
-//! nobody knows passes through to `settings`, which reports it with its line.
+//! nobody knows passes through to `read`, which reports it with its line.
 //!
 //! ```text
 //! main file         /etc/receptor/receptord.toml, or --config FILE

@@ -13,6 +13,7 @@ mod level;
 mod merge;
 mod pattern;
 mod print;
+mod read;
 mod section;
 mod settings;
 mod units;
@@ -64,7 +65,7 @@ pub fn load(cli: &Cli, env: &Environment) -> Result<Loaded, ConfigError> {
         });
     }
     report.warnings = merged.warnings;
-    let settings = settings::read(merged.table, env, &mut report);
+    let settings = read::read(merged.table, env, &mut report);
     if !report.problems.is_empty() {
         return Err(ConfigError {
             problems: report.problems,

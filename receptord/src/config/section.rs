@@ -1,7 +1,7 @@
 //! One table of the merged configuration while it is being read.
 //!
 //! Owns taking values out by key with a check, remembering where each came from, and
-//! reporting what is left over: the keys that `settings` asks for are the keys that exist,
+//! reporting what is left over: the keys that `read` asks for are the keys that exist,
 //! so the list of known keys cannot fall behind. Never stops at a problem: a bad value is
 //! reported and its default taken, so that everything else is judged too.
 
