@@ -10,13 +10,15 @@
 //! A command with a `"tag"` may run beside others of its connection; every line of its
 //! reply carries the tag. Commands without one are answered in order, one after the other.
 
+use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::directive::Directive;
@@ -518,7 +520,7 @@ fn yes() -> bool {
 }
 
 /// One line of the reply to `send`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum SendReply {
     /// The message is kept. Always the first line unless the message is refused.
@@ -540,6 +542,39 @@ pub enum SendReply {
         /// Always true.
         eof: bool,
     },
+}
+
+/// By hand, because a derived one cannot keep JSON as the text it came in.
+impl<'de> Deserialize<'de> for SendReply {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Head<'a> {
+            #[serde(borrow, rename = "type")]
+            kind: Cow<'a, str>,
+        }
+        #[derive(Deserialize)]
+        struct Accepted {
+            id: MessageId,
+            recipient: NodeId,
+            #[serde(default)]
+            eof: bool,
+        }
+        let line = Box::<RawValue>::deserialize(deserializer)?;
+        let text = line.get();
+        let head: Head<'_> = serde_json::from_str(text).map_err(D::Error::custom)?;
+        match &*head.kind {
+            "accepted" => serde_json::from_str(text)
+                .map(|Accepted { id, recipient, eof }| Self::Accepted { id, recipient, eof }),
+            "response" => serde_json::from_str(text).map(Self::Response),
+            "error" => serde_json::from_str(text)
+                .map(|ErrorReply { error, eof }| Self::Error { error, eof }),
+            other => {
+                const KINDS: &[&str] = &["accepted", "response", "error"];
+                return Err(D::Error::unknown_variant(other, KINDS));
+            }
+        }
+        .map_err(D::Error::custom)
+    }
 }
 
 /// A response in the reply to `send`. Its payload is one of `data`, `text`, or `size` raw bytes

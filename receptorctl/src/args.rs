@@ -1,0 +1,330 @@
+//! The command line: every command, option and help text.
+//!
+//! Owns what may be written and how it is checked before anything is done. The texts are an interface
+//! for people; the names of commands and options are one for scripts and only ever grow.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use receptor_proto::{Directive, MessageId, NodeId};
+
+/// Where the packaged daemon listens.
+const DEFAULT_SOCKET: &str = "/run/receptor/receptord.sock";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    the work failed, or a node answered no
+  2    the command line is wrong
+  69   the daemon cannot be reached or does not answer
+  70   internal error
+  75   timed out; the message is still accepted, and its id is printed
+  77   not permitted
+  78   the configuration is wrong
+  130  ended by Ctrl-C";
+
+/// Look at a Receptor mesh and send work through it.
+///
+/// Talks to the receptord of this host. The answer goes to stdout, everything for people to stderr.
+#[derive(Debug, Parser)]
+#[command(
+    name = "receptorctl",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Examples:
+  receptorctl status
+  receptorctl ping node-b
+  receptorctl send --directive runner:execute --recipient node-b '{\"module\": \"ping\"}'",
+    after_long_help = format!("Examples:
+  receptorctl status
+  receptorctl ping node-b
+  receptorctl send --directive runner:execute --recipient node-b '{{\"module\": \"ping\"}}'
+
+{EXIT_CODES}")
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command, before or after its name.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Control socket of receptord
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "RECEPTOR_SOCKET",
+        hide_env_values = true,
+        default_value = DEFAULT_SOCKET
+    )]
+    pub(crate) socket_path: PathBuf,
+
+    /// Answer in JSON, one value a line; keys are only ever added
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Give up after this long: seconds, or 500ms, 2m, 1h30m
+    #[arg(long, global = true, value_name = "DUR", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Ping(Ping),
+    Send(Box<Send>),
+    /// Show this node at one look
+    Status,
+    /// List all nodes that are known
+    ///
+    /// A node without a way to it is marked unreachable; a message for it waits until there is one.
+    Nodes,
+    /// List where messages for each node go next
+    Routes,
+    /// List the links of this node, with their traffic
+    Links,
+    /// List what each node can do
+    ///
+    /// Shows the plugins and actions of all known nodes, and their metadata, for send --any --where.
+    Capabilities,
+    Traceroute(Traceroute),
+    /// Look after work
+    #[command(subcommand)]
+    Work(Work),
+    /// Look after plugins
+    #[command(subcommand)]
+    Plugin(Plugin),
+    /// Look after the configuration
+    #[command(subcommand)]
+    Config(Config),
+    /// Have receptord read its configuration again
+    ///
+    /// Says what is in force now and what needs a restart. A wrong configuration changes nothing, and is
+    /// told line by line with exit code 78.
+    Reload,
+    LogLevel(LogLevel),
+    Completions(Completions),
+}
+
+/// Ask a node for a sign of life.
+///
+/// Prints the round-trip time, the links on the way and how many works the node has. One echo is sent
+/// unless --count says otherwise. Exits 0 when at least one echo came back, or 1 with the reason.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  receptorctl ping node-b
+  receptorctl ping node-b --count 5 --interval 0.2
+  until receptorctl ping node-b --timeout 2; do sleep 1; done")]
+pub(crate) struct Ping {
+    /// The node
+    #[arg(value_name = "NODE")]
+    pub(crate) node: NodeId,
+
+    /// How many echoes to send
+    #[arg(long, short = 'c', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: u64,
+
+    /// Time between two echoes: seconds, or 500ms, 2m
+    #[arg(long, short = 'i', value_name = "S", default_value = "1", value_parser = duration)]
+    pub(crate) interval: Duration,
+}
+
+/// Send work to a node and print its responses as they come.
+///
+/// Once receptord has accepted the message it is on disk, and is delivered and run once, however often links
+/// fail or nodes restart meanwhile. JSON and text responses take one line each on stdout, bytes are
+/// written as they are. The exit code is 0 when the work went well, and 1 when it failed.
+///
+/// Ctrl-C cancels the work and waits for its end; a second one leaves at once. A reader of stdout who goes away, or a
+/// closed terminal, leaves the work running.
+///
+/// With --json every line of the daemon's answer is printed as it came. A payload of bytes, and any too large for
+/// a line, is added to its line in base64.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  receptorctl send --directive runner:execute --recipient node-b '{\"module\": \"ping\"}'
+  receptorctl send --directive runner:execute --recipient node-b @playbook.json
+  tar c site | receptorctl send --directive deploy:unpack --any --where site=berlin -
+  id=$(receptorctl send --detach --expires 7d --directive backup:run --recipient edge-17)")]
+pub(crate) struct Send {
+    /// What to run: PLUGIN:ACTION
+    #[arg(long, value_name = "P:A")]
+    pub(crate) directive: Directive,
+
+    /// Run it on this node
+    #[arg(
+        long,
+        value_name = "NODE",
+        required_unless_present = "any",
+        conflicts_with = "any"
+    )]
+    pub(crate) recipient: Option<NodeId>,
+
+    /// Run it on the nearest node that can
+    #[arg(long)]
+    pub(crate) any: bool,
+
+    /// With --any: only nodes with this metadata; may be repeated
+    #[arg(long = "where", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) metadata: Vec<(String, String)>,
+
+    /// What to hand to the plugin: JSON, or else text; @FILE for a file's contents, - for stdin until its end
+    #[arg(value_name = "PAYLOAD", allow_negative_numbers = true)]
+    pub(crate) payload: Option<OsString>,
+
+    /// Deliver at most once and never write to a disk: fast, and lost when a node on the way fails
+    #[arg(long)]
+    pub(crate) volatile: bool,
+
+    /// How long the message is worth delivering, such as 90s, 12h, 7d; receptord has a default
+    #[arg(long, value_name = "DUR", value_parser = duration)]
+    pub(crate) expires: Option<Duration>,
+
+    /// Print the id and return once the message is accepted; the responses wait at receptord
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+/// Show each node on the way to a node, with its time.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  receptorctl traceroute node-b")]
+pub(crate) struct Traceroute {
+    /// The node
+    #[arg(value_name = "NODE")]
+    pub(crate) node: NodeId,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Work {
+    /// End a work that was sent from here
+    ///
+    /// Returns once the request is on its way. The work ends with its own last response, which says that it
+    /// was cancelled, or that it was faster.
+    Cancel {
+        /// The id that send printed
+        #[arg(value_name = "ID")]
+        id: MessageId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Plugin {
+    /// List the plugins installed on this node, and why one is not ready
+    List,
+    /// Look at a plugin anew and forget its crashes
+    Restart {
+        /// The plugin's name
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Check the configuration without touching the running daemon
+    ///
+    /// Runs receptord --check-config: the receptord beside this program, or else the one in PATH. Its output and exit
+    /// code are passed through: 0 good, 78 wrong.
+    #[command(after_help = "Examples:
+  receptorctl config check
+  receptorctl config check ./receptord.toml")]
+    Check {
+        /// The main configuration file, in place of /etc/receptor/receptord.toml
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
+/// Show or set how much receptord logs.
+///
+/// A level that is set holds until receptord is started again.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  receptorctl log-level
+  receptorctl log-level debug
+  receptorctl log-level info,receptord::link=debug")]
+pub(crate) struct LogLevel {
+    /// error, warn, info, debug, trace, or directives such as info,receptord::link=debug; without one it is only shown
+    #[arg(value_name = "LEVEL")]
+    pub(crate) level: Option<String>,
+}
+
+/// Print completions for a shell.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  receptorctl completions bash > /etc/bash_completion.d/receptorctl
+  receptorctl completions zsh > \"${fpath[1]}/_receptorctl\"
+  receptorctl completions fish > ~/.config/fish/completions/receptorctl.fish")]
+pub(crate) struct Completions {
+    /// The shell
+    #[arg(value_enum, value_name = "SHELL")]
+    pub(crate) shell: Shell,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// A duration: a number of seconds, or with units.
+fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string());
+    }
+    humantime::parse_duration(text)
+        .map_err(|e| format!("{e}; expected seconds, or such as 500ms, 2m, 1h30m"))
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(duration("0.25"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert!(duration("-1").is_err());
+        assert!(duration("NaN").is_err());
+        assert!(duration("soon").is_err());
+    }
+
+    #[test]
+    fn global_options_stand_on_either_side() {
+        for line in [
+            "receptorctl --socket-path=/tmp/x.sock ping node-b",
+            "receptorctl ping --socket-path=/tmp/x.sock node-b",
+            "receptorctl ping node-b --socket-path /tmp/x.sock",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(
+                cli.global.socket_path,
+                PathBuf::from("/tmp/x.sock"),
+                "{line}"
+            );
+        }
+    }
+}

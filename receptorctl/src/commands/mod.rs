@@ -1,0 +1,93 @@
+//! One file a command: asks the daemon and shows the answer.
+
+mod completions;
+mod config;
+mod lists;
+mod ops;
+mod ping;
+mod plugin;
+mod send;
+mod status;
+mod traceroute;
+
+use receptor_proto::control::Envelope;
+use serde::Deserialize;
+
+use crate::args::{Cli, Command, Config, Global, Plugin, Work};
+use crate::client::{Answer, Connection, Deadline, PATIENCE};
+use crate::exit::{Exit, Failure};
+use crate::output::Out;
+
+/// Does what the command line asks for.
+pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
+    let context = Context {
+        deadline: Deadline::after(cli.global.timeout),
+        global: cli.global,
+    };
+    match cli.command {
+        Command::Ping(args) => ping::run(&context, &args),
+        Command::Send(args) => send::run(&context, *args),
+        Command::Status => status::run(&context),
+        Command::Nodes => lists::nodes(&context),
+        Command::Routes => lists::routes(&context),
+        Command::Links => lists::links(&context),
+        Command::Capabilities => lists::capabilities(&context),
+        Command::Traceroute(args) => traceroute::run(&context, &args),
+        Command::Work(Work::Cancel { id }) => ops::cancel(&context, id),
+        Command::Plugin(Plugin::List) => plugin::list(&context),
+        Command::Plugin(Plugin::Restart { name }) => plugin::restart(&context, name),
+        Command::Config(Config::Check { file }) => config::check(file.as_deref()),
+        Command::Reload => ops::reload(&context),
+        Command::LogLevel(args) => ops::log_level(&context, args.level),
+        Command::Completions(args) => completions::run(args.shell),
+    }
+}
+
+/// What every command needs.
+#[derive(Debug)]
+struct Context {
+    global: Global,
+    deadline: Deadline,
+}
+
+impl Context {
+    fn connect(&self) -> Result<Connection, Failure> {
+        Connection::open(&self.global.socket_path, self.deadline)
+    }
+
+    /// Asks for something that the daemon knows by itself, and shows the line with `--json`, or else
+    /// what `show` makes of it.
+    fn query<T: for<'a> Deserialize<'a>>(
+        &self,
+        command: &impl serde::Serialize,
+        show: impl FnOnce(&mut Out, &T) -> Result<(), Failure>,
+    ) -> Result<Exit, Failure> {
+        let mut connection = self.connect()?;
+        connection.set_deadline(self.deadline.or(PATIENCE));
+        let answer: Answer<T> = connection.ask(command)?;
+        let mut out = Out::new();
+        if self.global.json {
+            out.line(&answer.line)?;
+        } else {
+            show(&mut out, &answer.value)?;
+        }
+        out.flush()?;
+        Ok(Exit::Done)
+    }
+}
+
+/// A command that has nothing but its name.
+fn plain(command: &str) -> Envelope {
+    Envelope {
+        command: command.to_owned(),
+        tag: None,
+    }
+}
+
+/// A command with its fields.
+#[derive(serde::Serialize)]
+struct With<'a, T> {
+    command: &'a str,
+    #[serde(flatten)]
+    fields: T,
+}

@@ -1,0 +1,56 @@
+//! `receptorctl`, the operator's and the script's hand on the daemon.
+//!
+//! ```text
+//! args ──▶ commands::* ──▶ client ──▶ control socket
+//!              │
+//!              ├──▶ output   stdout: the answer     stderr: for people
+//!              └──▶ exit     what went wrong, and the number the shell sees
+//! ```
+//!
+//! Blocking, one thread (and one that waits for Ctrl-C), no async runtime: a whole `ping` takes a few
+//! milliseconds, most of them the mesh's. It knows the daemon only by its control protocol
+//! ([`receptor_proto::control`]) and must never link it or the mesh's core.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod client;
+mod commands;
+mod exit;
+mod interrupt;
+mod output;
+
+use std::ffi::OsString;
+
+use clap::Parser as _;
+
+pub use exit::Exit;
+
+/// Runs the program with these arguments, the first of which is its own name.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match args::Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(answer) => {
+            // Help for a reader who left is no failure.
+            let _ = answer.print();
+            return if answer.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Done
+            };
+        }
+    };
+    match commands::run(cli) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            failure.print();
+            failure.exit
+        }
+    }
+}
+
+/// The command line as clap knows it, for man pages.
+#[must_use]
+pub fn command() -> clap::Command {
+    <args::Cli as clap::CommandFactory>::command()
+}

@@ -1,0 +1,10 @@
+//! The program as a user meets it, against a daemon that says exactly what the test wants.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests fail like tests")]
+
+mod answers;
+mod failures;
+mod fake;
+mod help;
+mod ping;
+mod send;
