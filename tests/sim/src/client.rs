@@ -1,0 +1,305 @@
+//! The clients of the simulated nodes: they send messages of every sort, take responses in
+//! their own time, change their minds, and look for nodes with echoes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use receptor_mesh::{EchoAnswer, EchoId, Payload, Recipient, Submission};
+use receptor_proto::packet::{CancelReason, Content, Eof, SEGMENT_MAX};
+use receptor_proto::{Directive, ErrorBody, MessageId, NodeId};
+
+use crate::event::{Event, NodeIndex, ProcessEvent};
+use crate::ledger::{Delivered, Letter, payload};
+use crate::options::Span;
+use crate::random::{Draw, mix};
+use crate::world::{World, ZONES, node_id, zone};
+
+/// How long an echo may take, by the client's wish.
+const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long after that its result may come: the core's timers may be coarse.
+const ECHO_GRACE_US: u64 = 1_000_000;
+/// The time to live of a message to nobody: short enough to end within a run.
+const NOBODY_EXPIRY_MS: Span = Span::new(2_000, 10_000);
+
+impl World {
+    /// Plans the next message of the traffic.
+    pub(crate) fn plan_message(&mut self) {
+        if !self.troubled {
+            return;
+        }
+        let node = self.traffic.usize(0..self.hosts.len());
+        let process = self.hosts[node].life.process;
+        self.queue
+            .after(0, Event::Process(node, process, ProcessEvent::Submit));
+        let pause = self.traffic.pause(self.options.rate);
+        self.queue.after(pause, Event::Traffic);
+    }
+
+    /// Plans the next echo of the traffic.
+    pub(crate) fn plan_echo(&mut self) {
+        if !self.troubled {
+            return;
+        }
+        let node = self.traffic.usize(0..self.hosts.len());
+        let process = self.hosts[node].life.process;
+        self.queue
+            .after(0, Event::Process(node, process, ProcessEvent::Echo));
+        let pause = self.traffic.pause(self.options.echoes);
+        self.queue.after(pause, Event::Echoes);
+    }
+
+    fn draw_directive(&mut self) -> Directive {
+        let text = match self.clients.u32(0..20) {
+            0 => "gone:run",
+            1 => "sim:fail",
+            _ => "sim:run",
+        };
+        Directive::new(text).expect("these are directives")
+    }
+
+    pub(crate) fn submit(&mut self, node: NodeIndex) {
+        self.next_message += 1;
+        let low = mix(self.options.seed ^ self.next_message);
+        let work = MessageId::from_u128(u128::from(self.next_message) << 64 | u128::from(low));
+        let size = if self.clients.chance(self.options.large) {
+            self.clients.within(self.options.large_payload)
+        } else {
+            self.clients.within(self.options.payload)
+        };
+        let volatile = self.clients.chance(self.options.volatile);
+        let respond = !self.clients.chance(self.options.forget);
+        let any = self.clients.chance(self.options.any);
+        let nobody = !any && self.clients.chance(self.options.nobody);
+        let directive = if any {
+            Directive::new("sim:run").expect("this is a directive")
+        } else {
+            self.draw_directive()
+        };
+        let expiry_ms = self.clients.within(if nobody {
+            NOBODY_EXPIRY_MS
+        } else {
+            self.options.expiry_ms
+        });
+        let to = self.clients.usize(0..self.hosts.len());
+        let cancelled = self.clients.chance(self.options.cancel);
+        let recipient = if any {
+            let zone = ("zone".to_string(), zone(self.clients.usize(0..ZONES)));
+            let metadata: BTreeMap<_, _> = [zone].into();
+            Recipient::Any { metadata }
+        } else if nobody {
+            Recipient::Node(node_id(usize::MAX))
+        } else {
+            Recipient::Node(self.hosts[to].id.clone())
+        };
+        let letter = Letter::new(
+            node,
+            self.hosts[node].life,
+            directive.clone(),
+            (!any && !nobody).then(|| (to, self.hosts[to].life)),
+            (nobody, volatile, respond),
+            size,
+            self.queue.now(),
+            expiry_ms * 1000,
+        );
+        let now = self.queue.now();
+        self.trace.numbers([5, now, node as u64, low, size]);
+        self.trace.line(now, || {
+            format!(
+                "{node}: a client sends {work} to {recipient:?}, {size} bytes, volatile {volatile}"
+            )
+        });
+        self.ledger.letters.insert(work, letter);
+        let payload = self.stored_payload(node, payload(work, 0, size));
+        let submission = Submission {
+            id: work,
+            recipient,
+            directive,
+            content: Content::Bytes,
+            payload,
+            volatile,
+            respond,
+            expiry: Duration::from_millis(expiry_ms),
+        };
+        let clock = self.clock(node);
+        let Some(mesh) = self.hosts[node].mesh.as_mut() else {
+            return;
+        };
+        match mesh.submit(clock, submission) {
+            Ok(()) if cancelled => {
+                let pause = self.clients.u64(0..3_000_000);
+                let process = self.hosts[node].life.process;
+                let event = ProcessEvent::Cancel(work);
+                self.queue
+                    .after(pause, Event::Process(node, process, event));
+            }
+            Ok(()) => {}
+            Err(error) => {
+                self.trace
+                    .line(now, || format!("{node}: {work} is refused: {error}"));
+                self.stats.refused += 1;
+                if let Some(letter) = self.ledger.letters.get_mut(&work) {
+                    letter.refused = Some(error.0);
+                }
+            }
+        }
+    }
+
+    /// A payload in hand, or written to the store first when it is large.
+    pub(crate) fn stored_payload(&mut self, node: NodeIndex, bytes: Bytes) -> Payload {
+        if bytes.len() <= SEGMENT_MAX {
+            return Payload::Inline(bytes);
+        }
+        let size = bytes.len() as u64;
+        let host = &mut self.hosts[node];
+        let Some(mesh) = host.mesh.as_mut() else {
+            return Payload::Inline(Bytes::new());
+        };
+        let entry = mesh.new_entry();
+        for (index, part) in bytes.chunks(SEGMENT_MAX).enumerate() {
+            let offset = (index * SEGMENT_MAX) as u64;
+            if let Err(why) = host.store.append(entry, offset, bytes.slice_ref(part)) {
+                self.check(Err(why));
+                break;
+            }
+        }
+        Payload::Stored { entry, size }
+    }
+
+    pub(crate) fn cancel(&mut self, node: NodeIndex, work: MessageId) {
+        let clock = self.clock(node);
+        let Some(letter) = self.ledger.letters.get_mut(&work) else {
+            return;
+        };
+        let ended = letter.end.is_some();
+        letter.cancelled = true;
+        let respond = letter.respond;
+        let now = self.queue.now();
+        self.trace
+            .line(now, || format!("{node}: a client cancels {work}"));
+        let Some(mesh) = self.hosts[node].mesh.as_mut() else {
+            return;
+        };
+        let result = mesh.cancel(clock, work, CancelReason::User);
+        if result.is_err() && !ended && respond {
+            self.check(Err(format!(
+                "{work} has not ended and cannot be cancelled at {node}"
+            )));
+        }
+    }
+
+    /// A response for a client of this node.
+    pub(crate) fn deliver(
+        &mut self,
+        node: NodeIndex,
+        work: MessageId,
+        serial: u64,
+        payload: &Payload,
+        eof: Option<&Eof>,
+    ) {
+        let Some(payload) = self.read_payload(node, payload) else {
+            self.check(Err(format!(
+                "response {serial} of {work} is not in the store of {node}"
+            )));
+            return;
+        };
+        let life = self.hosts[node].life;
+        let now = self.queue.now();
+        self.trace.numbers([6, now, node as u64, serial]);
+        let what = Delivered {
+            serial,
+            payload,
+            eof,
+        };
+        let result = self.ledger.delivered(work, node, life, now, &what);
+        self.check(result);
+        let pause = if self.troubled && self.clients.chance(self.options.stalls) {
+            self.clients.u64(500_000..4_000_000)
+        } else {
+            self.clients.u64(0..10_000)
+        };
+        let event = ProcessEvent::Consume(work, serial);
+        self.queue
+            .after(pause, Event::Process(node, life.process, event));
+    }
+
+    /// The bytes of a payload that the core hands out.
+    pub(crate) fn read_payload(&self, node: NodeIndex, payload: &Payload) -> Option<Bytes> {
+        match payload {
+            Payload::Inline(bytes) => Some(bytes.clone()),
+            Payload::Stored { entry, size } => {
+                let size = usize::try_from(*size).ok()?;
+                let bytes = self.hosts[node].store.fetch(*entry, 0, size)?;
+                (bytes.len() == size).then_some(bytes)
+            }
+        }
+    }
+
+    pub(crate) fn consume(&mut self, node: NodeIndex, work: MessageId, serial: u64) {
+        let clock = self.clock(node);
+        if let Some(mesh) = self.hosts[node].mesh.as_mut() {
+            mesh.consumed(clock, work, serial);
+        }
+    }
+
+    /// Sends an echo to a random node.
+    pub(crate) fn echo(&mut self, node: NodeIndex) {
+        let to = self.clients.usize(0..self.hosts.len());
+        self.echo_to(node, to);
+    }
+
+    /// Sends an echo to this node.
+    pub(crate) fn echo_to(&mut self, node: NodeIndex, to: NodeIndex) {
+        let clock = self.clock(node);
+        let now = self.queue.now();
+        let id = self.hosts[to].id.clone();
+        let host = &mut self.hosts[node];
+        let Some(mesh) = host.mesh.as_mut() else {
+            return;
+        };
+        let EchoId(echo) = mesh.echo(clock, &id, None, ECHO_TIMEOUT);
+        let process = host.life.process;
+        if self
+            .echoes
+            .insert((node, process, echo), (to, now))
+            .is_some()
+        {
+            self.check(Err(format!("node {node} names two echoes {echo}")));
+        }
+    }
+
+    /// An echo came back, or will not.
+    pub(crate) fn echo_result(
+        &mut self,
+        node: NodeIndex,
+        EchoId(echo): EchoId,
+        result: Result<EchoAnswer, ErrorBody>,
+    ) {
+        let process = self.hosts[node].life.process;
+        let Some((to, sent_at)) = self.echoes.remove(&(node, process, echo)) else {
+            self.check(Err(format!(
+                "node {node} has a result of no echo: {result:?}"
+            )));
+            return;
+        };
+        let late = self.queue.now() - sent_at;
+        let timeout = u64::try_from(ECHO_TIMEOUT.as_micros()).unwrap_or(u64::MAX);
+        if late > timeout + ECHO_GRACE_US && self.hosts[node].life.process == process {
+            self.check(Err(format!(
+                "node {node} has the result of an echo after {late} us: {result:?}"
+            )));
+        }
+        match result {
+            Ok(answer) => {
+                self.stats.echoes_answered += 1;
+                let right: &NodeId = &self.hosts[to].id;
+                if !answer.arrived || answer.from != *right || (node == to) != (answer.hops == 0) {
+                    self.check(Err(format!(
+                        "node {node} asked {to} for an echo, got {answer:?}"
+                    )));
+                }
+            }
+            Err(_) => self.stats.echoes_failed += 1,
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What goes wrong, when, for how long, and how it all ends.
+//!
+//! Every kind of trouble comes at a rate of its own, hits a random victim, and mends itself
+//! after a while. [`World::heal`] mends the rest at once.
+
+use crate::event::{Event, NodeIndex, ProcessEvent, Trouble};
+use crate::random::Draw;
+use crate::world::World;
+
+/// How long a process that has said goodbye lets its frames leave.
+const GOODBYE_US: u64 = 200_000;
+
+impl World {
+    fn rate(&self, trouble: Trouble) -> f64 {
+        let options = &self.options;
+        match trouble {
+            Trouble::Flap => options.flaps,
+            Trouble::BlackHole => options.black_holes,
+            Trouble::OneWay => options.one_way,
+            Trouble::Crash => options.crashes,
+            Trouble::PowerCut => options.power_cuts,
+            Trouble::Freeze => options.freezes,
+            Trouble::Change => options.changes,
+            Trouble::Shutdown => options.shutdowns,
+        }
+    }
+
+    pub(crate) fn plan_trouble(&mut self, trouble: Trouble) {
+        let rate = self.rate(trouble);
+        if rate > 0.0 {
+            let pause = self.faults.pause(rate);
+            self.queue.after(pause, Event::Trouble(trouble));
+        }
+    }
+
+    /// The trouble's time has come.
+    pub(crate) fn trouble(&mut self, trouble: Trouble) {
+        if !self.troubled {
+            return;
+        }
+        let outage = self.faults.micros(self.options.outage_ms);
+        self.next_fault += 1;
+        let fault = self.next_fault;
+        match trouble {
+            Trouble::Flap | Trouble::BlackHole | Trouble::OneWay => {
+                let wire = self.faults.usize(0..self.net.wires.len().max(1));
+                let way = self.faults.usize(0..2);
+                self.hit_wire(wire, trouble, way, outage, fault);
+            }
+            Trouble::Crash | Trouble::PowerCut => {
+                let node = self.faults.usize(0..self.hosts.len());
+                let data = self.faults.chance(self.options.data_loss);
+                if self.hosts[node].mesh.is_some() {
+                    self.crash(node, matches!(trouble, Trouble::Crash), data);
+                    self.queue.after(outage, Event::Start(node));
+                }
+            }
+            Trouble::Freeze => {
+                let node = self.faults.usize(0..self.hosts.len());
+                let now = self.queue.now();
+                let host = &mut self.hosts[node];
+                if host.mesh.is_some() && host.frozen.is_none() {
+                    host.frozen = Some(fault);
+                    self.trace.line(now, || format!("node {node} is frozen"));
+                    self.queue.after(outage, Event::Thaw(node, fault));
+                }
+            }
+            Trouble::Change => {
+                let node = self.faults.usize(0..self.hosts.len());
+                let process = self.hosts[node].life.process;
+                self.queue
+                    .after(0, Event::Process(node, process, ProcessEvent::Change));
+            }
+            Trouble::Shutdown => {
+                let node = self.faults.usize(0..self.hosts.len());
+                if self.hosts[node].frozen.is_none() {
+                    self.shut_down(node);
+                    self.queue.after(GOODBYE_US + outage, Event::Start(node));
+                }
+            }
+        }
+        self.plan_trouble(trouble);
+    }
+
+    /// Breaks or blocks a wire, and mends it after `outage`, unless it is in trouble already.
+    pub(crate) fn hit_wire(
+        &mut self,
+        wire: usize,
+        trouble: Trouble,
+        way: usize,
+        outage: u64,
+        fault: u64,
+    ) {
+        let now = self.queue.now();
+        let Some(state) = self.net.wires.get_mut(wire) else {
+            return;
+        };
+        if state.fault.is_some() || state.cut {
+            return;
+        }
+        state.fault = Some(fault);
+        let ends = state.ends;
+        self.trace.line(now, || {
+            format!("{trouble:?} of the wire {ends:?} for {outage} us")
+        });
+        match trouble {
+            Trouble::BlackHole => state.blocked = [true; 2],
+            Trouble::OneWay => state.blocked[way] = true,
+            Trouble::Flap
+            | Trouble::Crash
+            | Trouble::PowerCut
+            | Trouble::Freeze
+            | Trouble::Change
+            | Trouble::Shutdown => self.net.break_wire(&mut self.queue, wire),
+        }
+        self.queue.after(outage, Event::Mend(wire, fault));
+    }
+
+    fn shut_down(&mut self, node: NodeIndex) {
+        let clock = self.clock(node);
+        let now = self.queue.now();
+        let Some(mesh) = self.hosts[node].mesh.as_mut() else {
+            return;
+        };
+        self.trace.line(now, || format!("node {node} shuts down"));
+        mesh.shutdown(clock);
+        self.pump(node);
+        let process = self.hosts[node].life.process;
+        self.queue.after(
+            GOODBYE_US,
+            Event::Process(node, process, ProcessEvent::Stop),
+        );
+    }
+
+    /// A node's plugin comes or goes, or a link's cost changes.
+    pub(crate) fn change(&mut self, node: NodeIndex) {
+        if self.faults.bool() {
+            self.hosts[node].capable = !self.hosts[node].capable;
+            self.advertise(node);
+            return;
+        }
+        let clock = self.clock(node);
+        let links = self.net.conns_of(node);
+        if links.is_empty() {
+            return;
+        }
+        let (conn, side) = links[self.faults.usize(0..links.len())];
+        let cost = u32::try_from(self.faults.within(self.options.cost)).unwrap_or(u32::MAX);
+        if let Some(wire) = self.net.conn(conn).map(|conn| conn.wire) {
+            self.net.wires[wire].cost[side] = cost;
+        }
+        if let Some(mesh) = self.hosts[node].mesh.as_mut() {
+            mesh.set_cost(clock, crate::net::link_id(conn, side), cost);
+        }
+    }
+
+    /// The end of all trouble: wires carry, machines run, nobody new comes. What was cut stays
+    /// cut.
+    pub(crate) fn heal(&mut self) {
+        self.troubled = false;
+        self.net.healed = true;
+        let now = self.queue.now();
+        self.trace.line(now, || "all trouble ends".to_string());
+        for wire in 0..self.net.wires.len() {
+            let evil = self.net.wires[wire]
+                .ends
+                .iter()
+                .any(|end| *end >= self.hosts.len());
+            if evil || self.faults.chance(self.options.cut) {
+                self.net.break_wire(&mut self.queue, wire);
+                self.net.wires[wire].cut = true;
+                self.net.wires[wire].fault = None;
+            } else if self.net.wires[wire].fault.is_some() {
+                self.net.mend_wire(&mut self.queue, wire);
+            }
+        }
+        for node in 0..self.hosts.len() {
+            if self.hosts[node].frozen.is_some() {
+                self.thaw(node);
+            }
+            if self.hosts[node].mesh.is_none() {
+                self.queue.after(0, Event::Start(node));
+            }
+        }
+    }
+
+    /// Breaks one wire for this long. For measurements.
+    pub(crate) fn flap(&mut self, wire: usize, outage: u64) {
+        self.next_fault += 1;
+        let fault = self.next_fault;
+        self.hit_wire(wire, Trouble::Flap, 0, outage, fault);
+    }
+}

@@ -1,0 +1,343 @@
+//! What clients asked for, what workers did, and whether the two fit.
+//!
+//! Owns the promises about messages, seen from outside of all nodes:
+//!
+//! * a work is handed to a plugin once, whatever happens;
+//! * a client gets the responses of its work in serial order, without gaps, whole, and after the
+//!   last one nothing. Only a restart of the client's own node may show it again what it had
+//!   taken already;
+//! * at the end every message that was called accepted was run, or its sender was told why not,
+//!   once; and what its work answered is at the client.
+//!
+//! Two things are not promised and not asked for. A *volatile* message is run at most once, and
+//! its sender is told something at most once. And a node that loses its data directory — or has
+//! a store in memory only and crashes — forgets: what it had accepted or received may be gone,
+//! and a message may be run again there if it was run by the forgotten life. Within each life of
+//! its data every promise holds.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use receptor_proto::packet::Eof;
+use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId};
+
+use crate::event::NodeIndex;
+use crate::random::mix;
+
+/// A life of a node: of its data, and of its process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Life {
+    pub(crate) data: u32,
+    pub(crate) process: u32,
+}
+
+/// One message and all that became of it.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    pub(crate) from: NodeIndex,
+    pub(crate) from_life: Life,
+    pub(crate) directive: Directive,
+    /// Who it is for; `None` for «any», until accepted, and for nobody.
+    pub(crate) recipient: Option<NodeIndex>,
+    /// The recipient's life when it became the recipient.
+    pub(crate) recipient_life: Life,
+    pub(crate) nobody: bool,
+    pub(crate) volatile: bool,
+    pub(crate) respond: bool,
+    pub(crate) size: u64,
+    pub(crate) sent_at: u64,
+    pub(crate) expiry_us: u64,
+    pub(crate) cancelled: bool,
+    pub(crate) refused: Option<ErrorBody>,
+    pub(crate) accepted: bool,
+    /// Where it was handed to a plugin.
+    pub(crate) runs: Vec<(NodeIndex, Life)>,
+    /// Sizes of the responses that the plugin gave.
+    pub(crate) responses: Vec<u64>,
+    /// What the plugin said at the end.
+    pub(crate) last_word: Option<(Eof, u64)>,
+    /// The last serial that the client got, and in which life of its node.
+    got: (u64, Life),
+    pub(crate) end: Option<Eof>,
+    pub(crate) ended_at: u64,
+}
+
+/// All messages of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    pub(crate) letters: BTreeMap<MessageId, Letter>,
+}
+
+/// A response as a client gets it.
+#[derive(Debug)]
+pub(crate) struct Delivered<'a> {
+    pub(crate) serial: u64,
+    pub(crate) payload: Bytes,
+    pub(crate) eof: Option<&'a Eof>,
+}
+
+/// The bytes that belong to a message (serial 0) or response.
+pub(crate) fn payload(work: MessageId, serial: u64, size: u64) -> Bytes {
+    let id = work.as_u128();
+    #[expect(clippy::cast_possible_truncation, reason = "both halves are taken")]
+    let seed = mix(mix(id as u64 ^ (id >> 64) as u64) ^ serial);
+    let words = size.div_ceil(8);
+    let mut out = Vec::with_capacity(usize::try_from(words * 8).unwrap_or(0));
+    for word in 0..words {
+        out.extend_from_slice(
+            &seed
+                .wrapping_add(word.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+                .to_le_bytes(),
+        );
+    }
+    out.truncate(usize::try_from(size).unwrap_or(usize::MAX));
+    out.into()
+}
+
+impl Letter {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one for each thing a client says"
+    )]
+    pub(crate) fn new(
+        from: NodeIndex,
+        from_life: Life,
+        directive: Directive,
+        recipient: Option<(NodeIndex, Life)>,
+        (nobody, volatile, respond): (bool, bool, bool),
+        size: u64,
+        sent_at: u64,
+        expiry_us: u64,
+    ) -> Self {
+        Self {
+            from,
+            from_life,
+            directive,
+            recipient: recipient.map(|(node, _)| node),
+            recipient_life: recipient.map_or(
+                Life {
+                    data: 0,
+                    process: 0,
+                },
+                |(_, life)| life,
+            ),
+            nobody,
+            volatile,
+            respond,
+            size,
+            sent_at,
+            expiry_us,
+            cancelled: false,
+            refused: None,
+            accepted: false,
+            runs: Vec::new(),
+            responses: Vec::new(),
+            last_word: None,
+            got: (0, from_life),
+            end: None,
+            ended_at: 0,
+        }
+    }
+
+    fn deliver(&mut self, work: MessageId, life: Life, what: &Delivered<'_>) -> Result<(), String> {
+        let serial = what.serial;
+        if self.refused.is_some() {
+            return Err(format!("a response of {work}, which was refused"));
+        }
+        if !self.respond && what.eof.is_none_or(|eof| eof.error.is_none()) {
+            return Err(format!("a response of {work}, whose client wants none"));
+        }
+        let (last, last_life) = self.got;
+        if life == last_life {
+            if self.end.is_some() {
+                return Err(format!("response {serial} of {work} after its last"));
+            }
+            if serial != last + 1 {
+                return Err(format!("response {serial} of {work} after response {last}"));
+            }
+        } else if serial == 0 || serial > last + 1 {
+            return Err(format!(
+                "response {serial} of {work} after a restart, response {last} was the last before"
+            ));
+        }
+        self.got = (serial, life);
+        let given = match what.eof {
+            None => self
+                .responses
+                .get(usize::try_from(serial - 1).unwrap_or(usize::MAX))
+                .copied(),
+            Some(eof) if eof.error.is_some() => None,
+            Some(eof) => match &self.last_word {
+                Some((said, size)) if said == eof && serial == self.responses.len() as u64 + 1 => {
+                    Some(*size)
+                }
+                _ => {
+                    return Err(format!(
+                        "{work} ends with {eof:?} at {serial}, its plugin said {:?} after {} responses",
+                        self.last_word,
+                        self.responses.len()
+                    ));
+                }
+            },
+        };
+        match given {
+            Some(size) if what.payload == payload(work, serial, size) => {}
+            None if what.eof.is_some() => {}
+            _ => {
+                return Err(format!(
+                    "response {serial} of {work} is not what its plugin gave: {} bytes of {given:?}",
+                    what.payload.len()
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Ledger {
+    /// A client was told «accepted».
+    pub(crate) fn accepted(
+        &mut self,
+        work: MessageId,
+        recipient: Option<(NodeIndex, Life)>,
+    ) -> Result<(), String> {
+        let Some(letter) = self.letters.get_mut(&work) else {
+            return Err(format!("{work} accepted, which nobody sent"));
+        };
+        if std::mem::replace(&mut letter.accepted, true) {
+            return Err(format!("{work} accepted twice"));
+        }
+        if letter.refused.is_some() {
+            return Err(format!("{work} accepted and refused"));
+        }
+        let Some((recipient, life)) = recipient else {
+            return Ok(());
+        };
+        if letter.recipient.is_some_and(|node| node != recipient) {
+            return Err(format!("{work} accepted for somebody else"));
+        }
+        if letter.recipient.is_none() {
+            letter.recipient = Some(recipient);
+            letter.recipient_life = life;
+        }
+        Ok(())
+    }
+
+    /// A work was handed to a plugin.
+    pub(crate) fn run(
+        &mut self,
+        work: MessageId,
+        sender: NodeIndex,
+        node: NodeIndex,
+        life: Life,
+        (directive, body): (&Directive, &Bytes),
+    ) -> Result<(), String> {
+        let Some(letter) = self.letters.get_mut(&work) else {
+            return Err(format!("{work} runs, which nobody sent"));
+        };
+        let before = letter.runs.iter().find(|(at, in_life)| {
+            // A message that was never on a disk has no excuse to run again in another life.
+            *at != node || letter.volatile || in_life.data == life.data
+        });
+        if let Some(before) = before {
+            return Err(format!(
+                "{work} runs at {node} {life:?} and ran at {before:?}"
+            ));
+        }
+        letter.runs.push((node, life));
+        if letter.refused.is_some() {
+            return Err(format!("{work} runs and was refused"));
+        }
+        if letter.from != sender || letter.recipient.is_some_and(|wanted| wanted != node) {
+            return Err(format!("{work} runs at {node} for {sender}"));
+        }
+        if letter.directive != *directive || *body != payload(work, 0, letter.size) {
+            return Err(format!("{work} does not run as it was sent"));
+        }
+        letter.responses.clear();
+        letter.last_word = None;
+        Ok(())
+    }
+
+    /// A client got a response.
+    pub(crate) fn delivered(
+        &mut self,
+        work: MessageId,
+        node: NodeIndex,
+        life: Life,
+        now: u64,
+        what: &Delivered<'_>,
+    ) -> Result<(), String> {
+        let Some(letter) = self.letters.get_mut(&work) else {
+            return Err(format!("a response of {work}, which nobody sent"));
+        };
+        if letter.from != node || letter.from_life.data != life.data {
+            return Err(format!("a response of {work} to somebody else"));
+        }
+        letter.deliver(work, life, what)?;
+        if let Some(eof) = what.eof {
+            letter.end = Some(eof.clone());
+            letter.ended_at = now;
+        }
+        Ok(())
+    }
+
+    /// The first message that is not yet what was promised, and why; `life` gives the present
+    /// life of a node.
+    pub(crate) fn unfinished(&self, life: impl Fn(NodeIndex) -> Life) -> Option<String> {
+        self.letters
+            .iter()
+            .find_map(|(work, letter)| letter.unfinished(&life).map(|why| format!("{work} {why}")))
+    }
+}
+
+impl Letter {
+    fn unfinished(&self, life: impl Fn(NodeIndex) -> Life) -> Option<String> {
+        let forgotten = life(self.from).data != self.from_life.data
+            || self
+                .recipient
+                .is_some_and(|node| life(node).data != self.recipient_life.data);
+        if !self.accepted || self.volatile || forgotten {
+            return None;
+        }
+        let about = || {
+            format!(
+                "from {} to {:?} sent at {} s, runs {:?}, responses {}, last word {:?}, got {:?}, end {:?}",
+                self.from,
+                self.recipient,
+                self.sent_at / 1_000_000,
+                self.runs,
+                self.responses.len(),
+                self.last_word,
+                self.got,
+                self.end
+            )
+        };
+        if !self.respond {
+            let given_up = self.end.is_some() || self.cancelled || self.nobody;
+            let interrupted = self
+                .recipient
+                .is_some_and(|node| life(node).process != self.recipient_life.process);
+            return (self.runs.is_empty() && !given_up && !interrupted)
+                .then(|| format!("was never run: {}", about()));
+        }
+        let Some(end) = &self.end else {
+            return Some(format!("has no end: {}", about()));
+        };
+        let Some(error) = &end.error else {
+            return None;
+        };
+        // Told no, and nothing speaks for it: nobody cancelled, no time ran out, no restart.
+        let steady = self
+            .runs
+            .first()
+            .is_some_and(|(node, in_life)| life(*node) == *in_life);
+        let excused = self.cancelled
+            || self.nobody
+            || error.code == ErrorCode::Busy
+            || self.expiry_us <= self.ended_at - self.sent_at
+            || self.last_word.as_ref().is_some_and(|(said, _)| said == end)
+            || !(steady || self.runs.is_empty() && error.code != ErrorCode::Interrupted);
+        (!excused).then(|| format!("was refused without reason: {}", about()))
+    }
+}

@@ -1,0 +1,320 @@
+//! What a simulated process does for its core: every output in its order, and the disk.
+
+use receptor_mesh::{Event as MeshEvent, Output, PersistToken, Record};
+
+use crate::event::{Event, NodeIndex, ProcessEvent, record_word};
+use crate::net::conn_of;
+use crate::random::Draw;
+use crate::world::{DiskJob, World};
+
+impl World {
+    /// Does one thing that a core wants done.
+    pub(crate) fn output(&mut self, node: NodeIndex, output: Output) {
+        let now = self.queue.now();
+        match output {
+            Output::Transmit { link, frame } => self.transmit(node, link, frame),
+            Output::CloseLink { link, reason } => {
+                self.trace.numbers([10, now, link.0]);
+                self.trace
+                    .line(now, || format!("{node}: closes {link:?}: {reason}"));
+                let (conn, side) = conn_of(link);
+                self.net.finish(&mut self.queue, conn, side);
+            }
+            Output::Persist { token, records } => self.persist(node, token, records),
+            Output::Remove { entry } => {
+                self.trace.numbers([11, now, entry.0]);
+                self.trace
+                    .line(now, || format!("{node}: removes {entry:?}"));
+                let result = self.hosts[node].store.remove(entry);
+                self.check(result.map_err(|why| format!("node {node}: {why}")));
+            }
+            Output::Fetch {
+                entry,
+                offset,
+                length,
+            } => {
+                let failed = self.troubled && self.disks.chance(self.options.disk_faults);
+                let job = DiskJob::Fetch {
+                    entry,
+                    offset,
+                    length,
+                    failed,
+                };
+                self.disk(node, job);
+            }
+            Output::Append {
+                entry,
+                offset,
+                bytes,
+            } => {
+                let failed = self.troubled && self.disks.chance(self.options.disk_faults);
+                let end = offset + bytes.len() as u64;
+                if !failed {
+                    let result = self.hosts[node].store.append(entry, offset, bytes);
+                    self.check(result.map_err(|why| format!("node {node}: {why}")));
+                }
+                self.disk(node, DiskJob::Append { entry, end, failed });
+            }
+            Output::Accepted { work, recipient } => {
+                self.trace.numbers([12, now]);
+                self.trace
+                    .line(now, || format!("{node}: accepts {work} for {recipient}"));
+                self.accepted(node, work, &recipient);
+            }
+            Output::Dispatch {
+                work,
+                sender,
+                directive,
+                payload,
+                ..
+            } => {
+                self.trace.numbers([13, now, node as u64]);
+                self.trace
+                    .line(now, || format!("{node}: dispatches {work} of {sender}"));
+                let body = self.read_payload(node, &payload);
+                match (body, self.by_id.get(&sender)) {
+                    (Some(body), Some(&sender)) => {
+                        self.dispatch(node, work, sender, directive, body);
+                    }
+                    (None, _) => {
+                        self.check(Err(format!("{work} is not in the store of {node}")));
+                    }
+                    (_, None) => {
+                        self.check(Err(format!("{work} is from {sender}, whom nobody knows")));
+                    }
+                }
+            }
+            Output::Start { work } => {
+                self.trace.numbers([14, now, node as u64]);
+                self.trace.line(now, || format!("{node}: starts {work}"));
+                self.start_work(node, work);
+            }
+            Output::CancelWork { work, .. } => {
+                self.trace.line(now, || format!("{node}: ends {work}"));
+                self.cancel_work(node, work);
+            }
+            Output::ResumeWork { work } => {
+                self.trace.line(now, || format!("{node}: resumes {work}"));
+                self.resume_work(node, work);
+            }
+            Output::Deliver {
+                work,
+                serial,
+                payload,
+                eof,
+                ..
+            } => {
+                self.trace.line(now, || {
+                    format!("{node}: delivers response {serial} of {work}, eof {eof:?}")
+                });
+                self.deliver(node, work, serial, &payload, eof.as_ref());
+            }
+            Output::EchoResult { id, result } => self.echo_result(node, id, result),
+            Output::Event(event) => self.event(node, event),
+        }
+    }
+
+    fn persist(
+        &mut self,
+        node: NodeIndex,
+        PersistToken(token): PersistToken,
+        records: Vec<Record>,
+    ) {
+        let now = self.queue.now();
+        self.trace
+            .numbers([15, now, node as u64, token, records.len() as u64]);
+        self.trace.line(now, || {
+            let words: Vec<String> = records
+                .iter()
+                .map(|record| match record {
+                    Record::Outgoing { entry, message, .. }
+                    | Record::Incoming { entry, message, .. } => {
+                        format!("{} {entry:?} of {}", record_word(record), message.work)
+                    }
+                    Record::Started { .. } | Record::Received { .. } => format!("{record:?}"),
+                })
+                .collect();
+            format!("{node}: writes {token}: {}", words.join(", "))
+        });
+        let failed = self.troubled && self.disks.chance(self.options.disk_faults);
+        if !failed {
+            let host = &mut self.hosts[node];
+            host.unconfirmed.push_back((token, records.clone()));
+            let result = host.store.persist(now, token, records);
+            self.check(result.map_err(|why| format!("node {node}: {why}")));
+        }
+        self.disk(node, DiskJob::Persist { token, failed });
+    }
+
+    fn disk(&mut self, node: NodeIndex, job: DiskJob) {
+        let pause = self.disks.micros(self.options.persist_ms);
+        let now = self.queue.now();
+        let host = &mut self.hosts[node];
+        host.disk_free_at = host.disk_free_at.max(now + pause);
+        host.disk.push_back(job);
+        let (at, process) = (host.disk_free_at, host.life.process);
+        self.queue
+            .at(at, Event::Process(node, process, ProcessEvent::Disk));
+    }
+
+    /// The oldest job of the disk is done.
+    pub(crate) fn disk_done(&mut self, node: NodeIndex) {
+        let clock = self.clock(node);
+        let now = self.queue.now();
+        let Some(job) = self.hosts[node].disk.pop_front() else {
+            return;
+        };
+        self.trace.numbers([16, now, node as u64]);
+        self.trace.line(now, || format!("{node}: disk did {job:?}"));
+        let error = Self::disk_error();
+        match job {
+            DiskJob::Persist {
+                token,
+                failed: true,
+            } => {
+                if let Some(mesh) = self.hosts[node].mesh.as_mut() {
+                    mesh.handle_persist_failed(clock, PersistToken(token), error);
+                }
+            }
+            DiskJob::Persist {
+                token,
+                failed: false,
+            } => {
+                let host = &mut self.hosts[node];
+                let result = host.store.confirm(token);
+                while let Some((oldest, records)) = host.unconfirmed.pop_front() {
+                    self.receipts.stored(&self.by_id, node, host.life, &records);
+                    if oldest == token {
+                        break;
+                    }
+                }
+                self.check(result);
+                if let Some(mesh) = self.hosts[node].mesh.as_mut() {
+                    mesh.handle_persisted(clock, PersistToken(token));
+                }
+            }
+            DiskJob::Fetch {
+                entry,
+                offset,
+                length,
+                failed,
+            } => {
+                let host = &mut self.hosts[node];
+                let found = host.store.fetch(entry, offset, length);
+                if found.is_none() && !failed && !host.store.is_retired(entry) {
+                    self.check(Err(format!(
+                        "node {node} fetches {entry:?}, which is not there"
+                    )));
+                    return;
+                }
+                let result = if failed { None } else { found };
+                if let Some(mesh) = self.hosts[node].mesh.as_mut() {
+                    mesh.handle_fetched(clock, entry, offset, result.ok_or(error));
+                }
+            }
+            DiskJob::Append { entry, end, failed } => {
+                let result = if failed { Err(error) } else { Ok(()) };
+                if let Some(mesh) = self.hosts[node].mesh.as_mut() {
+                    mesh.handle_appended(clock, entry, end, result);
+                }
+            }
+        }
+    }
+
+    fn accepted(
+        &mut self,
+        node: NodeIndex,
+        work: receptor_proto::MessageId,
+        recipient: &receptor_proto::NodeId,
+    ) {
+        let Some(letter) = self.ledger.letters.get(&work) else {
+            self.check(Err(format!("{work} accepted at {node}, which nobody sent")));
+            return;
+        };
+        if letter.from != node || letter.from_life != self.hosts[node].life {
+            self.check(Err(format!(
+                "{work} accepted at {node}, where nobody sent it"
+            )));
+            return;
+        }
+        if !letter.volatile && !self.hosts[node].store.was_durable(work) {
+            self.check(Err(format!(
+                "{work} accepted at {node} before it is durable"
+            )));
+            return;
+        }
+        let nobody = letter.nobody;
+        match self.by_id.get(recipient) {
+            Some(&to) => {
+                let life = self.hosts[to].life;
+                let result = self.ledger.accepted(work, Some((to, life)));
+                self.check(result);
+            }
+            None if nobody => {
+                let result = self.ledger.accepted(work, None);
+                self.check(result);
+            }
+            None => self.check(Err(format!("{work} accepted for {recipient}"))),
+        }
+    }
+
+    fn event(&mut self, node: NodeIndex, event: MeshEvent) {
+        let now = self.queue.now();
+        self.trace.line(now, || format!("{node}: {event:?}"));
+        match event {
+            MeshEvent::NeighborUp { link, .. } => {
+                let (conn, side) = conn_of(link);
+                if side == 0 {
+                    self.net.reset_backoff(conn);
+                }
+            }
+            MeshEvent::PeerMistake { link, reason } => {
+                self.stats.peer_mistakes += 1;
+                if self.all_honest() {
+                    self.check(Err(format!(
+                        "node {node} complains about {link:?}: {reason}"
+                    )));
+                }
+            }
+            MeshEvent::DuplicateNodeId { node: who, ours } => {
+                self.stats.duplicate_ids += 1;
+                if self.hostile.is_empty() {
+                    self.check(Err(format!(
+                        "node {node} sees two nodes {who}, ours {ours}, and there is one"
+                    )));
+                }
+            }
+            MeshEvent::GivenUp { .. } => self.stats.given_up += 1,
+            MeshEvent::NeighborDown { .. }
+            | MeshEvent::LinkRefused { .. }
+            | MeshEvent::NodeReachable { .. }
+            | MeshEvent::NodeUnreachable { .. }
+            | MeshEvent::NodeForgotten { .. } => {}
+        }
+    }
+
+    /// What a node shows of itself when something is wrong.
+    pub(crate) fn describe(&self, node: NodeIndex) -> String {
+        let host = &self.hosts[node];
+        let Some(mesh) = &host.mesh else {
+            return format!("node {node} does not run");
+        };
+        let links: Vec<String> = mesh
+            .links()
+            .iter()
+            .map(|link| {
+                let peer = link.node.as_ref().map_or("?", |id| id.as_str()).to_string();
+                format!(
+                    "{:?} to {peer} {:?} cost {}",
+                    link.link, link.state, link.cost
+                )
+            })
+            .collect();
+        format!(
+            "node {node}: {} LSAs, digest {:x}, links {}",
+            mesh.lsdb_len(),
+            mesh.lsdb_digest(),
+            links.join("; ")
+        )
+    }
+}

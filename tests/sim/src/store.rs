@@ -1,0 +1,356 @@
+//! A model of one node's store: an ordered log of changes, of which a prefix is durable.
+//!
+//! A write is confirmed when it and everything before it is durable. A crash keeps what was
+//! confirmed and a random prefix of what was not, never a part of one step. Complains when the
+//! core asks for what no store can do: an entry's name used twice, a payload with holes.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use fastrand::Rng;
+use receptor_mesh::{EntryId, Record};
+use receptor_proto::packet::MessageKind;
+use receptor_proto::{MessageId, NodeId};
+
+use crate::options::StoreKind;
+
+/// How many changes may wait for a write to make them durable; the oldest go first then.
+const TAIL_MAX: usize = 256;
+
+#[derive(Debug)]
+enum Change {
+    /// Token, when, what.
+    Records(u64, u64, Vec<Record>),
+    Remove(EntryId),
+    Append(EntryId, u64, Bytes),
+}
+
+/// What is stored.
+#[derive(Debug, Default, Clone)]
+struct State {
+    /// With the moment of the write.
+    messages: BTreeMap<EntryId, (u64, Record)>,
+    started: BTreeSet<EntryId>,
+    received: BTreeMap<(NodeId, u64), Record>,
+    payloads: BTreeMap<EntryId, Vec<Bytes>>,
+    retired: BTreeSet<EntryId>,
+    requests: BTreeSet<MessageId>,
+}
+
+/// One node's store.
+#[derive(Debug)]
+pub(crate) struct Store {
+    kind: StoreKind,
+    durable: State,
+    current: State,
+    tail: VecDeque<Change>,
+}
+
+impl State {
+    fn apply(&mut self, change: &Change) -> Result<(), String> {
+        match change {
+            Change::Records(_, at, records) => {
+                for record in records {
+                    self.record(*at, record)?;
+                }
+            }
+            Change::Remove(entry) => {
+                self.messages.remove(entry);
+                self.started.remove(entry);
+                self.payloads.remove(entry);
+                self.retired.insert(*entry);
+            }
+            Change::Append(entry, offset, bytes) => {
+                if self.retired.contains(entry) {
+                    return Err(format!("{entry:?} is used after it was removed"));
+                }
+                let parts = self.payloads.entry(*entry).or_default();
+                let length: usize = parts.iter().map(Bytes::len).sum();
+                if length as u64 != *offset {
+                    return Err(format!(
+                        "a part of {entry:?} at {offset}, which has {length} bytes"
+                    ));
+                }
+                parts.push(bytes.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, at: u64, record: &Record) -> Result<(), String> {
+        match record {
+            Record::Outgoing { entry, message, .. } | Record::Incoming { entry, message, .. } => {
+                if self.retired.contains(entry) || self.messages.contains_key(entry) {
+                    return Err(format!("{entry:?} is used twice"));
+                }
+                if message.volatile {
+                    return Err(format!("volatile {} on a disk", message.work));
+                }
+                let stored: usize = self
+                    .payloads
+                    .get(entry)
+                    .map_or(0, |parts| parts.iter().map(Bytes::len).sum());
+                let length = if message.is_segmented() {
+                    stored
+                } else {
+                    message.body.len()
+                };
+                if length as u64 != message.size {
+                    return Err(format!(
+                        "{entry:?} of {} has {length} bytes of {}",
+                        message.work, message.size
+                    ));
+                }
+                if matches!(message.kind, MessageKind::Request { .. }) {
+                    self.requests.insert(message.work);
+                }
+                self.messages.insert(*entry, (at, record.clone()));
+            }
+            Record::Started { entry } => {
+                if !self.messages.contains_key(entry) {
+                    return Err(format!("{entry:?} is started and is no message"));
+                }
+                if !self.started.insert(*entry) {
+                    return Err(format!("{entry:?} is started twice"));
+                }
+            }
+            Record::Received {
+                origin,
+                epoch,
+                floor,
+                ..
+            } => {
+                let key = (origin.clone(), *epoch);
+                if *floor == u64::MAX {
+                    self.received.remove(&key);
+                } else {
+                    self.received.insert(key, record.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    pub(crate) fn new(kind: StoreKind) -> Self {
+        Self {
+            kind,
+            durable: State::default(),
+            current: State::default(),
+            tail: VecDeque::new(),
+        }
+    }
+
+    /// Writes records in one step, durable once [`Self::confirm`] is called with this token.
+    pub(crate) fn persist(
+        &mut self,
+        now: u64,
+        token: u64,
+        records: Vec<Record>,
+    ) -> Result<(), String> {
+        self.change(Change::Records(token, now, records))
+    }
+
+    pub(crate) fn remove(&mut self, entry: EntryId) -> Result<(), String> {
+        self.change(Change::Remove(entry))
+    }
+
+    pub(crate) fn append(
+        &mut self,
+        entry: EntryId,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<(), String> {
+        self.change(Change::Append(entry, offset, bytes))
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), String> {
+        self.current.apply(&change)?;
+        self.tail.push_back(change);
+        while self.tail.len() > TAIL_MAX
+            && !matches!(self.tail.front(), Some(Change::Records(..)) | None)
+        {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Makes the oldest change durable.
+    fn settle(&mut self) -> Result<(), String> {
+        match self.tail.pop_front() {
+            Some(change) => self.durable.apply(&change),
+            None => Ok(()),
+        }
+    }
+
+    /// The step of this token and all before it are durable.
+    pub(crate) fn confirm(&mut self, token: u64) -> Result<(), String> {
+        let waits = |change: &Change| matches!(change, Change::Records(t, ..) if *t == token);
+        while self.tail.iter().any(waits) {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// A part of a payload or of a message's body, at most `length` bytes.
+    pub(crate) fn fetch(&self, entry: EntryId, offset: u64, length: usize) -> Option<Bytes> {
+        let body = match self.current.messages.get(&entry) {
+            Some((_, Record::Outgoing { message, .. } | Record::Incoming { message, .. })) => {
+                vec![message.body.clone()]
+            }
+            Some((_, Record::Started { .. } | Record::Received { .. })) | None => Vec::new(),
+        };
+        let parts = self.current.payloads.get(&entry).unwrap_or(&body);
+        if parts.is_empty() {
+            return None;
+        }
+        let mut skip = usize::try_from(offset).ok()?;
+        let mut out = Vec::new();
+        for part in parts {
+            if skip >= part.len() {
+                skip -= part.len();
+                continue;
+            }
+            let end = part.len().min(skip + length - out.len());
+            out.extend_from_slice(&part[skip..end]);
+            skip = 0;
+            if out.len() == length {
+                break;
+            }
+        }
+        Some(out.into())
+    }
+
+    /// How many messages are stored, and how many payloads without a message.
+    pub(crate) fn left(&self) -> (usize, usize) {
+        let loose = self
+            .current
+            .payloads
+            .keys()
+            .filter(|entry| !self.current.messages.contains_key(entry))
+            .count();
+        (self.current.messages.len(), loose)
+    }
+
+    /// Whether the entry was removed.
+    pub(crate) fn is_retired(&self, entry: EntryId) -> bool {
+        self.current.retired.contains(&entry)
+    }
+
+    /// Whether this request is or was on the disk.
+    pub(crate) fn was_durable(&self, work: MessageId) -> bool {
+        self.durable.requests.contains(&work)
+    }
+
+    /// The messages stored, for complaints.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = &Record> {
+        self.current.messages.values().map(|(_, record)| record)
+    }
+
+    /// The process is gone. What it finds when it starts again is what was confirmed and some
+    /// of what was not.
+    pub(crate) fn crash(&mut self, rng: &mut Rng, lose_everything: bool) -> Result<(), String> {
+        if lose_everything || self.kind == StoreKind::Memory {
+            *self = Self::new(self.kind);
+            return Ok(());
+        }
+        for _ in 0..rng.usize(0..=self.tail.len()) {
+            self.settle()?;
+        }
+        self.tail.clear();
+        let messages = &self.durable.messages;
+        self.durable
+            .payloads
+            .retain(|entry, _| messages.contains_key(entry));
+        self.current = self.durable.clone();
+        Ok(())
+    }
+
+    /// The process ended in order: everything is durable.
+    pub(crate) fn close(&mut self) -> Result<(), String> {
+        if self.kind == StoreKind::Memory {
+            *self = Self::new(self.kind);
+            return Ok(());
+        }
+        while !self.tail.is_empty() {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// What a start at this moment is given: what each message still has to live is less by the
+    /// time since it was written.
+    pub(crate) fn records(&self, now: u64) -> Vec<Record> {
+        let aged = |(at, record): &(u64, Record)| {
+            let mut record = record.clone();
+            match &mut record {
+                Record::Outgoing { message, .. } | Record::Incoming { message, .. } => {
+                    let age_ms = (now - at) / 1000;
+                    message.remaining_ms = message.remaining_ms.saturating_sub(age_ms);
+                }
+                Record::Started { .. } | Record::Received { .. } => {}
+            }
+            record
+        };
+        let started = self
+            .current
+            .started
+            .iter()
+            .map(|entry| Record::Started { entry: *entry });
+        self.current
+            .received
+            .values()
+            .cloned()
+            .chain(self.current.messages.values().map(aged))
+            .chain(started)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(floor: u64) -> Vec<Record> {
+        vec![Record::Received {
+            origin: NodeId::new("a").unwrap(),
+            epoch: 1,
+            floor,
+            ranges: Vec::new(),
+        }]
+    }
+
+    #[test]
+    fn a_crash_keeps_what_was_confirmed() {
+        for seed in 0..20 {
+            let mut store = Store::new(StoreKind::Disk);
+            store.persist(0, 1, received(1)).unwrap();
+            store.persist(0, 2, received(2)).unwrap();
+            store.persist(0, 3, received(3)).unwrap();
+            store.confirm(2).unwrap();
+            store.crash(&mut Rng::with_seed(seed), false).unwrap();
+            assert!([received(2), received(3)].contains(&store.records(0)));
+        }
+    }
+
+    #[test]
+    fn what_no_store_can_do_is_refused() {
+        let mut store = Store::new(StoreKind::Disk);
+        let part = Bytes::from_static(b"abcdef");
+        store.append(EntryId(1), 0, part.clone()).unwrap();
+        assert!(store.append(EntryId(1), 7, part.clone()).is_err());
+        store.append(EntryId(1), 6, part.clone()).unwrap();
+        assert_eq!(
+            store.fetch(EntryId(1), 4, 5).unwrap(),
+            Bytes::from_static(b"efabc")
+        );
+        store.remove(EntryId(1)).unwrap();
+        assert!(store.append(EntryId(1), 0, part).is_err());
+        assert!(
+            store
+                .persist(0, 1, vec![Record::Started { entry: EntryId(9) }])
+                .is_err()
+        );
+    }
+}
