@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -75,12 +76,15 @@ impl Daemon {
 
     /// Starts the program with its stdin left open.
     pub(crate) fn start_open<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Running {
+        let mut program = program();
+        program.env("RECEPTOR_SOCKET", self.socket()).args(args);
+        self.running(program.spawn().unwrap())
+    }
+
+    /// A program that was started to talk with this daemon.
+    pub(crate) fn running(&self, child: Child) -> Running {
         Running {
-            child: program()
-                .env("RECEPTOR_SOCKET", self.socket())
-                .args(args)
-                .spawn()
-                .unwrap(),
+            child,
             socket: self.socket(),
         }
     }
@@ -184,6 +188,13 @@ impl Client {
         let mut bytes = Vec::new();
         self.reader.read_to_end(&mut bytes).unwrap();
         bytes
+    }
+
+    /// Says no more, and hears the client out.
+    pub(crate) fn end(&mut self) {
+        // A client that has gone with something unread resets the connection.
+        let _ = self.reader.get_mut().shutdown(Shutdown::Write);
+        let _ = self.reader.read_to_end(&mut Vec::new());
     }
 
     /// Waits until the client has closed.

@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests fail like tests")]
 
 mod answers;
+mod controller;
 mod failures;
 mod fake;
+mod garbage;
 mod help;
 mod ping;
 mod send;

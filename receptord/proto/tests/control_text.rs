@@ -1,0 +1,185 @@
+//! Holds the text of the control protocol against the types.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+
+use receptor_proto::ErrorCode;
+use receptor_proto::control::{
+    CancelCommand, CancelReply, CapabilitiesReply, Envelope, ErrorReply, LINE_MAX, LinksReply,
+    LogLevelCommand, LogLevelReply, NodesReply, PingCommand, PingReply, PluginRestartCommand,
+    PluginStatus, PluginsReply, ReloadReply, RoutesReply, SendCommand, SendReply, StatusCommand,
+    StatusReply, TAG_MAX, TraceHop, TracerouteCommand, parse_greeting,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+const TEXT: &str = include_str!("../PROTOCOL-control.md");
+
+/// The lines of all blocks whose info string begins so, with its rest.
+fn examples(info: &str) -> Vec<(&'static str, &'static str)> {
+    let mut found = Vec::new();
+    let mut inside = None;
+    for line in TEXT.lines() {
+        match line.strip_prefix("```") {
+            Some(fence) if inside.is_none() => {
+                inside = Some(fence.strip_prefix(info).map(str::trim));
+            }
+            Some(_) => inside = None,
+            None => {
+                if let Some(Some(name)) = inside {
+                    found.push((name, line));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Reads an example and writes it again: every key of it has a meaning.
+fn same<T: Serialize + DeserializeOwned>(example: &str) {
+    let value: T = serde_json::from_str(example).unwrap_or_else(|e| panic!("{example}: {e}"));
+    let written = serde_json::to_value(value).unwrap();
+    contains(&written, &serde_json::from_str(example).unwrap());
+}
+
+fn contains(written: &Value, example: &Value) {
+    match (written, example) {
+        (Value::Object(written), Value::Object(example)) => {
+            for (key, value) in example {
+                match written.get(key) {
+                    Some(found) => contains(found, value),
+                    // Written out in the text to show that it is there, and left out when it says nothing.
+                    None => assert!(is_default(value), "{key} is lost"),
+                }
+            }
+        }
+        (Value::Array(written), Value::Array(example)) => {
+            assert_eq!(written.len(), example.len());
+            for (written, example) in written.iter().zip(example) {
+                contains(written, example);
+            }
+        }
+        _ => assert_eq!(written, example),
+    }
+}
+
+fn is_default(value: &Value) -> bool {
+    matches!(value, Value::Null | Value::Bool(false))
+}
+
+#[test]
+fn every_command_is_understood_and_shown() {
+    let mut seen = BTreeSet::new();
+    for (_, example) in examples("json client") {
+        let mut command: Value = serde_json::from_str(example).unwrap();
+        let envelope: Envelope = serde_json::from_str(example).unwrap();
+        // The other types know nothing of what all commands have.
+        let fields = command.as_object_mut().unwrap();
+        fields.remove("command");
+        fields.remove("tag");
+        let rest = command.to_string();
+        match &*envelope.command {
+            "ping" => same::<PingCommand>(&rest),
+            "traceroute" => same::<TracerouteCommand>(&rest),
+            "status" => same::<StatusCommand>(&rest),
+            "send" => {
+                same::<SendCommand>(&rest);
+                serde_json::from_str::<SendCommand>(example)
+                    .unwrap()
+                    .check()
+                    .unwrap();
+            }
+            "cancel" => same::<CancelCommand>(&rest),
+            "plugin-restart" => same::<PluginRestartCommand>(&rest),
+            "log-level" => same::<LogLevelCommand>(&rest),
+            "nodes" | "routes" | "links" | "capabilities" | "plugins" | "reload" => {
+                assert_eq!(rest, "{}", "{example}");
+            }
+            other => panic!("{other} is not known"),
+        }
+        seen.insert(envelope.command);
+    }
+    assert_eq!(seen.len(), 13, "{seen:?}");
+}
+
+#[test]
+fn every_reply_is_understood_and_shown() {
+    let mut seen = BTreeSet::new();
+    for (name, example) in examples("json daemon") {
+        match name {
+            "error" => same::<ErrorReply>(example),
+            "send" => same::<SendReply>(example),
+            "cancel" => same::<CancelReply>(example),
+            "ping" => same::<PingReply>(example),
+            "traceroute" => same::<TraceHop>(example),
+            "status" => same::<StatusReply>(example),
+            "nodes" => same::<NodesReply>(example),
+            "routes" => same::<RoutesReply>(example),
+            "links" => same::<LinksReply>(example),
+            "capabilities" => same::<CapabilitiesReply>(example),
+            "plugins" => same::<PluginsReply>(example),
+            "plugin-restart" => same::<PluginStatus>(example),
+            "reload" => same::<ReloadReply>(example),
+            "log-level" => same::<LogLevelReply>(example),
+            other => panic!("{other} is not known"),
+        }
+        seen.insert(name);
+    }
+    assert_eq!(seen.len(), 14, "{seen:?}");
+}
+
+#[test]
+fn the_greeting_is_the_one_in_the_text() {
+    let line = TEXT
+        .lines()
+        .find(|line| line.starts_with("Receptor Control"))
+        .unwrap();
+    assert_eq!(parse_greeting(line).unwrap().as_str(), "controller");
+}
+
+#[test]
+fn every_key_of_send_is_in_its_table() {
+    let table = TEXT.split_once("| key | |").unwrap().1;
+    let table = table.split_once("\n\n").unwrap().0;
+    let full = SendCommand {
+        directive: "a:b".into(),
+        recipient: Some("c".into()),
+        any: true,
+        metadata: [("k".into(), "v".into())].into(),
+        payload: Some(serde_json::value::to_raw_value(&1).unwrap()),
+        text: Some(String::new()),
+        size: Some(1),
+        stream: true,
+        content: Some(receptor_proto::packet::Content::Bytes),
+        volatile: true,
+        respond: false,
+        detach: true,
+        expires_ms: Some(1),
+    };
+    let value = serde_json::to_value(full).unwrap();
+    for key in value.as_object().unwrap().keys() {
+        assert!(table.contains(&format!("`{key}`")), "{key}");
+    }
+}
+
+#[test]
+fn error_codes_and_limits_are_those_of_the_types() {
+    let table = TEXT.split_once("| code | meaning |").unwrap().1;
+    let table = table.split_once("\n\n").unwrap().0;
+    let told: BTreeSet<&str> = table
+        .lines()
+        .skip(2)
+        .map(|row| row.split('`').nth(1).unwrap())
+        .collect();
+    // Codes of links have numbers of their own range and are told in one sentence.
+    let known: BTreeSet<&str> = ErrorCode::ALL
+        .iter()
+        .filter(|code| code.number() < ErrorCode::UnsupportedVersion.number())
+        .map(ErrorCode::as_str)
+        .collect();
+    assert_eq!(told, known);
+    assert_eq!(LINE_MAX, 1_048_576);
+    assert!(TEXT.contains("1,048,576 bytes"));
+    assert!(TEXT.contains(&format!("at most {TAG_MAX} bytes")));
+}
