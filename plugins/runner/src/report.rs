@@ -1,0 +1,659 @@
+//! What the lines of a job add up to: what goes to the sender, what a person is shown meanwhile,
+//! and the result. Decides only; sends nothing.
+
+use receptor_plugin::Json;
+use serde::Deserialize;
+use serde_json::{Map, Value, json, value::RawValue};
+
+use crate::{
+    payload::{Events, Options},
+    stream::Piece,
+};
+
+/// Bytes kept of what Ansible says outside of events; its errors are at the end.
+const OUTPUT_KEPT: usize = 8_192;
+/// Largest result in the final message. Statistics of thousands of hosts are left out of it, they
+/// went as an event before.
+const MAX_RESULT: usize = 262_144;
+/// Bytes of a task's name that a person is shown.
+const MAX_TASK: usize = 120;
+
+/// What became of a job so far.
+#[derive(Debug)]
+pub(crate) struct Report {
+    options: Options,
+    /// The argument `omit_event_data` or its like: an empty result means nothing then.
+    omits: bool,
+    task: String,
+    ok: u64,
+    changed: u64,
+    failed: u64,
+    unreachable: u64,
+    events: u64,
+    /// Lines that were no JSON.
+    pub(crate) garbage: u64,
+    /// Events whose result ansible-runner has dropped.
+    pub(crate) dropped: u64,
+    cut: u64,
+    no_hosts: bool,
+    stats: Option<Map<String, Value>>,
+    artifact_data: Option<Value>,
+    output: Tail,
+    /// The last word of ansible-runner on the job.
+    pub(crate) status: Option<String>,
+    /// What it said beside it.
+    pub(crate) explanation: Option<String>,
+    /// The stream has ended as it should.
+    pub(crate) eof: bool,
+}
+
+/// What to do about a line.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Step {
+    /// A result for the sender.
+    pub(crate) send: Option<Json>,
+    /// ansible-runner's new state.
+    pub(crate) state: Option<String>,
+    /// A person should be shown [`Report::summary`].
+    pub(crate) news: bool,
+}
+
+/// The parts of a line that matter, whatever its kind.
+#[derive(Deserialize)]
+struct Line<'a> {
+    status: Option<String>,
+    job_explanation: Option<String>,
+    event: Option<String>,
+    #[serde(default)]
+    eof: bool,
+    /// Looked at only where it matters: it may hold what no text may.
+    #[serde(borrow)]
+    stdout: Option<&'a RawValue>,
+    #[serde(borrow)]
+    event_data: Option<&'a RawValue>,
+}
+
+/// The parts of an event that matter. Values are looked at one by one, so that a strange one of a
+/// module does not hide the others.
+#[derive(Default, Deserialize)]
+struct EventData<'a> {
+    task: Option<Value>,
+    ignore_errors: Option<Value>,
+    #[serde(borrow)]
+    res: Option<&'a RawValue>,
+}
+
+#[derive(Default, Deserialize)]
+struct Res {
+    changed: Option<Value>,
+}
+
+impl Report {
+    pub(crate) fn new(options: Options, omits: bool) -> Self {
+        Self {
+            options,
+            omits,
+            task: String::new(),
+            ok: 0,
+            changed: 0,
+            failed: 0,
+            unreachable: 0,
+            events: 0,
+            garbage: 0,
+            dropped: 0,
+            cut: 0,
+            no_hosts: false,
+            stats: None,
+            artifact_data: None,
+            output: Tail::new(OUTPUT_KEPT),
+            status: None,
+            explanation: None,
+            eof: false,
+        }
+    }
+
+    /// Takes a piece of the stream.
+    pub(crate) fn take(&mut self, piece: &Piece<'_>) -> Step {
+        let (text, cut) = match piece {
+            Piece::Line { text, cut } => (*text, *cut),
+            Piece::Overlong => {
+                self.cut += 1;
+                return self.sending(cut_mark());
+            }
+        };
+        let Ok(line) = serde_json::from_slice::<Line<'_>>(text) else {
+            self.garbage += 1;
+            return Step::default();
+        };
+        if line.eof {
+            self.eof = true;
+            return Step::default();
+        }
+        if let Some(status) = line.status {
+            return self.take_status(status, line.job_explanation, text);
+        }
+        match line.event.as_deref() {
+            Some("keepalive") => Step::default(),
+            Some(event) => {
+                let (wanted, news) = self.take_event(event, line.stdout, line.event_data);
+                let send = wanted.then(|| self.shortened(text, cut)).flatten();
+                Step {
+                    news,
+                    ..self.sending(send)
+                }
+            }
+            None => {
+                self.garbage += 1;
+                Step::default()
+            }
+        }
+    }
+
+    /// The last result of all, with which the results are a whole stream again.
+    pub(crate) fn end(&self) -> Option<Json> {
+        let end = Json::from_value(&json!({"eof": true})).ok();
+        end.filter(|_| self.options.events != Events::None && self.status.is_some())
+    }
+
+    /// One line for people.
+    pub(crate) fn summary(&self) -> String {
+        let Self {
+            task,
+            ok,
+            changed,
+            failed,
+            unreachable,
+            ..
+        } = self;
+        let counts = format!("ok={ok} changed={changed} failed={failed} unreachable={unreachable}");
+        if task.is_empty() {
+            return counts;
+        }
+        format!("TASK [{task}] {counts}")
+    }
+
+    /// Ansible has run and had nothing to do it to.
+    pub(crate) fn no_hosts_matched(&self) -> bool {
+        let processed = self.stats.as_ref().and_then(|stats| stats.get("processed"));
+        match processed {
+            Some(Value::Object(hosts)) => hosts.is_empty(),
+            _ => self.no_hosts,
+        }
+    }
+
+    /// What Ansible said outside of events.
+    pub(crate) fn output(&self) -> String {
+        self.output.text()
+    }
+
+    /// The result in the final message.
+    pub(crate) fn result(
+        &self,
+        status: &str,
+        rc: i64,
+        seconds: f64,
+        version: Option<&str>,
+    ) -> Value {
+        let mut result = json!({
+            "status": status,
+            "rc": rc,
+            "events": self.events,
+            "no_hosts_matched": self.no_hosts_matched(),
+            "stats": self.stats,
+            "artifact_data": self.artifact_data,
+            "duration_s": (seconds * 100.0).round() / 100.0,
+            "ansible_runner": version,
+        });
+        if self.cut > 0 {
+            result["events_cut"] = self.cut.into();
+        }
+        if self.dropped > 0 {
+            result["results_dropped"] = self.dropped.into();
+        }
+        if rc != 0 {
+            result["output"] = self.output().into();
+        }
+        for large in ["artifact_data", "stats"] {
+            if result.to_string().len() > MAX_RESULT {
+                result[large] = Value::Null;
+                result["receptor_cut"] = true.into();
+            }
+        }
+        result
+    }
+
+    fn take_status(&mut self, status: String, explanation: Option<String>, text: &[u8]) -> Step {
+        let send = match serde_json::from_slice::<Map<String, Value>>(text) {
+            Ok(mut whole) => {
+                // The environment that it runs in, with all that is secret there.
+                whole.remove("env");
+                Json::from_value(&whole).ok()
+            }
+            Err(_) => None,
+        };
+        self.explanation = explanation.or(self.explanation.take());
+        self.status = Some(status.clone());
+        Step {
+            state: Some(status),
+            ..self.sending(send)
+        }
+    }
+
+    /// Counts an event. Returns whether the sender wants it and whether a person should see it.
+    fn take_event(
+        &mut self,
+        event: &str,
+        stdout: Option<&RawValue>,
+        data: Option<&RawValue>,
+    ) -> (bool, bool) {
+        self.events += 1;
+        let data = data.map_or("{}", RawValue::get);
+        let parts: EventData<'_> = serde_json::from_str(data).unwrap_or_default();
+        let res: Res = parts
+            .res
+            .and_then(|res| serde_json::from_str(res.get()).ok())
+            .unwrap_or_default();
+        let changed = res.changed == Some(Value::Bool(true));
+        let is_result = event.starts_with("runner_on_") || event.starts_with("runner_item_on_");
+        if is_result
+            && !self.omits
+            && event != "runner_on_start"
+            && parts.res.is_some_and(|res| res.get().trim() == "{}")
+        {
+            self.dropped += 1;
+        }
+
+        // What tasks came to, and whether it changed or failed something.
+        let mut result = true;
+        let mut failed = false;
+        match event {
+            "runner_on_ok" => {
+                self.ok += 1;
+                self.changed += u64::from(changed);
+            }
+            "runner_on_failed" if parts.ignore_errors == Some(Value::Bool(true)) => self.ok += 1,
+            "runner_on_failed" => {
+                self.failed += 1;
+                failed = true;
+            }
+            "runner_on_unreachable" => {
+                self.unreachable += 1;
+                failed = true;
+            }
+            "runner_item_on_failed" | "runner_on_async_failed" | "error" => failed = true,
+            "playbook_on_no_hosts_matched" => {
+                self.no_hosts = true;
+                failed = true;
+            }
+            "playbook_on_stats" => {
+                self.take_stats(data);
+                failed = true;
+            }
+            // A module alone has no task of its own, only the start on each host.
+            "playbook_on_task_start" | "playbook_on_handler_task_start" | "runner_on_start" => {
+                if let Some(Value::String(task)) = parts.task {
+                    self.task = task.chars().take(MAX_TASK).collect();
+                }
+                result = false;
+            }
+            "verbose" => {
+                let text = stdout.and_then(|text| serde_json::from_str(text.get()).ok());
+                self.output.line(text.unwrap_or_default());
+                result = false;
+            }
+            _ => result = is_result,
+        }
+        let news = result || event == "playbook_on_task_start";
+        let wanted = match self.options.events {
+            Events::All => true,
+            Events::Results => result,
+            Events::Changed => result && (changed || failed),
+            Events::Failed => failed,
+            Events::None => false,
+        };
+        (wanted, news)
+    }
+
+    fn take_stats(&mut self, data: &str) {
+        const SHOWN: &[&str] = &[
+            "ok",
+            "changed",
+            "failures",
+            "dark",
+            "skipped",
+            "ignored",
+            "rescued",
+            "processed",
+        ];
+        let Ok(mut data) = serde_json::from_str::<Map<String, Value>>(data) else {
+            return;
+        };
+        self.artifact_data = data.remove("artifact_data");
+        data.retain(|key, _| SHOWN.contains(&key.as_str()));
+        // None with `omit_event_data`, and then nothing is known about hosts.
+        self.stats = (!data.is_empty()).then_some(data);
+    }
+
+    /// An event as the sender gets it.
+    fn shortened(&mut self, text: &[u8], cut: bool) -> Option<Json> {
+        let limit = self.options.max_event_bytes;
+        if !cut && text.len() <= limit {
+            return Json::parse(text).ok();
+        }
+        self.cut += 1;
+        let Ok(mut event) = serde_json::from_slice::<Map<String, Value>>(text) else {
+            return cut_mark();
+        };
+        event.insert("receptor_cut".to_owned(), true.into());
+        let mut event = Value::Object(event);
+        let mut strings = limit / 4;
+        while event.to_string().len() > limit {
+            if strings < 64 {
+                // Something that is large in spite of short strings: the head of the event is left.
+                for key in ["stdout", "event_data"] {
+                    event.as_object_mut()?.remove(key);
+                }
+                break;
+            }
+            cut_strings(&mut event, strings);
+            strings /= 4;
+        }
+        Json::from_value(&event).ok()
+    }
+
+    fn sending(&self, send: Option<Json>) -> Step {
+        Step {
+            send: send.filter(|_| self.options.events != Events::None),
+            ..Step::default()
+        }
+    }
+}
+
+/// In place of an event of which nothing could be kept.
+fn cut_mark() -> Option<Json> {
+    Json::from_value(&json!({"receptor_cut": true})).ok()
+}
+
+/// Shortens every string, and lists to as many parts as short strings would fill.
+fn cut_strings(value: &mut Value, limit: usize) {
+    match value {
+        Value::String(text) => {
+            if text.len() > limit {
+                let end = (0..=limit).rev().find(|at| text.is_char_boundary(*at));
+                text.truncate(end.unwrap_or(0));
+                text.push_str(" ...[cut]");
+            }
+        }
+        Value::Array(parts) => {
+            parts.truncate(limit / 16);
+            parts.iter_mut().for_each(|part| cut_strings(part, limit));
+        }
+        Value::Object(parts) => parts.values_mut().for_each(|part| cut_strings(part, limit)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// The end of a text that may have been long.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    kept: Vec<u8>,
+    limit: usize,
+}
+
+impl Tail {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            kept: Vec::new(),
+            limit,
+        }
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        let bytes = bytes
+            .get(bytes.len().saturating_sub(self.limit)..)
+            .unwrap_or_default();
+        self.kept.extend_from_slice(bytes);
+        let over = self.kept.len().saturating_sub(self.limit);
+        self.kept.drain(..over);
+    }
+
+    fn line(&mut self, text: String) {
+        let text = text.trim_end();
+        if !text.is_empty() {
+            self.push(text.as_bytes());
+            self.push(b"\n");
+        }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.kept).trim_end().to_owned()
+    }
+
+    pub(crate) fn last_line(&self) -> String {
+        let text = self.text();
+        text.lines().last().unwrap_or_default().trim().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(options: Value) -> Report {
+        Report::new(serde_json::from_value(options).unwrap(), false)
+    }
+
+    fn take(report: &mut Report, line: &Value) -> Step {
+        let text = line.to_string();
+        report.take(&Piece::Line {
+            text: text.as_bytes(),
+            cut: false,
+        })
+    }
+
+    fn event(name: &str, data: Value) -> Value {
+        json!({"event": name, "uuid": "u", "counter": 1, "stdout": "", "event_data": data})
+    }
+
+    #[test]
+    fn the_environment_never_leaves_with_a_status() {
+        let mut report = report(json!({}));
+        let step = take(
+            &mut report,
+            &json!({"status": "starting", "env": {"A": "canary"}, "command": ["ansible"]}),
+        );
+        assert_eq!(step.state.as_deref(), Some("starting"));
+        let sent: Value = step.send.unwrap().to().unwrap();
+        assert_eq!(sent, json!({"status": "starting", "command": ["ansible"]}));
+    }
+
+    #[test]
+    fn counts_and_task_are_for_people() {
+        let mut report = report(json!({}));
+        take(
+            &mut report,
+            &event("playbook_on_task_start", json!({"task": "install"})),
+        );
+        take(
+            &mut report,
+            &event("runner_on_ok", json!({"res": {"changed": true}})),
+        );
+        take(
+            &mut report,
+            &event("runner_on_ok", json!({"res": {"changed": "odd"}})),
+        );
+        take(
+            &mut report,
+            &event("runner_on_failed", json!({"ignore_errors": true})),
+        );
+        take(
+            &mut report,
+            &event("runner_on_failed", json!({"ignore_errors": null})),
+        );
+        let step = take(
+            &mut report,
+            &event("runner_on_unreachable", json!("strange")),
+        );
+        assert!(step.news);
+        assert_eq!(
+            report.summary(),
+            "TASK [install] ok=3 changed=1 failed=1 unreachable=1"
+        );
+    }
+
+    #[test]
+    fn events_are_chosen() {
+        let events = [
+            event("playbook_on_start", json!({})),
+            event("runner_on_start", json!({})),
+            event("runner_on_ok", json!({"res": {"changed": false}})),
+            event("runner_item_on_ok", json!({"res": {"changed": true}})),
+            event("runner_on_skipped", json!({})),
+            event("runner_on_failed", json!({})),
+            event("verbose", json!({})),
+            event("playbook_on_stats", json!({"processed": {"a": 1}})),
+        ];
+        for (choice, wanted) in [
+            ("all", "11111111"),
+            ("results", "00111101"),
+            ("changed", "00010101"),
+            ("failed", "00000101"),
+            ("none", "00000000"),
+        ] {
+            let mut report = report(json!({"events": choice}));
+            let sent: String = events
+                .iter()
+                .map(|e| {
+                    if take(&mut report, e).send.is_some() {
+                        '1'
+                    } else {
+                        '0'
+                    }
+                })
+                .collect();
+            assert_eq!(sent, wanted, "{choice}");
+            assert_eq!(report.end(), None);
+            take(&mut report, &json!({"status": "running"}));
+            assert_eq!(report.end().is_some(), choice != "none");
+        }
+    }
+
+    #[test]
+    fn no_host_is_noticed_in_every_form() {
+        let mut one = report(json!({}));
+        take(
+            &mut one,
+            &event("playbook_on_stats", json!({"processed": {}})),
+        );
+        assert!(one.no_hosts_matched());
+        let mut two = report(json!({}));
+        take(&mut two, &event("playbook_on_no_hosts_matched", json!({})));
+        take(&mut two, &event("playbook_on_stats", json!({})));
+        assert!(two.no_hosts_matched());
+        // One play of several had hosts.
+        take(
+            &mut two,
+            &event("playbook_on_stats", json!({"processed": {"a": 1}})),
+        );
+        assert!(!two.no_hosts_matched());
+        // Nothing is known, so nothing is said.
+        let mut three = report(json!({}));
+        take(&mut three, &event("playbook_on_stats", json!({})));
+        assert!(!three.no_hosts_matched());
+    }
+
+    #[test]
+    fn large_events_are_cut_to_the_limit_and_marked() {
+        let lines: Vec<String> = (0..5_000).map(|n| format!("line {n}")).collect();
+        let many: Map<String, Value> = (0..5_000).map(|n| (format!("k{n}"), json!(n))).collect();
+        for (data, left) in [
+            (
+                json!({"res": {"stdout": "x".repeat(50_000)}, "host": "a"}),
+                true,
+            ),
+            (json!({"res": {"stdout_lines": lines}, "host": "a"}), true),
+            (json!({"res": many, "host": "a"}), false),
+        ] {
+            let mut report = report(json!({"max_event_bytes": 2048}));
+            let step = take(&mut report, &event("runner_on_ok", data));
+            let sent = step.send.unwrap();
+            assert!(sent.get().len() <= 2048, "{}", sent.get().len());
+            let sent: Value = sent.to().unwrap();
+            assert_eq!(sent["receptor_cut"], true);
+            assert_eq!(sent["event"], "runner_on_ok");
+            assert_eq!(sent["event_data"]["host"] == "a", left);
+            assert_eq!(report.result("failed", 0, 1.0, None)["events_cut"], 1);
+        }
+    }
+
+    #[test]
+    fn a_small_event_passes_as_it_is() {
+        let mut report = report(json!({}));
+        let text = br#"{"event":"x","n":1.50,"big":12345678901234567890123}"#;
+        let step = report.take(&Piece::Line { text, cut: false });
+        assert_eq!(step.send.unwrap().get().as_bytes(), text);
+    }
+
+    #[test]
+    fn dropped_results_and_garbage_are_counted() {
+        let mut report = report(json!({}));
+        take(&mut report, &event("runner_on_ok", json!({"res": {}})));
+        assert_eq!(report.dropped, 1);
+        let half = r#"{"event":"verbose","stdout":"\ud83d"}"#;
+        let step = report.take(&Piece::Line {
+            text: half.as_bytes(),
+            cut: false,
+        });
+        assert_eq!(step.send.unwrap().get(), half);
+        for line in ["not json", "[]", "{}", "{\"event\":1}"] {
+            report.take(&Piece::Line {
+                text: line.as_bytes(),
+                cut: false,
+            });
+        }
+        assert_eq!(report.garbage, 4);
+        let keepalive = json!({"event": "keepalive", "counter": 0, "uuid": 0});
+        assert_eq!(take(&mut report, &keepalive), Step::default());
+        take(&mut report, &json!({"eof": true}));
+        assert!(report.eof);
+    }
+
+    #[test]
+    fn the_result_has_what_was_asked_for_and_fits() {
+        let mut report = report(json!({}));
+        take(
+            &mut report,
+            &json!({"event": "verbose", "stdout": "ERROR! no such file\r"}),
+        );
+        let stats =
+            json!({"ok": {"a": 1}, "processed": {"a": 1}, "artifact_data": {"x": 1}, "pid": 5});
+        take(&mut report, &event("playbook_on_stats", stats));
+        let result = report.result("failed", 2, 1.234, Some("2.4.3"));
+        assert_eq!(
+            result,
+            json!({
+                "status": "failed", "rc": 2, "events": 2, "no_hosts_matched": false,
+                "stats": {"ok": {"a": 1}, "processed": {"a": 1}}, "artifact_data": {"x": 1},
+                "duration_s": 1.23, "ansible_runner": "2.4.3", "output": "ERROR! no such file",
+            })
+        );
+        let hosts: Map<String, Value> = (0..50_000).map(|n| (format!("h{n}"), json!(1))).collect();
+        take(
+            &mut report,
+            &event("playbook_on_stats", json!({"processed": hosts})),
+        );
+        let result = report.result("successful", 0, 1.0, None);
+        assert_eq!(result["stats"], Value::Null);
+        assert_eq!(result["receptor_cut"], true);
+    }
+
+    #[test]
+    fn a_tail_keeps_the_end() {
+        let mut tail = Tail::new(8);
+        tail.push(b"abc\n");
+        tail.push(b"0123456789\nxyz\n");
+        assert_eq!(tail.text(), "789\nxyz");
+        assert_eq!(tail.last_line(), "xyz");
+        assert_eq!(Tail::new(8).last_line(), "");
+    }
+}
