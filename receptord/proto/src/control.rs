@@ -119,7 +119,7 @@ pub struct TracerouteCommand {
 /// One line of a streamed traceroute.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TraceHop {
-    /// 1 for the first neighbor.
+    /// 1 for the first neighbor; the key `"0"` of the other form is this node itself.
     pub hop: u8,
     /// What the hop answered.
     #[serde(flatten)]
@@ -513,6 +513,12 @@ pub struct SendCommand {
     /// How long the message is worth delivering, in milliseconds; configured default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
+    /// Take the message also when its recipient was never heard of, and keep it until it is.
+    /// Without this such a message is refused with `no-such-node`, because a misspelt id is
+    /// likelier than a node that is yet to come; a node that is known and only cannot be
+    /// reached now is always waited for.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub wait: bool,
 }
 
 fn yes() -> bool {
@@ -625,6 +631,14 @@ pub struct CancelCommand {
 pub struct CancelReply {
     /// Which.
     pub cancelling: MessageId,
+}
+
+/// `{"command":"results","id":"…"}`: the responses of a message that was sent with `detach`,
+/// as lines of [`SendReply::Response`]. They are handed out once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ResultsCommand {
+    /// Which.
+    pub id: MessageId,
 }
 
 /// A one-line error of a command that is not Go Receptor's.

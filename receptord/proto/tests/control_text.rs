@@ -7,8 +7,8 @@ use receptor_proto::ErrorCode;
 use receptor_proto::control::{
     CancelCommand, CancelReply, CapabilitiesReply, Envelope, ErrorReply, LINE_MAX, LinksReply,
     LogLevelCommand, LogLevelReply, NodesReply, PingCommand, PingReply, PluginRestartCommand,
-    PluginStatus, PluginsReply, ReloadReply, RoutesReply, SendCommand, SendReply, StatusCommand,
-    StatusReply, TAG_MAX, TraceHop, TracerouteCommand, parse_greeting,
+    PluginStatus, PluginsReply, ReloadReply, ResultsCommand, RoutesReply, SendCommand, SendReply,
+    StatusCommand, StatusReply, TAG_MAX, TraceHop, TracerouteCommand, parse_greeting,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -91,6 +91,7 @@ fn every_command_is_understood_and_shown() {
                     .unwrap();
             }
             "cancel" => same::<CancelCommand>(&rest),
+            "results" => same::<ResultsCommand>(&rest),
             "plugin-restart" => same::<PluginRestartCommand>(&rest),
             "log-level" => same::<LogLevelCommand>(&rest),
             "nodes" | "routes" | "links" | "capabilities" | "plugins" | "reload" => {
@@ -156,6 +157,7 @@ fn every_key_of_send_is_in_its_table() {
         respond: false,
         detach: true,
         expires_ms: Some(1),
+        wait: true,
     };
     let value = serde_json::to_value(full).unwrap();
     for key in value.as_object().unwrap().keys() {
