@@ -5,9 +5,15 @@
 
 pub mod cli;
 pub mod config;
+mod control;
 pub mod data_dir;
+mod engine;
 pub mod exit;
+mod instance;
+mod link;
 pub mod log;
 pub mod run;
+mod store;
 pub mod systemd;
 pub mod task;
+mod unix_socket;

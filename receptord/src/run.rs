@@ -4,15 +4,37 @@
 //! the daemon is ready, reacts to signals, and decides when it is over. The work itself is
 //! done by the modules that it starts.
 
+use std::cell::{Cell, RefCell};
+use std::error::Error;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use receptor_proto::control::ReloadReply;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::Interval;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::cli::Cli;
-use crate::config::{self, Apply, Change, ConfigError, Environment, NodeId, Settings};
+use crate::config::{
+    self, Apply, Change, ConfigError, DEFAULT_COST, Environment, LinkUrl, Listen, NodeId, Settings,
+};
+use crate::control::{Context, ControlError, ControlSocket, ReloadRequest};
 use crate::data_dir::DataDir;
+use crate::engine::{Engine, EngineHandle, Input};
 use crate::exit::Exit;
+use crate::instance;
+use crate::link::{self, Bound, Links, ListenError};
 use crate::log::{self, LogHandle};
+use crate::store::Store;
 use crate::systemd::{Notifier, Passed};
+use crate::task;
+
+/// Time for the goodbyes to leave when the daemon stops; a peer that does not read must not
+/// hold it up.
+const GOODBYE_TIME: Duration = Duration::from_secs(2);
 
 /// What `main` took and opened for the daemon.
 #[derive(Debug)]
@@ -34,53 +56,263 @@ pub struct Handles {
 }
 
 /// Runs the daemon until it is told to stop.
-pub async fn run(mut settings: Settings, handles: Handles) -> Exit {
-    let mut signals = match Signals::new() {
-        Ok(signals) => signals,
-        Err(error) => {
-            tracing::error!(%error, "signals cannot be received");
-            return Exit::Internal;
-        }
-    };
-    let (node_id, notifier) = (&handles.node_id, handles.notifier);
-    tracing::info!(
-        message_id = log::id::STARTED,
-        node = %node_id,
-        version = env!("CARGO_PKG_VERSION"),
-        data_dir = %handles.data_dir.path().display(),
-        "serving"
-    );
-    notifier.ready(&format!("node {node_id}"));
-    let mut watchdog = notifier.watchdog_interval().map(tokio::time::interval);
-    loop {
-        let request = tokio::select! {
-            request = signals.next() => request,
-            () = tick(watchdog.as_mut()) => {
-                notifier.watchdog();
-                continue;
-            }
-        };
-        match request {
-            Request::Stop(signal) => {
-                tracing::info!(message_id = log::id::STOPPING, signal, "stopping");
-                notifier.stopping("stopping");
-                return Exit::Ok;
-            }
-            Request::Reload => {
-                notifier.reloading();
-                // What is wrong was logged; the unit goes on with what it had.
-                let _ = reload(&mut settings, &handles);
-                notifier.ready(&format!("node {node_id}"));
-            }
+pub async fn run(settings: Settings, handles: Handles) -> Exit {
+    match start(settings, handles).await {
+        Ok(mut daemon) => daemon.serve().await,
+        Err((exit, error)) => {
+            tracing::error!("{error}");
+            exit
         }
     }
 }
 
-/// The next beat of an interval; never, when there is none.
-async fn tick(interval: Option<&mut Interval>) {
-    match interval {
-        Some(interval) => drop(interval.tick().await),
-        None => std::future::pending().await,
+/// Everything that runs.
+struct Daemon {
+    settings: Rc<RefCell<Settings>>,
+    handles: Handles,
+    signals: Signals,
+    engine: EngineHandle,
+    engine_task: JoinHandle<()>,
+    links: Rc<Links>,
+    control: Option<JoinHandle<()>>,
+    reloads: mpsc::Receiver<ReloadRequest>,
+}
+
+type Failed = (Exit, Box<dyn Error>);
+
+async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Failed> {
+    let signals = Signals::new().map_err(|error| failed(Exit::Internal, error))?;
+    let data_dir = handles.data_dir.path().to_owned();
+    let store = Store::open(&data_dir, settings.spool.max_bytes)
+        .map_err(|error| failed(Exit::Unavailable, error))?;
+    let instance = instance::next(&data_dir).map_err(|error| failed(Exit::Unavailable, error))?;
+    let mesh = mesh_config(&settings, &handles.node_id, instance);
+
+    let control = match handles.passed.take("control").pop() {
+        Some(fd) => Some(ControlSocket::adopt(fd, &settings.control).map_err(control_failed)?),
+        None if settings.control.enabled => Some(
+            ControlSocket::bind(&settings.control)
+                .await
+                .map_err(control_failed)?,
+        ),
+        None => None,
+    };
+    let bound = listeners(&settings, handles.passed.take("mesh")).await?;
+
+    if let Some(name) = handles.passed.names().next() {
+        let text = format!(
+            "a socket named {name} was passed: expected FileDescriptorName=mesh or =control"
+        );
+        return Err(failed(Exit::Configuration, text));
+    }
+
+    let (engine, engine_handle) = Engine::new(mesh, store.clone(), Vec::new(), handles.notifier);
+    let engine_task = task::spawn("engine", engine.run());
+    let metadata = Input::SetMetadata(settings.capabilities.clone());
+    let _ = engine_handle.send(metadata).await;
+    let links = Rc::new(Links::start(&settings, bound, engine_handle.clone()));
+    let settings = Rc::new(RefCell::new(settings));
+    let (reload, reloads) = mpsc::channel(1);
+    let context = Context {
+        node: handles.node_id.clone(),
+        started: Instant::now(),
+        settings: Rc::clone(&settings),
+        engine: engine_handle.clone(),
+        store,
+        links: Rc::clone(&links),
+        log: handles.log.clone(),
+        reload,
+        clients: Cell::new(0),
+        level: RefCell::new(None),
+    };
+    let control = control.map(|socket| socket.serve(Rc::new(context)));
+    Ok(Daemon {
+        settings,
+        handles,
+        signals,
+        engine: engine_handle,
+        engine_task,
+        links,
+        control,
+        reloads,
+    })
+}
+
+fn failed(exit: Exit, error: impl Into<Box<dyn Error>>) -> Failed {
+    (exit, error.into())
+}
+
+/// The exit code for a socket that cannot be had.
+fn socket_exit(error: &io::Error) -> Exit {
+    let kind = error.kind();
+    if kind == io::ErrorKind::PermissionDenied {
+        Exit::NotPermitted
+    } else if kind == io::ErrorKind::NotFound {
+        // A group or directory that is not there: waiting does not make it.
+        Exit::Configuration
+    } else {
+        Exit::Unavailable
+    }
+}
+
+fn control_failed(error: ControlError) -> Failed {
+    (socket_exit(&error.source), error.into())
+}
+
+fn listen_failed(error: ListenError) -> Failed {
+    (socket_exit(&error.source), error.into())
+}
+
+/// Binds what the settings say, and takes what the service manager listens on: a passed socket
+/// whose address is that of a listener is that listener.
+async fn listeners(
+    settings: &Settings,
+    passed: Vec<OwnedFd>,
+) -> Result<Vec<(Listen, Bound)>, Failed> {
+    let mut adopted = Vec::new();
+    for fd in passed {
+        let url = link::url_of(&fd).map_err(|error| failed(Exit::Unavailable, error))?;
+        adopted.push((url, fd));
+    }
+    let mut bound = Vec::new();
+    for listen in &settings.listen {
+        let is_it = |(url, _): &(LinkUrl, OwnedFd)| url.bind() == listen.url.bind();
+        let found = match adopted.iter().position(is_it) {
+            Some(index) => {
+                let (_, fd) = adopted.swap_remove(index);
+                link::adopt(&listen.url, fd)
+            }
+            None => link::bind(&listen.url).await,
+        };
+        bound.push((listen.clone(), found.map_err(listen_failed)?));
+    }
+    for (url, fd) in adopted {
+        let listen = Listen {
+            url,
+            cost: DEFAULT_COST,
+            allow_plaintext: false,
+        };
+        let found = link::adopt(&listen.url, fd).map_err(listen_failed)?;
+        bound.push((listen, found));
+    }
+    Ok(bound)
+}
+
+fn mesh_config(settings: &Settings, node: &NodeId, instance: u64) -> receptor_mesh::Config {
+    let mut config = receptor_mesh::Config::new(node.clone(), instance, fastrand::u64(..));
+    config.router = settings.router;
+    config.software = concat!("receptord ", env!("CARGO_PKG_VERSION")).to_owned();
+    config.hold_time = settings.link.hold_time;
+    config.hop_limit = settings.routing.hop_limit;
+    config.dead_node_retention = settings.routing.dead_node_retention;
+    let limits = &mut config.limits;
+    limits.links = usize::try_from(settings.link.max_links).unwrap_or(usize::MAX);
+    limits.outgoing_bytes = settings.spool.max_bytes;
+    limits.outgoing_entries = usize::try_from(settings.spool.max_entries).unwrap_or(usize::MAX);
+    config
+}
+
+impl Daemon {
+    /// Says that everything is there and reacts to what is asked until the end.
+    async fn serve(&mut self) -> Exit {
+        let notifier = self.handles.notifier;
+        tracing::info!(
+            message_id = log::id::STARTED,
+            node = %self.handles.node_id,
+            version = env!("CARGO_PKG_VERSION"),
+            data_dir = %self.handles.data_dir.path().display(),
+            "serving"
+        );
+        notifier.ready(&self.status_line());
+        loop {
+            let request = tokio::select! {
+                request = self.signals.next() => request,
+                Some(reply) = self.reloads.recv() => Request::Reload(Some(reply)),
+                _ = &mut self.engine_task => {
+                    tracing::error!("the engine has ended");
+                    return Exit::Internal;
+                }
+            };
+            match request {
+                Request::Stop(signal) => {
+                    tracing::info!(message_id = log::id::STOPPING, signal, "stopping");
+                    notifier.stopping("stopping");
+                    self.stop().await;
+                    return Exit::Ok;
+                }
+                Request::Reload(reply) => {
+                    notifier.reloading();
+                    let result = self.reload().await;
+                    if let Some(reply) = reply {
+                        // A client that did not wait is no reason for anything.
+                        let _ = reply.send(result);
+                    }
+                    notifier.ready(&self.status_line());
+                }
+            }
+        }
+    }
+
+    fn status_line(&self) -> String {
+        let listening = self.links.listening();
+        let peers = self.settings.borrow().peer.len();
+        format!(
+            "node {}, {} listening, {peers} configured peers",
+            self.handles.node_id,
+            listening.len(),
+        )
+    }
+
+    /// Puts a changed configuration in force, as far as that is possible without a restart.
+    async fn reload(&mut self) -> ReloadReply {
+        let mut settings = self.settings.borrow().clone();
+        let changes = match reload(&mut settings, &self.handles) {
+            Ok(changes) => changes,
+            Err(error) => {
+                let problems: Vec<_> = error.problems.iter().map(ToString::to_string).collect();
+                return ReloadReply {
+                    success: false,
+                    error: Some(problems.join("\n")),
+                    applied: Vec::new(),
+                    needs_restart: Vec::new(),
+                };
+            }
+        };
+        *self.settings.borrow_mut() = settings.clone();
+        let metadata = Input::SetMetadata(settings.capabilities.clone());
+        let _ = self.engine.send(metadata).await;
+        let failed = self.links.apply(&settings).await;
+        for error in &failed {
+            tracing::error!("{error}");
+        }
+        let keys = |apply| {
+            let changes = changes.iter().filter(move |change| change.apply == apply);
+            changes.map(|change| change.key.clone()).collect()
+        };
+        let problems: Vec<_> = failed.iter().map(ToString::to_string).collect();
+        ReloadReply {
+            success: problems.is_empty(),
+            error: (!problems.is_empty()).then(|| problems.join("\n")),
+            applied: keys(Apply::AtOnce),
+            needs_restart: keys(Apply::Restart),
+        }
+    }
+
+    /// Says goodbye everywhere and waits, not long, for the last words to leave.
+    async fn stop(&mut self) {
+        if let Some(control) = self.control.take() {
+            control.abort();
+            // The socket file is gone when the task is.
+            let _ = control.await;
+        }
+        let goodbye = async {
+            if self.engine.ask(Input::Shutdown).await.is_ok() {
+                self.links.stop().await;
+            }
+        };
+        if timeout(GOODBYE_TIME, goodbye).await.is_err() {
+            tracing::debug!("some links did not end in time");
+        }
     }
 }
 
@@ -125,7 +357,8 @@ pub fn reload(settings: &mut Settings, handles: &Handles) -> Result<Vec<Change>,
 /// What a signal asks for.
 enum Request {
     Stop(&'static str),
-    Reload,
+    /// Who wants to know what came of it.
+    Reload(Option<ReloadRequest>),
 }
 
 struct Signals {
@@ -135,7 +368,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -147,7 +380,7 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => Request::Stop("SIGTERM"),
             _ = self.interrupt.recv() => Request::Stop("SIGINT"),
-            _ = self.hangup.recv() => Request::Reload,
+            _ = self.hangup.recv() => Request::Reload(None),
         }
     }
 }

@@ -3,23 +3,27 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs::{self, File};
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Far longer than any step takes, so that a slow machine does not fail a test.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// The program without anything of the environment that could change what it does.
+/// The program without anything of the environment that could change what it does, and without
+/// a control socket, whose place is the same for all.
 fn receptord() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_receptord"));
-    command.env_clear().args(["--config", "/dev/null"]);
+    command.env_clear().args(["--config", "/dev/null", "node"]);
     command
 }
 
@@ -98,7 +102,8 @@ fn it_says_when_it_is_ready_reloading_and_stopping() {
         .arg(dir.path().join("data"))
         .stderr(File::create(&log).unwrap());
     let mut daemon = Daemon::start(dir.path(), command);
-    assert_eq!(daemon.said, "READY=1\nSTATUS=node node-a\n");
+    let ready = "READY=1\nSTATUS=node node-a, 0 listening, 0 configured peers\n";
+    assert_eq!(daemon.said, ready);
 
     let reload = |text: &str| {
         fs::write(&config, text).unwrap();
@@ -108,7 +113,7 @@ fn it_says_when_it_is_ready_reloading_and_stopping() {
             .strip_prefix("RELOADING=1\nMONOTONIC_USEC=")
             .unwrap_or_else(|| panic!("{said}"));
         assert!(time.trim().parse::<u64>().unwrap() > 0);
-        assert_eq!(daemon.next(), "READY=1\nSTATUS=node node-a\n");
+        assert_eq!(daemon.next(), ready);
     };
     reload("router = false\n[log]\nlevel = \"debug\"\n[link]\nhold-time = \"3s\"\n");
     reload("rooter = false\n");
@@ -214,7 +219,8 @@ fn a_made_up_node_id_survives_kill() {
     }
     assert_eq!(said[0], said[1]);
     let id = fs::read_to_string(data.join("node-id")).unwrap();
-    assert_eq!(said[0], format!("READY=1\nSTATUS=node {id}"));
+    let expected = format!("READY=1\nSTATUS=node {}, ", id.trim());
+    assert!(said[0].starts_with(&expected), "{said:?}");
     let mode = |name| fs::metadata(data.join(name)).unwrap().mode() & 0o777;
     assert_eq!((mode("node-id"), mode("lock")), (0o600, 0o600));
 }
@@ -241,32 +247,97 @@ fn a_journal_stream_gets_priorities_and_no_times() {
     assert!(!log.contains("message_id"), "{log}");
 }
 
-#[test]
-fn passed_descriptors_are_taken_by_name() {
-    let dir = tempfile::tempdir().unwrap();
+/// Runs the program with these listening sockets passed under these names.
+fn with_sockets(sockets: &[(&str, BorrowedFd<'_>)]) -> Command {
+    let mut script = String::from("LISTEN_PID=$$ exec \"$@\"");
+    for (index, (_, fd)) in sockets.iter().enumerate() {
+        fcntl(*fd, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        script += &format!(" {}<&{}", index + 3, fd.as_raw_fd());
+    }
+    let names: Vec<_> = sockets.iter().map(|(name, _)| *name).collect();
     let mut command = Command::new("sh");
     command
         .env_clear()
-        .args(["-c", "LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=mesh:control exec \"$@\" 3</dev/null 4</dev/null", "sh"])
+        .env("LISTEN_FDS", sockets.len().to_string())
+        .env("LISTEN_FDNAMES", names.join(":"))
+        .args(["-c", &script, "sh"])
         .arg(env!("CARGO_BIN_EXE_receptord"))
-        .args(["--config", "/dev/null", "--log-level", "debug", "-d"])
-        .arg(dir.path().join("data"))
-        .stderr(Stdio::piped());
+        .args(["--config", "/dev/null", "node", "-d"]);
+    command
+}
+
+#[test]
+fn passed_sockets_are_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = TcpListener::bind("127.0.0.1:0").unwrap();
+    let control = UnixListener::bind(dir.path().join("control")).unwrap();
+    let mut command = with_sockets(&[("mesh", mesh.as_fd()), ("control", control.as_fd())]);
+    command.arg(dir.path().join("data")).stderr(Stdio::null());
     let mut daemon = Daemon::start(dir.path(), command);
+    assert!(daemon.said.contains(", 1 listening, "), "{}", daemon.said);
+    let address = mesh.local_addr().unwrap();
+    drop((mesh, control));
+
+    let client = UnixStream::connect(dir.path().join("control")).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut greeting = String::new();
+    BufReader::new(client).read_line(&mut greeting).unwrap();
+    assert!(
+        greeting.starts_with("Receptor Control, node "),
+        "{greeting}"
+    );
+    TcpStream::connect(address).unwrap();
+
     daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+    // The socket belongs to the service manager, and so does its file.
+    assert!(dir.path().join("control").exists());
+}
+
+#[test]
+fn a_socket_of_an_unknown_name_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = with_sockets(&[("receptor", socket.as_fd())]);
+    let output = command.arg(dir.path().join("data")).output().unwrap();
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(stderr(&output).contains("FileDescriptorName=mesh"));
+}
+
+#[test]
+fn a_control_socket_that_another_daemon_answers_on_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("control");
+    let start = |name: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_receptord"));
+        command
+            .env_clear()
+            .args(["--config", "/dev/null", "--socket-path"])
+            .arg(&socket)
+            .arg("-d")
+            .arg(dir.path().join(name));
+        command
+    };
+    let mut first = start("a");
+    first.stderr(Stdio::null());
+    let mut daemon = Daemon::start(dir.path(), first);
+    let mode = fs::metadata(&socket).unwrap().mode() & 0o777;
+    assert_eq!(mode, 0o660);
+    let output = start("b").output().unwrap();
+    assert_eq!(output.status.code(), Some(69), "{}", stderr(&output));
+    assert!(stderr(&output).contains("another process answers"));
+    // What a killed daemon leaves behind is in nobody's way.
+    daemon.signal(Signal::SIGKILL);
     daemon.wait();
-    let mut log = String::new();
-    daemon
-        .child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut log)
-        .unwrap();
-    for name in ["mesh", "control"] {
-        let expected = format!("descriptor passed by the service manager name=\"{name}\"");
-        assert!(log.contains(&expected), "{log}");
-    }
+    assert!(socket.exists());
+    let other = dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let mut third = start("b");
+    third.stderr(Stdio::null());
+    let mut daemon = Daemon::start(&other, third);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(!socket.exists());
 }
 
 #[test]

@@ -175,8 +175,8 @@ fn read_peer(root: &mut Section, r: &mut Report) -> Vec<Peer> {
     peers
 }
 
-/// Leaves room for better links and for worse ones.
-const DEFAULT_COST: u32 = 10;
+/// The cost of a link that is not configured: leaves room for better links and for worse ones.
+pub const DEFAULT_COST: u32 = 10;
 
 fn check_exposed(url: &LinkUrl, allow_plaintext: bool, key: &str, r: &mut Report) {
     if !url.is_exposed() || allow_plaintext {

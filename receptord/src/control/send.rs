@@ -1,0 +1,244 @@
+//! The payload of `send`: from the client's input to where the core wants it.
+//!
+//! Owns taking a payload in, whatever its size, without ever holding more of it in memory than
+//! one read, and keeping the input in step with the commands when a message is refused.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use receptor_mesh::{EntryId, Payload, Recipient, Submission};
+use receptor_proto::control::SendCommand;
+use receptor_proto::packet::{Content, SEGMENT_MAX};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId};
+
+use super::session::{Failure, Session, invalid};
+use crate::engine::{Input, Submit};
+
+/// Bytes of a payload taken from the input at once.
+const PIECE: usize = 256 * 1024;
+/// A refused payload of up to this size is read and dropped, so that the next command can be
+/// understood; beyond it the connection is closed, which is cheaper for both sides.
+const DISCARD_MAX: u64 = 16 << 20;
+
+/// Reads the payload and makes the message.
+pub(super) async fn prepare(
+    session: &mut Session,
+    command: SendCommand,
+) -> Result<Submit, Failure> {
+    let checked = match command.check().and_then(|checked| {
+        if command.volatile && command.size.is_some_and(|size| size > SEGMENT_MAX as u64) {
+            return Err(too_large_for_volatile());
+        }
+        Ok(checked)
+    }) {
+        Ok(checked) => checked,
+        Err(error) => {
+            discard(session, &command).await?;
+            return Err(error.into());
+        }
+    };
+    let (content, payload) = payload(session, &command).await?;
+    if command.volatile && matches!(payload, Payload::Stored { .. }) {
+        if let Payload::Stored { entry, .. } = payload {
+            session.context.store.remove(entry);
+        }
+        return Err(too_large_for_volatile().into());
+    }
+    let default_expiry = session.context.settings.borrow().spool.default_expiry;
+    let submission = Submission {
+        id: MessageId::from_u128(uuid::Uuid::now_v7().as_u128()),
+        recipient: match checked.recipient {
+            Some(node) => Recipient::Node(node),
+            None => Recipient::Any {
+                metadata: command.metadata,
+            },
+        },
+        directive: checked.directive,
+        content,
+        payload,
+        volatile: command.volatile,
+        respond: command.respond,
+        expiry: command
+            .expires_ms
+            .map_or(default_expiry, Duration::from_millis),
+    };
+    Ok(Submit {
+        submission,
+        wait: command.wait,
+        detach: command.detach,
+        mailbox: Rc::clone(&session.outlet.mailbox),
+    })
+}
+
+/// Reads and drops the raw payload of a message that is refused.
+pub(super) async fn discard(session: &mut Session, command: &SendCommand) -> Result<(), Failure> {
+    let mut rest = match (command.size, command.stream) {
+        (Some(size), _) => size,
+        (None, true) => u64::MAX,
+        (None, false) => return Ok(()),
+    };
+    let mut dropped = 0;
+    while rest > 0 {
+        if dropped > DISCARD_MAX || rest != u64::MAX && rest > DISCARD_MAX {
+            let text = "the message was refused, and its payload is too large to be read only to be dropped";
+            return Err(Failure::Fatal(ErrorBody::new(
+                ErrorCode::PayloadTooLarge,
+                text,
+            )));
+        }
+        let Some(piece) = session.input.raw(PIECE).await.unwrap_or(None) else {
+            return Ok(());
+        };
+        let length = piece.len() as u64;
+        dropped += length;
+        if rest != u64::MAX {
+            rest -= length;
+        }
+    }
+    Ok(())
+}
+
+fn too_large_for_volatile() -> ErrorBody {
+    let text = format!("a volatile message carries at most {SEGMENT_MAX} bytes");
+    ErrorBody::new(ErrorCode::PayloadTooLarge, text)
+}
+
+async fn payload(
+    session: &mut Session,
+    command: &SendCommand,
+) -> Result<(Content, Payload), Failure> {
+    let said = command.content;
+    if let Some(json) = &command.payload {
+        let bytes = Bytes::copy_from_slice(json.get().as_bytes());
+        return Ok((said.unwrap_or(Content::Json), keep(session, bytes).await?));
+    }
+    if let Some(text) = &command.text {
+        let bytes = Bytes::copy_from_slice(text.as_bytes());
+        return Ok((said.unwrap_or(Content::Text), keep(session, bytes).await?));
+    }
+    if command.size.is_none() && !command.stream {
+        let empty = Payload::Inline(Bytes::new());
+        return Ok((said.unwrap_or(Content::None), empty));
+    }
+    let payload = take(session, command.size).await?;
+    Ok((said.unwrap_or(Content::Bytes), payload))
+}
+
+/// A payload that is in memory already.
+async fn keep(session: &mut Session, bytes: Bytes) -> Result<Payload, Failure> {
+    if bytes.len() <= SEGMENT_MAX {
+        return Ok(Payload::Inline(bytes));
+    }
+    let size = bytes.len() as u64;
+    let entry = session.context.engine.ask(Input::NewEntry).await?;
+    if let Err(error) = session.context.store.write(entry, 0, bytes).await {
+        session.context.store.remove(entry);
+        return Err(error.into());
+    }
+    Ok(Payload::Stored { entry, size })
+}
+
+/// Raw bytes: `size` of them, or all until the client's half-close.
+async fn take(session: &mut Session, size: Option<u64>) -> Result<Payload, Failure> {
+    let mut head = BytesMut::new();
+    let mut stored: Option<(EntryId, u64)> = None;
+    let mut taken = 0u64;
+    loop {
+        let rest = size.map_or(u64::MAX, |size| size - taken);
+        if rest == 0 {
+            break;
+        }
+        let want = usize::try_from(rest).unwrap_or(usize::MAX).min(PIECE);
+        let piece = match session.input.raw(want).await {
+            Ok(Some(piece)) => piece,
+            Ok(None) if size.is_none() => break,
+            Ok(None) => {
+                forget(session, stored);
+                let text = format!(
+                    "the payload ended after {taken} of {} bytes",
+                    size.unwrap_or_default()
+                );
+                return Err(Failure::Fatal(invalid(text)));
+            }
+            Err(_) => {
+                forget(session, stored);
+                return Err(Failure::Fatal(invalid("the payload could not be read")));
+            }
+        };
+        taken += piece.len() as u64;
+        head.extend_from_slice(&piece);
+        let whole = size.is_some_and(|size| size <= SEGMENT_MAX as u64);
+        if whole || stored.is_none() && head.len() <= SEGMENT_MAX {
+            continue;
+        }
+        // Pieces as small as the client sent them would make as many small writes.
+        if head.len() < PIECE && size != Some(taken) && stored.is_some() {
+            continue;
+        }
+        stored = match write(session, stored, head.split().freeze()).await {
+            Ok(stored) => Some(stored),
+            Err(Failure::Error(error)) => {
+                forget(session, stored);
+                return Err(refuse_rest(session, size.map(|size| size - taken), error).await);
+            }
+            Err(failure) => {
+                forget(session, stored);
+                return Err(failure);
+            }
+        };
+    }
+    let Some(written) = stored else {
+        return Ok(Payload::Inline(head.freeze()));
+    };
+    let (entry, size) = if head.is_empty() {
+        written
+    } else {
+        match write(session, Some(written), head.freeze()).await {
+            Ok(written) => written,
+            Err(failure) => {
+                forget(session, stored);
+                return Err(failure);
+            }
+        }
+    };
+    Ok(Payload::Stored { entry, size })
+}
+
+/// Writes a part behind what is there; the entry and its size afterwards.
+async fn write(
+    session: &Session,
+    stored: Option<(EntryId, u64)>,
+    bytes: Bytes,
+) -> Result<(EntryId, u64), Failure> {
+    let (entry, offset) = match stored {
+        Some(stored) => stored,
+        None => (session.context.engine.ask(Input::NewEntry).await?, 0),
+    };
+    let end = offset + bytes.len() as u64;
+    if let Err(error) = session.context.store.write(entry, offset, bytes).await {
+        session.context.store.remove(entry);
+        return Err(error.into());
+    }
+    Ok((entry, end))
+}
+
+fn forget(session: &Session, stored: Option<(EntryId, u64)>) {
+    if let Some((entry, _)) = stored {
+        session.context.store.remove(entry);
+    }
+}
+
+/// The payload cannot be kept; what is left of it must not be taken for commands.
+async fn refuse_rest(session: &mut Session, rest: Option<u64>, error: ErrorBody) -> Failure {
+    let command = SendCommand {
+        size: rest,
+        stream: rest.is_none(),
+        ..SendCommand::default()
+    };
+    match discard(session, &command).await {
+        Ok(()) => Failure::Error(error),
+        Err(Failure::Fatal(_)) => Failure::Fatal(error),
+        Err(failure) => failure,
+    }
+}

@@ -1,0 +1,661 @@
+//! One client: its commands, one after the other or, with tags, beside each other.
+//!
+//! Owns the understanding of a command line in either form, what of it may run at once, and
+//! the form of errors: one line, in the words of Go Receptor for the commands that it knows
+//! and without a tag, as an [`ErrorBody`] otherwise. Whatever a client sends, this ends at
+//! worst its own session.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use receptor_proto::control::{
+    CancelCommand, CancelReply, Envelope, LogLevelCommand, LogLevelReply, PingCommand,
+    PluginRestartCommand, PluginsReply, ResultsCommand, StatusCommand, TAG_MAX, TracerouteCommand,
+    greeting,
+};
+use receptor_proto::packet::CancelReason;
+use receptor_proto::{ErrorBody, ErrorCode, MessageId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+
+use super::client::{ClientInput, LineError};
+use super::outlet::{Outlet, Sending, Tag, error_line, tagged};
+use super::{Context, echo, send, views};
+use crate::engine::{EngineGone, Input};
+use crate::task;
+
+/// Tagged commands other than sends that one client may have running at once.
+const TAGGED_MAX: usize = 64;
+/// Sends of one client whose reply has not ended.
+const SENDS_MAX: usize = 4096;
+/// Sends of one client that are not accepted yet before its further commands wait.
+const UNACCEPTED_MAX: usize = 1024;
+/// Sends handed to the engine at once.
+const SUBMIT_MAX: usize = 64;
+/// How often it is looked whether a client that has said its last word is still there.
+const HANG_UP_CHECK: Duration = Duration::from_secs(10);
+/// Time for the last words to a client that is sent away.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Serves one client until it is gone.
+pub(super) async fn run(stream: UnixStream, context: Rc<Context>) {
+    let stream = Rc::new(stream);
+    let outlet = Outlet::new();
+    let mut session = Session {
+        context: Rc::clone(&context),
+        outlet: Rc::clone(&outlet),
+        input: ClientInput::new(Rc::clone(&stream)),
+        submits: Vec::new(),
+        tagged: Rc::default(),
+    };
+    outlet.line(greeting(&context.node).into_bytes()).await;
+    let mut write = std::pin::pin!(outlet.write(&stream, &context.store, &context.engine));
+    let mut watch = std::pin::pin!(hang_up(&stream));
+    let ended = tokio::select! {
+        biased;
+        end = session.commands() => Some(end),
+        result = &mut write => {
+            log_lost(result);
+            None
+        }
+        () = outlet.mailbox.overflown() => {
+            tracing::warn!("a client does not read its responses and was sent away");
+            None
+        }
+        () = &mut watch => None,
+    };
+    match ended {
+        Some(Ok(End::Input)) => {
+            // The client may still read: half a close is not a hang-up.
+            tokio::select! {
+                biased;
+                result = &mut write => log_lost(result),
+                () = outlet.mailbox.overflown() => {}
+                () = &mut watch => {}
+            }
+        }
+        Some(Ok(End::SentAway)) => {
+            let _ = tokio::time::timeout(LAST_WORDS, &mut write).await;
+        }
+        Some(Err(EngineGone)) | None => {}
+    }
+    let unfinished = outlet.unfinished();
+    if !unfinished.is_empty() {
+        let _ = context.engine.send(Input::ClientGone(unfinished)).await;
+    }
+}
+
+fn log_lost(result: std::io::Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, "client lost");
+    }
+}
+
+/// Waits until the other end is closed both ways. The system tells of that only together with
+/// what can be read, so it is asked once in a while.
+async fn hang_up(stream: &UnixStream) {
+    loop {
+        tokio::time::sleep(HANG_UP_CHECK).await;
+        let mut fds = [PollFd::new(
+            std::os::fd::AsFd::as_fd(stream),
+            PollFlags::empty(),
+        )];
+        let polled = nix::poll::poll(&mut fds, PollTimeout::ZERO);
+        let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+        if polled.is_ok_and(|count| count > 0)
+            && fds[0]
+                .revents()
+                .is_some_and(|events| events.intersects(gone))
+        {
+            return;
+        }
+    }
+}
+
+/// Why a session reads no more commands.
+enum End {
+    /// The client has said everything.
+    Input,
+    /// The client broke the rules; it was told.
+    SentAway,
+}
+
+/// One client's commands.
+pub(super) struct Session {
+    pub(super) context: Rc<Context>,
+    pub(super) outlet: Rc<Outlet>,
+    pub(super) input: ClientInput,
+    pub(super) submits: Vec<crate::engine::Submit>,
+    tagged: Rc<std::cell::Cell<usize>>,
+}
+
+/// A command as it stands in its line.
+struct Command<'a> {
+    name: String,
+    tag: Tag,
+    form: Form<'a>,
+}
+
+enum Form<'a> {
+    /// The whole line.
+    Json(&'a [u8]),
+    /// What follows the first word.
+    Words(Vec<&'a str>),
+}
+
+/// How a command failed.
+pub(super) enum Failure {
+    /// Told in one line; the session goes on.
+    Error(ErrorBody),
+    /// Told in one line; the session cannot go on, because what follows in the input is not
+    /// known to be a command.
+    Fatal(ErrorBody),
+    /// There is no daemon any more.
+    Gone,
+}
+
+impl From<EngineGone> for Failure {
+    fn from(_: EngineGone) -> Self {
+        Self::Gone
+    }
+}
+
+impl From<ErrorBody> for Failure {
+    fn from(error: ErrorBody) -> Self {
+        Self::Error(error)
+    }
+}
+
+pub(super) fn invalid(text: impl Into<String>) -> ErrorBody {
+    ErrorBody::new(ErrorCode::InvalidRequest, text)
+}
+
+impl Session {
+    async fn commands(&mut self) -> Result<End, EngineGone> {
+        loop {
+            let line = match self.input.ready_line() {
+                Some(line) => line,
+                None => {
+                    self.flush().await?;
+                    match self.input.line().await {
+                        Ok(Some(line)) => line,
+                        Ok(None) => {
+                            self.outlet.finish();
+                            return Ok(End::Input);
+                        }
+                        Err(LineError::Io(error)) => {
+                            tracing::debug!(%error, "client lost");
+                            self.outlet.finish();
+                            return Ok(End::SentAway);
+                        }
+                        Err(error @ LineError::TooLong) => {
+                            return Ok(self.send_away(&error.to_string()).await);
+                        }
+                    }
+                }
+            };
+            let line = line.trim_ascii();
+            if line.is_empty() {
+                continue;
+            }
+            let command = match parse(line) {
+                Ok(command) => command,
+                Err(text) => {
+                    self.flush().await?;
+                    self.outlet.line(go_error(&text)).await;
+                    continue;
+                }
+            };
+            let (tag, go) = (command.tag.clone(), is_go(&command.name));
+            match self.command(command).await {
+                Ok(()) => {}
+                Err(Failure::Gone) => return Err(EngineGone),
+                Err(Failure::Error(error)) => {
+                    self.outlet
+                        .line(failure_line(tag.as_deref(), go, error))
+                        .await;
+                }
+                Err(Failure::Fatal(error)) => {
+                    self.outlet
+                        .line(failure_line(tag.as_deref(), go, error))
+                        .await;
+                    self.outlet.finish();
+                    return Ok(End::SentAway);
+                }
+            }
+        }
+    }
+
+    async fn send_away(&self, text: &str) -> End {
+        self.outlet.line(go_error(text)).await;
+        self.outlet.finish();
+        End::SentAway
+    }
+
+    /// Hands the sends that were collected to the engine.
+    pub(super) async fn flush(&mut self) -> Result<(), EngineGone> {
+        if !self.submits.is_empty() {
+            let submits = std::mem::take(&mut self.submits);
+            self.context.engine.send(Input::Submit(submits)).await?;
+        }
+        Ok(())
+    }
+
+    async fn command(&mut self, command: Command<'_>) -> Result<(), Failure> {
+        if command.name == "send" {
+            return self.send(command).await;
+        }
+        self.flush().await?;
+        if command.name == "results" {
+            return self.results(command).await;
+        }
+        let Command { name, tag, form } = command;
+        let request = request(&name, form)?;
+        let (context, outlet) = (Rc::clone(&self.context), Rc::clone(&self.outlet));
+        let go = is_go(&name);
+        if tag.is_none() {
+            let line = answer(&context, &outlet, None, request).await?;
+            outlet.line(line).await;
+            return Ok(());
+        }
+        if self.tagged.get() >= TAGGED_MAX {
+            let text = format!("at most {TAGGED_MAX} tagged commands run at once");
+            return Err(ErrorBody::new(ErrorCode::Busy, text).into());
+        }
+        let running = Running::begin(&self.tagged);
+        let work = async move {
+            let line = match answer(&context, &outlet, tag.as_deref(), request).await {
+                Ok(line) => line,
+                Err(Failure::Error(error) | Failure::Fatal(error)) => {
+                    failure_line(tag.as_deref(), go, error)
+                }
+                Err(Failure::Gone) => return,
+            };
+            outlet.line(line).await;
+            drop(running);
+        };
+        task::spawn("control-command", work);
+        Ok(())
+    }
+
+    async fn send(&mut self, command: Command<'_>) -> Result<(), Failure> {
+        let Command { tag, form, .. } = command;
+        let Form::Json(line) = form else {
+            let text = "send needs JSON: {\"command\":\"send\",\"directive\":…,\"recipient\":…}";
+            return Err(invalid(text).into());
+        };
+        let command = from_json(line)?;
+        if self.outlet.in_flight() >= SENDS_MAX {
+            let text = format!("at most {SENDS_MAX} messages of one client may be under way");
+            send::discard(self, &command).await?;
+            return Err(ErrorBody::new(ErrorCode::Busy, text).into());
+        }
+        let submit = send::prepare(self, command).await?;
+        let work = submit.submission.id;
+        let (ended, wait) = if tag.is_none() {
+            let (ended, wait) = oneshot::channel();
+            (Some(ended), Some(wait))
+        } else {
+            (None, None)
+        };
+        let sending = Sending {
+            tag,
+            until_accepted: submit.detach || !submit.submission.respond,
+            ended,
+            accepted: false,
+        };
+        self.outlet.begin(work, sending);
+        self.submits.push(submit);
+        if let Some(wait) = wait {
+            self.flush().await?;
+            let _ = wait.await;
+        } else if self.submits.len() >= SUBMIT_MAX {
+            self.flush().await?;
+            self.outlet.wait_accepted(UNACCEPTED_MAX).await;
+        }
+        Ok(())
+    }
+
+    async fn results(&mut self, command: Command<'_>) -> Result<(), Failure> {
+        let Command { tag, form, .. } = command;
+        let work = match form {
+            Form::Json(line) => from_json::<ResultsCommand>(line)?.id,
+            Form::Words(words) => id_word("results", &words)?,
+        };
+        let (ended, wait) = oneshot::channel();
+        let is_tagged = tag.is_some();
+        let sending = Sending {
+            tag,
+            until_accepted: false,
+            ended: Some(ended),
+            accepted: true,
+        };
+        self.outlet.begin(work, sending);
+        let mailbox = Rc::clone(&self.outlet.mailbox);
+        let attach = |reply| Input::Attach {
+            work,
+            mailbox,
+            reply,
+        };
+        if !self.context.engine.ask(attach).await? {
+            self.outlet.forget(work);
+            let text = format!("no responses wait here for {work}");
+            return Err(ErrorBody::new(ErrorCode::NotFound, text).into());
+        }
+        if !is_tagged {
+            let _ = wait.await;
+        }
+        Ok(())
+    }
+}
+
+/// Counts a tagged command while it runs.
+struct Running(Rc<std::cell::Cell<usize>>);
+
+impl Running {
+    fn begin(count: &Rc<std::cell::Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// A command that is answered with one line, or lines of its own and a last one.
+enum Request {
+    Ping(PingCommand),
+    Traceroute(TracerouteCommand),
+    Status(StatusCommand),
+    Reload,
+    Nodes,
+    Routes,
+    Links,
+    Capabilities,
+    Plugins,
+    PluginRestart(PluginRestartCommand),
+    LogLevel(LogLevelCommand),
+    Cancel(MessageId),
+}
+
+/// The commands that Go Receptor knows: their errors are `ERROR:` lines.
+fn is_go(name: &str) -> bool {
+    !matches!(
+        name,
+        "send"
+            | "results"
+            | "nodes"
+            | "routes"
+            | "links"
+            | "capabilities"
+            | "plugins"
+            | "plugin-restart"
+            | "log-level"
+            | "cancel"
+    )
+}
+
+fn parse(line: &[u8]) -> Result<Command<'_>, String> {
+    if line.first() == Some(&b'{') {
+        let envelope: Envelope =
+            serde_json::from_slice(line).map_err(|error| json_error(&error))?;
+        if let Some(tag) = &envelope.tag {
+            check_tag(tag)?;
+        }
+        return Ok(Command {
+            name: envelope.command,
+            tag: envelope.tag,
+            form: Form::Json(line),
+        });
+    }
+    let Ok(text) = std::str::from_utf8(line) else {
+        return Err("Unknown command".to_owned());
+    };
+    let mut words = text.split_ascii_whitespace();
+    let name = words.next().unwrap_or_default().to_ascii_lowercase();
+    Ok(Command {
+        name,
+        tag: None,
+        form: Form::Words(words.collect()),
+    })
+}
+
+fn check_tag(tag: &RawValue) -> Result<(), String> {
+    let text = tag.get();
+    let good = text.starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit());
+    if text.len() > TAG_MAX || !good {
+        return Err(format!(
+            "tag: expected a string or number of at most {TAG_MAX} bytes"
+        ));
+    }
+    Ok(())
+}
+
+fn json_error(error: &serde_json::Error) -> String {
+    format!("the line is not a JSON command: {error}")
+}
+
+pub(super) fn from_json<T: DeserializeOwned>(line: &[u8]) -> Result<T, ErrorBody> {
+    serde_json::from_slice(line).map_err(|error| invalid(error.to_string()))
+}
+
+fn request(name: &str, form: Form<'_>) -> Result<Request, ErrorBody> {
+    let none = |request: Request, form: Form<'_>| match form {
+        Form::Words(words) if !words.is_empty() => {
+            Err(invalid(format!("{name} command does not take parameters")))
+        }
+        Form::Words(_) | Form::Json(_) => Ok(request),
+    };
+    Ok(match name {
+        "ping" => Request::Ping(match form {
+            Form::Json(line) => from_json(line)?,
+            Form::Words(words) => PingCommand {
+                target: target("ping", &words)?,
+                timeout_ms: None,
+            },
+        }),
+        "traceroute" => Request::Traceroute(match form {
+            Form::Json(line) => from_json(line)?,
+            Form::Words(words) => TracerouteCommand {
+                target: target("traceroute", &words)?,
+                stream: false,
+                timeout_ms: None,
+            },
+        }),
+        "status" => match form {
+            Form::Json(line) => Request::Status(from_json(line).map_err(|error| {
+                invalid(format!(
+                    "requested_fields must be a list of texts: {}",
+                    error.message
+                ))
+            })?),
+            Form::Words(_) => none(Request::Status(StatusCommand::default()), form)?,
+        },
+        "reload" => none(Request::Reload, form)?,
+        "nodes" => none(Request::Nodes, form)?,
+        "routes" => none(Request::Routes, form)?,
+        "links" => none(Request::Links, form)?,
+        "capabilities" => none(Request::Capabilities, form)?,
+        "plugins" => none(Request::Plugins, form)?,
+        "plugin-restart" => Request::PluginRestart(match form {
+            Form::Json(line) => from_json(line)?,
+            Form::Words(words) => match words[..] {
+                [plugin] => PluginRestartCommand {
+                    name: plugin.to_owned(),
+                },
+                _ => return Err(invalid("plugin-restart needs the name of a plugin")),
+            },
+        }),
+        "log-level" => Request::LogLevel(match form {
+            Form::Json(line) => from_json(line)?,
+            Form::Words(words) => match words[..] {
+                [] => LogLevelCommand { level: None },
+                [level] => LogLevelCommand {
+                    level: Some(level.to_owned()),
+                },
+                _ => return Err(invalid("log-level takes one level")),
+            },
+        }),
+        "cancel" => Request::Cancel(match form {
+            Form::Json(line) => from_json::<CancelCommand>(line)?.id,
+            Form::Words(words) => id_word("cancel", &words)?,
+        }),
+        "connect" | "work" => {
+            let text = format!(
+                "this receptord does not offer the command {name}; work is sent with the command send"
+            );
+            return Err(ErrorBody::new(ErrorCode::UnknownCommand, text));
+        }
+        _ => return Err(ErrorBody::new(ErrorCode::UnknownCommand, "Unknown command")),
+    })
+}
+
+fn target(name: &str, words: &[&str]) -> Result<String, ErrorBody> {
+    match words {
+        [] => Err(invalid(format!("no {name} target"))),
+        [target] => Ok((*target).to_owned()),
+        _ => Err(invalid(format!("{name} takes one target"))),
+    }
+}
+
+fn id_word(name: &str, words: &[&str]) -> Result<MessageId, ErrorBody> {
+    match words {
+        [id] => id.parse().map_err(|error| invalid(format!("{error}"))),
+        _ => Err(invalid(format!("{name} needs the id of a message"))),
+    }
+}
+
+/// Runs a request; its last line.
+async fn answer(
+    context: &Context,
+    outlet: &Outlet,
+    tag: Option<&RawValue>,
+    request: Request,
+) -> Result<Vec<u8>, Failure> {
+    Ok(match request {
+        Request::Ping(command) => tagged(tag, &echo::ping(context, &command).await?),
+        Request::Traceroute(command) => echo::traceroute(context, outlet, tag, &command).await?,
+        Request::Status(command) => {
+            let reply = views::status_reply(context).await?;
+            match command.requested_fields {
+                None => tagged(tag, &reply),
+                Some(fields) => tagged(tag, &only(&reply, &fields)),
+            }
+        }
+        Request::Reload => tagged(tag, &context.reload().await?),
+        Request::Nodes => tagged(tag, &views::nodes_reply(context).await?),
+        Request::Routes => tagged(tag, &views::routes_reply(context).await?),
+        Request::Links => tagged(tag, &views::links_reply(context).await?),
+        Request::Capabilities => tagged(tag, &views::capabilities_reply(context).await?),
+        Request::Plugins => {
+            let plugins = context.plugins();
+            tagged(tag, &PluginsReply { plugins })
+        }
+        Request::PluginRestart(command) => {
+            let text = format!("there is no plugin {} here", command.name);
+            return Err(ErrorBody::new(ErrorCode::NoSuchPlugin, text).into());
+        }
+        Request::LogLevel(command) => {
+            let level = context.log_level(command.level.as_deref())?;
+            tagged(tag, &LogLevelReply { level })
+        }
+        Request::Cancel(work) => {
+            let reason = CancelReason::User;
+            let cancel = |reply| Input::Cancel {
+                work,
+                reason,
+                reply,
+            };
+            if !context.engine.ask(cancel).await? {
+                let text = format!("no message {work} was sent from here and is under way");
+                return Err(ErrorBody::new(ErrorCode::NotFound, text).into());
+            }
+            tagged(tag, &CancelReply { cancelling: work })
+        }
+    })
+}
+
+/// The wanted keys of a reply.
+fn only(reply: &impl Serialize, fields: &[String]) -> serde_json::Value {
+    let mut value = serde_json::to_value(reply).unwrap_or_default();
+    if let Some(object) = value.as_object_mut() {
+        object.retain(|key, _| fields.iter().any(|field| field == key));
+    }
+    value
+}
+
+fn failure_line(tag: Option<&RawValue>, go: bool, error: ErrorBody) -> Vec<u8> {
+    if go && tag.is_none() {
+        go_error(&error.message)
+    } else {
+        error_line(tag, error)
+    }
+}
+
+/// `ERROR: …`, on one line whatever the text.
+fn go_error(text: &str) -> Vec<u8> {
+    let text: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    format!("ERROR: {text}\n").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_case_insensitive_and_json_is_not() {
+        let command = parse(b"PiNg node-b").unwrap();
+        assert_eq!(command.name, "ping");
+        assert!(matches!(command.form, Form::Words(words) if words == ["node-b"]));
+        assert_eq!(parse(br#"{"command":"PING"}"#).unwrap().name, "PING");
+    }
+
+    #[test]
+    fn what_is_no_command_is_one_error() {
+        for line in [
+            &b"{"[..],
+            b"{}",
+            b"{\"command\":1}",
+            b"\xff\xfe",
+            b"{\"command\":\"\xff\"}",
+            b"{\"command\":\"ping\",\"tag\":{}}",
+            b"{\"command\":\"ping\",\"tag\":[1]}",
+        ] {
+            assert!(parse(line).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn bad_parameters_are_errors() {
+        for line in [
+            &br#"{"command":"status","requested_fields":"Version"}"#[..],
+            br#"{"command":"ping"}"#,
+            br#"{"command":"cancel","id":"x"}"#,
+            b"ping",
+            b"ping a b",
+            b"status now",
+            b"cancel",
+            b"nonsense",
+            b"work list",
+            b"connect a control",
+        ] {
+            let command = parse(line).unwrap();
+            assert!(request(&command.name, command.form).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn errors_are_one_line() {
+        assert_eq!(go_error("a\nb"), b"ERROR: a b\n");
+    }
+}

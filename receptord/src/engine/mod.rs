@@ -1,0 +1,695 @@
+//! The engine: the one task that owns the core.
+//!
+//! Owns the [`Mesh`], the clock that it is told, and the table of what belongs to its ids:
+//! links, clients, echoes. Takes many inputs in one turn, then does what the core wants, in
+//! the core's order, then lets every writer go. Never waits for anybody but its inbox and the
+//! next timeout: whoever is slow has a queue of its own that the core knows the room of.
+//!
+//! ```text
+//!   readers, sessions, store, workers ──Input──▶ inbox ─▶ ┌────────┐ ─▶ Outbox ─▶ writers
+//!                                                         │ engine │ ─▶ Mailbox ─▶ sessions
+//!                                   next timeout ───────▶ └────────┘ ─▶ Store, workers
+//! ```
+
+mod events;
+mod input;
+mod mailbox;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use receptor_mesh::{
+    Config, EchoAnswer, EchoId, EntryId, Instant, LinkId, Mesh, Output, Payload, Reachability,
+    Recipient, Record,
+};
+use receptor_proto::packet::{Content, Eof};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
+use tokio::sync::{mpsc, oneshot};
+
+use self::events::EventLog;
+use crate::link::{Outbox, WRITE_BUDGET};
+use crate::store::{Done, Store};
+use crate::systemd::Notifier;
+
+pub(crate) use self::input::{EngineGone, EngineHandle, Input, LinkReport, Query, Submit};
+pub(crate) use self::mailbox::{Letter, Mailbox, News, Response};
+
+/// Inputs handled before the outputs are done: enough to share the cost of a turn, few enough
+/// that a probe behind them is not late.
+const TURN: usize = 64;
+/// Bytes of responses kept for clients that detached and have not asked yet. Beyond that the
+/// oldest work's responses are dropped.
+const PARKED_MAX: usize = 64 << 20;
+/// Works that are known to have been detached, at most.
+const PARKED_WORKS_MAX: usize = 10_000;
+
+/// The monotonic clock that the core is told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock(std::time::Instant);
+
+impl Clock {
+    /// Starts at zero.
+    pub(crate) fn start() -> Self {
+        Self(std::time::Instant::now())
+    }
+
+    fn now(self) -> Instant {
+        let micros = u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Instant::from_micros(micros)
+    }
+
+    fn at(self, instant: Instant) -> tokio::time::Instant {
+        tokio::time::Instant::from_std(self.0 + Duration::from_micros(instant.as_micros()))
+    }
+}
+
+/// See the module.
+pub(crate) struct Engine {
+    mesh: Mesh,
+    clock: Clock,
+    inbox: mpsc::Receiver<Input>,
+    store: Store,
+    notifier: Notifier,
+    links: BTreeMap<LinkId, LinkEntry>,
+    /// Links that were written to in this turn.
+    dirty: Vec<LinkId>,
+    sends: HashMap<MessageId, Send>,
+    parked: Parked,
+    echoes: HashMap<EchoId, oneshot::Sender<Result<EchoAnswer, ErrorBody>>>,
+    events: EventLog,
+    shutdown: Option<oneshot::Sender<()>>,
+}
+
+struct LinkEntry {
+    outbox: Rc<Outbox>,
+    origin: Rc<str>,
+    address: String,
+    dirty: bool,
+    /// The core has forgotten it. It stays in the table to the end of the turn, so that the
+    /// core's last words about it find its address.
+    gone: bool,
+}
+
+/// A message of a client of this node.
+struct Send {
+    listener: Listener,
+    /// The highest serial that came.
+    delivered: u64,
+    ended: bool,
+}
+
+/// Who gets the responses of a message.
+enum Listener {
+    /// This client.
+    Client(Rc<Mailbox>),
+    /// This client gets the acceptance; the responses wait.
+    Detaching(Rc<Mailbox>),
+    /// Nobody now; they wait.
+    Nobody(VecDeque<Letter>),
+    /// Nobody ever; they are dropped.
+    Gone,
+}
+
+/// Bytes and works that wait for a client to ask, oldest first.
+#[derive(Default)]
+struct Parked {
+    weight: usize,
+    order: VecDeque<MessageId>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// A node that starts with what its store holds.
+    pub(crate) fn new(
+        config: Config,
+        store: Store,
+        records: Vec<Record>,
+        notifier: Notifier,
+    ) -> (Self, EngineHandle) {
+        let (handle, inbox) = EngineHandle::new();
+        let clock = Clock::start();
+        let done = handle.clone();
+        store.set_on_done(Box::new(move |stored| done.send_stored(stored)));
+        let engine = Self {
+            mesh: Mesh::new(config, clock.now(), records),
+            clock,
+            inbox,
+            store,
+            notifier,
+            links: BTreeMap::new(),
+            dirty: Vec::new(),
+            sends: HashMap::new(),
+            parked: Parked::default(),
+            echoes: HashMap::new(),
+            events: EventLog::default(),
+            shutdown: None,
+        };
+        (engine, handle)
+    }
+
+    /// Works until every handle is gone.
+    pub(crate) async fn run(mut self) {
+        let mut inputs = Vec::with_capacity(TURN);
+        let watchdog = self.notifier.watchdog_interval();
+        let mut next_watchdog = watchdog.map(|every| tokio::time::Instant::now() + every);
+        let sleep = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(sleep);
+        let mut armed = sleep.deadline();
+        self.turn(None);
+        loop {
+            let due = self.mesh.poll_timeout().map(|at| self.clock.at(at));
+            let due = match (due, next_watchdog) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            // A deadline that moved away is found out when the old one comes; setting the
+            // timer anew in every turn would cost more.
+            if let Some(due) = due
+                && (due < armed || sleep.is_elapsed())
+            {
+                sleep.as_mut().reset(due);
+                armed = due;
+            }
+            let mut timeout = false;
+            tokio::select! {
+                biased;
+                count = self.inbox.recv_many(&mut inputs, TURN) => {
+                    if count == 0 {
+                        return;
+                    }
+                }
+                () = &mut sleep, if due.is_some() => timeout = true,
+            }
+            let now = self.clock.now();
+            for input in inputs.drain(..) {
+                self.handle(now, input);
+            }
+            let time_has_come = timeout || self.mesh.poll_timeout().is_some_and(|at| at <= now);
+            self.turn(time_has_come.then_some(now));
+            if let (Some(every), Some(at)) = (watchdog, next_watchdog)
+                && tokio::time::Instant::now() >= at
+            {
+                self.notifier.watchdog();
+                next_watchdog = Some(tokio::time::Instant::now() + every);
+            }
+        }
+    }
+
+    /// Does what the core wants until it wants nothing, then lets the writers go.
+    fn turn(&mut self, timeout: Option<Instant>) {
+        if let Some(now) = timeout {
+            self.mesh.handle_timeout(now);
+        }
+        let now = self.clock.now();
+        loop {
+            while let Some(output) = self.mesh.poll_output() {
+                self.act(now, output);
+            }
+            // Room that writers made meanwhile may be used at once.
+            if !self.report_room(now) {
+                break;
+            }
+        }
+        for link in self.dirty.drain(..) {
+            if let Some(entry) = self.links.get_mut(&link) {
+                entry.dirty = false;
+                entry.outbox.flush();
+                if entry.gone {
+                    self.links.remove(&link);
+                }
+            }
+        }
+        if let Some(reply) = self.shutdown.take() {
+            let _ = reply.send(());
+        }
+    }
+
+    /// Tells the core what the writers have written. Whether there was anything to tell.
+    fn report_room(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        for link in &self.dirty {
+            if let Some(entry) = self.links.get(link)
+                && !entry.gone
+            {
+                let room = entry.outbox.take_written();
+                if room > 0 {
+                    self.mesh.handle_room(now, *link, room);
+                    any = true;
+                }
+            }
+        }
+        any
+    }
+
+    fn handle(&mut self, now: Instant, input: Input) {
+        match input {
+            Input::LinkUp {
+                link,
+                info,
+                origin,
+                outbox,
+            } => {
+                let entry = LinkEntry {
+                    outbox,
+                    origin,
+                    address: info.address.clone(),
+                    dirty: false,
+                    gone: false,
+                };
+                self.links.insert(link, entry);
+                self.mesh.handle_link_up(now, link, info);
+                self.mesh.handle_room(now, link, WRITE_BUDGET);
+            }
+            Input::Frames { link, frames } => {
+                for frame in frames {
+                    self.mesh.handle_frame(now, link, frame);
+                }
+            }
+            Input::BadFrame { link, error } => self.mesh.handle_bad_frame(now, link, error),
+            Input::LinkDown { link, error } => {
+                // A link that the core closed meanwhile is not its any more.
+                if let Some(entry) = self.links.get_mut(&link)
+                    && !entry.gone
+                {
+                    entry.gone = true;
+                    self.touch(link);
+                    self.mesh.handle_link_down(now, link, error);
+                }
+            }
+            Input::LinkRoom { link } => {
+                if let Some(entry) = self.links.get(&link)
+                    && !entry.gone
+                {
+                    self.mesh
+                        .handle_room(now, link, entry.outbox.take_written());
+                    self.touch(link);
+                }
+            }
+            Input::CloseLink { link, reason } => self.mesh.close_link(now, link, reason),
+            Input::CloseOrigin { origin, reason } => {
+                for link in self.links_of(&origin) {
+                    self.mesh.close_link(now, link, reason.clone());
+                }
+            }
+            Input::SetCost { origin, cost } => {
+                for link in self.links_of(&origin) {
+                    self.mesh.set_cost(now, link, cost);
+                }
+            }
+            Input::SetMetadata(metadata) => self.mesh.set_metadata(now, metadata),
+            Input::Stored(done) => {
+                for done in done {
+                    self.stored(now, done);
+                }
+            }
+            Input::Submit(submits) => {
+                for submit in submits {
+                    self.submit(now, submit);
+                }
+            }
+            Input::Cancel {
+                work,
+                reason,
+                reply,
+            } => {
+                let _ = reply.send(self.mesh.cancel(now, work, reason).is_ok());
+            }
+            Input::Consumed(list) => {
+                for (work, serial) in list {
+                    self.consumed(now, work, serial);
+                }
+            }
+            Input::ClientGone(works) => {
+                for work in works {
+                    self.client_gone(now, work);
+                }
+            }
+            Input::Attach {
+                work,
+                mailbox,
+                reply,
+            } => {
+                let _ = reply.send(self.attach(work, mailbox));
+            }
+            Input::NewEntry(reply) => {
+                let _ = reply.send(self.mesh.new_entry());
+            }
+            Input::Echo {
+                node,
+                hop_limit,
+                timeout,
+                reply,
+            } => {
+                let id = self.mesh.echo(now, &node, hop_limit, timeout);
+                self.echoes.insert(id, reply);
+            }
+            Input::Query(query) => self.answer(now, query),
+            Input::Shutdown(reply) => {
+                self.mesh.shutdown(now);
+                self.shutdown = Some(reply);
+            }
+        }
+    }
+
+    fn act(&mut self, now: Instant, output: Output) {
+        match output {
+            Output::Transmit { link, frame } => {
+                if let Some(entry) = self.links.get(&link) {
+                    entry.outbox.push(&frame);
+                    self.touch(link);
+                }
+            }
+            Output::CloseLink { link, reason } => {
+                if let Some(entry) = self.links.get_mut(&link) {
+                    entry.gone = true;
+                    entry.outbox.close(reason);
+                    self.touch(link);
+                }
+            }
+            Output::Persist { token, records } => {
+                if let Some((token, result)) = self.store.persist(token, records) {
+                    self.stored(now, Done::Persisted(token, result));
+                }
+            }
+            Output::Remove { entry } => self.store.remove(entry),
+            Output::Fetch {
+                entry,
+                offset,
+                length,
+            } => {
+                if let Some(result) = self.store.fetch(entry, offset, length) {
+                    self.mesh.handle_fetched(now, entry, offset, result);
+                }
+            }
+            Output::Append {
+                entry,
+                offset,
+                bytes,
+            } => {
+                let end = offset + bytes.len() as u64;
+                if let Err(error) = self.store.append(entry, offset, bytes) {
+                    self.mesh.handle_appended(now, entry, end, Err(error));
+                }
+            }
+            Output::Accepted { work, recipient } => self.accepted(work, recipient),
+            Output::Dispatch {
+                work, directive, ..
+            } => {
+                let text = format!("this node has no plugin {}", directive.plugin());
+                let eof = Eof {
+                    code: 1,
+                    error: Some(ErrorBody::new(ErrorCode::NoSuchPlugin, text)),
+                };
+                let empty = Payload::Inline(bytes::Bytes::new());
+                let _ = self.mesh.work_done(now, work, eof, Content::None, empty);
+            }
+            Output::Start { .. } | Output::CancelWork { .. } | Output::ResumeWork { .. } => {}
+            Output::Deliver {
+                work,
+                sender,
+                serial,
+                content,
+                name,
+                payload,
+                eof,
+            } => {
+                let response = Response {
+                    sender,
+                    serial,
+                    content,
+                    name,
+                    payload,
+                    eof,
+                };
+                self.deliver(now, work, response);
+            }
+            Output::EchoResult { id, result } => {
+                if let Some(reply) = self.echoes.remove(&id) {
+                    let _ = reply.send(result);
+                }
+            }
+            Output::Event(event) => {
+                let address = |link: LinkId| {
+                    self.links
+                        .get(&link)
+                        .map_or("", |entry| entry.address.as_str())
+                };
+                self.events.tell(&event, address);
+            }
+        }
+    }
+
+    fn touch(&mut self, link: LinkId) {
+        if let Some(entry) = self.links.get_mut(&link)
+            && !entry.dirty
+        {
+            entry.dirty = true;
+            self.dirty.push(link);
+        }
+    }
+
+    fn links_of(&self, origin: &str) -> Vec<LinkId> {
+        self.links
+            .iter()
+            .filter(|(_, entry)| !entry.gone && &*entry.origin == origin)
+            .map(|(link, _)| *link)
+            .collect()
+    }
+
+    fn stored(&mut self, now: Instant, done: Done) {
+        match done {
+            Done::Persisted(token, Ok(())) => self.mesh.handle_persisted(now, token),
+            Done::Persisted(token, Err(error)) => {
+                tracing::warn!(%error, "messages were not kept");
+                self.mesh.handle_persist_failed(now, token, error);
+            }
+            Done::Fetched(entry, offset, result) => {
+                self.mesh.handle_fetched(now, entry, offset, result);
+            }
+            Done::Appended(entry, end, result) => {
+                self.mesh.handle_appended(now, entry, end, result);
+            }
+        }
+    }
+
+    // Clients.
+
+    fn submit(&mut self, now: Instant, submit: Submit) {
+        let Submit {
+            submission,
+            wait,
+            detach,
+            mailbox,
+        } = submit;
+        let work = submission.id;
+        let stored = match &submission.payload {
+            Payload::Stored { entry, .. } => Some(*entry),
+            Payload::Inline(_) => None,
+        };
+        if !wait
+            && let Recipient::Node(node) = &submission.recipient
+            && self.mesh.reachability(node) == Reachability::Unknown
+        {
+            let text = format!("no node {node} was ever heard of here");
+            return self.refuse(
+                work,
+                &mailbox,
+                stored,
+                ErrorBody::new(ErrorCode::NoSuchNode, text),
+            );
+        }
+        if self.sends.contains_key(&work) {
+            let text = format!("a message {work} is under way already");
+            let error = ErrorBody::new(ErrorCode::InvalidRequest, text);
+            return self.refuse(work, &mailbox, stored, error);
+        }
+        let listener = if detach {
+            Listener::Detaching(Rc::clone(&mailbox))
+        } else {
+            Listener::Client(Rc::clone(&mailbox))
+        };
+        let respond = submission.respond;
+        let send = Send {
+            listener,
+            delivered: 0,
+            ended: !respond,
+        };
+        self.sends.insert(work, send);
+        if let Err(error) = self.mesh.submit(now, submission) {
+            self.sends.remove(&work);
+            self.refuse(work, &mailbox, stored, error.0);
+        }
+    }
+
+    fn refuse(
+        &mut self,
+        work: MessageId,
+        mailbox: &Mailbox,
+        stored: Option<EntryId>,
+        error: ErrorBody,
+    ) {
+        if let Some(entry) = stored {
+            self.store.remove(entry);
+        }
+        mailbox.push(Letter {
+            work,
+            news: News::Refused(error),
+        });
+    }
+
+    fn accepted(&mut self, work: MessageId, recipient: NodeId) {
+        let Some(send) = self.sends.get_mut(&work) else {
+            return;
+        };
+        let news = News::Accepted { recipient };
+        match &send.listener {
+            Listener::Client(mailbox) => mailbox.push(Letter { work, news }),
+            Listener::Detaching(mailbox) => {
+                mailbox.push(Letter { work, news });
+                send.listener = Listener::Nobody(VecDeque::new());
+                if !send.ended {
+                    self.parked.order.push_back(work);
+                }
+            }
+            Listener::Nobody(_) | Listener::Gone => {}
+        }
+        if send.ended {
+            self.sends.remove(&work);
+        }
+        if self.parked.order.len() > PARKED_WORKS_MAX {
+            self.drop_oldest_parked();
+        }
+    }
+
+    fn deliver(&mut self, now: Instant, work: MessageId, response: Response) {
+        let serial = response.serial;
+        let ended = response.eof.is_some();
+        let letter = Letter {
+            work,
+            news: News::Response(response),
+        };
+        let send = self.sends.entry(work).or_insert_with(|| {
+            // A message of an earlier run of the daemon.
+            self.parked.order.push_back(work);
+            Send {
+                listener: Listener::Nobody(VecDeque::new()),
+                delivered: 0,
+                ended: false,
+            }
+        });
+        send.delivered = serial;
+        send.ended = ended;
+        match &mut send.listener {
+            Listener::Client(mailbox) | Listener::Detaching(mailbox) => mailbox.push(letter),
+            Listener::Nobody(letters) => {
+                self.parked.weight += letter.weight();
+                letters.push_back(letter);
+                while self.parked.weight > PARKED_MAX {
+                    self.drop_oldest_parked();
+                }
+            }
+            Listener::Gone => self.consumed(now, work, serial),
+        }
+    }
+
+    /// Gives up the responses of the work that nobody asked for the longest.
+    fn drop_oldest_parked(&mut self) {
+        let Some(work) = self.parked.order.pop_front() else {
+            self.parked.weight = 0;
+            return;
+        };
+        let Some(send) = self.sends.get_mut(&work) else {
+            return;
+        };
+        if let Listener::Nobody(letters) = &send.listener {
+            let weight: usize = letters.iter().map(Letter::weight).sum();
+            self.parked.weight = self.parked.weight.saturating_sub(weight);
+            if weight > 0 {
+                tracing::warn!(%work, "responses that nobody asked for were dropped to make room");
+            }
+            send.listener = Listener::Gone;
+            let delivered = send.delivered;
+            let now = self.clock.now();
+            self.consumed(now, work, delivered);
+        }
+    }
+
+    fn consumed(&mut self, now: Instant, work: MessageId, serial: u64) {
+        if serial > 0 {
+            self.mesh.consumed(now, work, serial);
+        }
+        if self
+            .sends
+            .get(&work)
+            .is_some_and(|send| send.ended && serial >= send.delivered)
+        {
+            self.sends.remove(&work);
+        }
+    }
+
+    fn client_gone(&mut self, now: Instant, work: MessageId) {
+        let Some(send) = self.sends.get_mut(&work) else {
+            return;
+        };
+        match &send.listener {
+            Listener::Client(_) => {
+                send.listener = Listener::Gone;
+                let delivered = send.delivered;
+                self.consumed(now, work, delivered);
+            }
+            // The acceptance was not read; what the message does is not its client's business.
+            Listener::Detaching(_) | Listener::Nobody(_) | Listener::Gone => {}
+        }
+    }
+
+    fn attach(&mut self, work: MessageId, mailbox: Rc<Mailbox>) -> bool {
+        let Some(send) = self.sends.get_mut(&work) else {
+            return false;
+        };
+        let Listener::Nobody(letters) = &mut send.listener else {
+            return false;
+        };
+        self.parked.order.retain(|other| *other != work);
+        for letter in std::mem::take(letters) {
+            self.parked.weight = self.parked.weight.saturating_sub(letter.weight());
+            mailbox.push(letter);
+        }
+        send.listener = Listener::Client(mailbox);
+        true
+    }
+
+    fn answer(&mut self, now: Instant, query: Query) {
+        match query {
+            Query::Nodes(reply) => {
+                let nodes = self.mesh.nodes().into_iter();
+                let aged = nodes.map(|view| {
+                    let age = now.since(view.changed);
+                    (view, age)
+                });
+                let _ = reply.send(aged.collect());
+            }
+            Query::Links(reply) => {
+                let links = self.mesh.links().into_iter();
+                let report = links.filter_map(|view| {
+                    let entry = self.links.get(&view.link)?;
+                    let (bytes_in, bytes_out) = entry.outbox.totals();
+                    Some(LinkReport {
+                        age: now.since(view.since),
+                        heard: now.since(view.heard),
+                        bytes_in,
+                        bytes_out,
+                        waiting: entry.outbox.waiting(),
+                        view,
+                    })
+                });
+                let _ = reply.send(report.collect());
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! One link at work: bytes of the transport to frames for the engine, and back.
+//!
+//! Owns the transport of a link from the moment it is ready until it is closed. Splits what
+//! arrives into frames and hands everything that one read brought to the engine as one batch;
+//! writes what the engine left in the [`Outbox`]. Decides nothing: what a frame means, and when
+//! a silent peer is gone, is the core's business. The peer's bytes can end this link and
+//! nothing else.
+
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use receptor_mesh::{LinkId, LinkInfo};
+use receptor_proto::frame::{Frame, HELLO_MAX, MAX_FRAME_FLOOR};
+use receptor_proto::wire::DecodeError;
+use receptor_proto::{ErrorBody, ErrorCode};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::timeout;
+
+use super::outbox::Outbox;
+use super::transport::Transport;
+use crate::engine::{EngineGone, EngineHandle, Input};
+
+/// The largest frame this node takes once the peer said hello; what the core's own hello says.
+const MAX_FRAME: usize = MAX_FRAME_FLOOR;
+/// The first read buffer of a link: a quiet one never needs more.
+const READ_MIN: usize = 8 * 1024;
+/// The largest read buffer: more in one call to the system was not measurably faster.
+const READ_MAX: usize = 256 * 1024;
+/// A read buffer with less room than this is not worth a call to the system.
+const READ_TAIL: usize = 4 * 1024;
+/// Frames handed to the engine at once, so that a batch of tiny ones stays small in memory.
+const BATCH_MAX: usize = 1024;
+/// Time for the last bytes, the goodbye among them, to leave and for the peer to close.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+
+/// How a link ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Why, for the log and the status of the peer.
+    pub(crate) reason: ErrorBody,
+    /// The engine closed it, so that it knows why; otherwise the transport did.
+    pub(crate) by_engine: bool,
+}
+
+/// Runs a link until it ends. The engine hears of its start and, unless it closed the link
+/// itself, of its end.
+pub(crate) async fn run(
+    transport: Transport,
+    link: LinkId,
+    info: LinkInfo,
+    origin: Rc<str>,
+    engine: &EngineHandle,
+) -> Result<Ended, EngineGone> {
+    let outbox = Rc::new(Outbox::default());
+    engine
+        .send(Input::LinkUp {
+            link,
+            info,
+            origin,
+            outbox: Rc::clone(&outbox),
+        })
+        .await?;
+    let Transport { reader, writer } = transport;
+    let mut reader = reader;
+    let mut write = pin!(write(writer, link, &outbox, engine));
+    let broken = {
+        let mut read = pin!(read(&mut reader, link, &outbox, engine));
+        tokio::select! {
+            biased;
+            end = &mut read => end?,
+            result = &mut write => match result? {
+                Ok(()) => None,
+                Err(error) => Some(transport_error(&error)),
+            },
+            _ = outbox.closed() => None,
+        }
+    };
+    if let Some(reason) = broken {
+        engine
+            .send(Input::LinkDown {
+                link,
+                error: reason.clone(),
+            })
+            .await?;
+        return Ok(Ended {
+            reason,
+            by_engine: false,
+        });
+    }
+    let reason = outbox.closed().await;
+    // What the peer still sends is read and dropped: closing a socket with unread bytes would
+    // take the goodbye away from the peer.
+    let _ = timeout(CLOSE_TIME, async {
+        let mut rest = [0; 4096];
+        let drain = async { while matches!(reader.read(&mut rest).await, Ok(1..)) {} };
+        let _ = tokio::join!(write, drain);
+    })
+    .await;
+    Ok(Ended {
+        reason,
+        by_engine: true,
+    })
+}
+
+/// Reads until the transport ends or breaks (the reason) or the peer sent nonsense, which the
+/// engine is told and answers by closing (`None`).
+async fn read(
+    reader: &mut (impl AsyncRead + Unpin + ?Sized),
+    link: LinkId,
+    outbox: &Outbox,
+    engine: &EngineHandle,
+) -> Result<Option<ErrorBody>, EngineGone> {
+    let mut input = BytesMut::with_capacity(READ_MIN);
+    let mut size = READ_MIN;
+    let mut max_frame = HELLO_MAX;
+    loop {
+        let tail = input.capacity() - input.len();
+        if tail < READ_TAIL {
+            input.reserve(size);
+        }
+        let room = input.capacity() - input.len();
+        let count = match reader.read_buf(&mut input).await {
+            Ok(0) => {
+                let text = match input.len() {
+                    0 => "the peer closed the connection".to_owned(),
+                    rest => format!("the peer closed the connection {rest} bytes into a frame"),
+                };
+                return Ok(Some(ErrorBody::new(ErrorCode::Transport, text)));
+            }
+            Ok(count) => count,
+            Err(error) => return Ok(Some(transport_error(&error))),
+        };
+        outbox.count_in(count);
+        // Grow while reads fill the buffer, shrink when they stay far below it.
+        if count == room {
+            size = (size * 4).min(READ_MAX);
+        } else if count < size / 8 {
+            size = (size / 2).max(READ_MIN);
+        }
+        loop {
+            let (frames, error) = split(&mut input, &mut max_frame);
+            let full = frames.len() == BATCH_MAX;
+            if !frames.is_empty() {
+                engine.send(Input::Frames { link, frames }).await?;
+            }
+            if let Some(error) = error {
+                engine.send(Input::BadFrame { link, error }).await?;
+                return Ok(None);
+            }
+            if !full {
+                break;
+            }
+        }
+        // A large frame has begun: make room for the rest of it at once.
+        if let Some(head) = input.first_chunk::<4>() {
+            let whole = u32::from_be_bytes(*head) as usize + 4;
+            if whole > input.capacity() {
+                input.reserve((whole - input.len()).max(size));
+            }
+        }
+    }
+}
+
+/// Takes the whole frames off the front of `input`, at most [`BATCH_MAX`].
+fn split(input: &mut BytesMut, max_frame: &mut usize) -> (Vec<Frame>, Option<DecodeError>) {
+    let mut frames = Vec::new();
+    while frames.len() < BATCH_MAX {
+        let decoded = match Frame::split(input, *max_frame) {
+            Ok(Some(bytes)) => decode(bytes),
+            Ok(None) => break,
+            Err(error) => Err(error),
+        };
+        match decoded {
+            Ok(frame) => {
+                if matches!(frame, Frame::Hello(_)) {
+                    *max_frame = MAX_FRAME;
+                }
+                frames.push(frame);
+            }
+            Err(error) => return (frames, Some(error)),
+        }
+    }
+    (frames, None)
+}
+
+/// Decodes one frame. What the core keeps for long (LSAs) must not keep the read buffer
+/// alive, so those frames are copied; packets, which pass through, are not.
+fn decode(bytes: Bytes) -> Result<Frame, DecodeError> {
+    const LSAS: u8 = 7;
+    if bytes.first() == Some(&LSAS) {
+        Frame::decode(Bytes::copy_from_slice(&bytes))
+    } else {
+        Frame::decode(bytes)
+    }
+}
+
+/// Writes until the outbox is closed and empty, or the transport breaks.
+async fn write(
+    mut writer: impl AsyncWrite + Unpin,
+    link: LinkId,
+    outbox: &Outbox,
+    engine: &EngineHandle,
+) -> Result<io::Result<()>, EngineGone> {
+    let mut buffer = Vec::new();
+    while outbox.take(&mut buffer).await {
+        let mut done = 0;
+        while done < buffer.len() {
+            let count = match writer.write(&buffer[done..]).await {
+                Ok(0) => return Ok(Err(io::ErrorKind::WriteZero.into())),
+                Ok(count) => count,
+                Err(error) => return Ok(Err(error)),
+            };
+            done += count;
+            if outbox.written(count) {
+                engine.send(Input::LinkRoom { link }).await?;
+            }
+        }
+        buffer.clear();
+        if let Err(error) = writer.flush().await {
+            return Ok(Err(error));
+        }
+    }
+    Ok(writer.shutdown().await)
+}
+
+fn transport_error(error: &io::Error) -> ErrorBody {
+    ErrorBody::new(ErrorCode::Transport, error.to_string())
+}
