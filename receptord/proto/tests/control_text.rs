@@ -101,7 +101,7 @@ fn every_command_is_understood_and_shown() {
         }
         seen.insert(envelope.command);
     }
-    assert_eq!(seen.len(), 13, "{seen:?}");
+    assert_eq!(seen.len(), 14, "{seen:?}");
 }
 
 #[test]
