@@ -36,4 +36,8 @@ mod wiring;
 
 pub use api::*;
 pub use mesh::Mesh;
+
+/// The largest frame that a node takes, in bytes including its length; what its hello says.
+pub const MAX_FRAME: usize = receptor_proto::frame::MAX_FRAME_FLOOR;
+
 pub use time::Instant;

@@ -350,10 +350,26 @@ impl Mesh {
         self.router.lsdb_len()
     }
 
+    /// Whether routing is at rest: every link is up, nothing is to be stated or computed, and
+    /// everything stated was acknowledged.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.router.is_quiet()
+    }
+
     /// Bytes waiting for a link, by [`Priority`]; what [`LinkView::queued`] sums up.
     #[must_use]
     pub fn queued(&self, link: LinkId) -> [usize; Priority::ALL.len()] {
         self.router.queued(link)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn resolve(
+        &mut self,
+        directive: &receptor_proto::Directive,
+        metadata: &BTreeMap<String, String>,
+    ) -> Option<NodeId> {
+        self.router.resolve(directive, metadata)
     }
 
     /// Carries everything between the halves until nothing moves. Ends because a packet to this
@@ -371,7 +387,7 @@ impl Mesh {
                     ),
                     Local::Echo(echo) => {
                         let (active, works) = self.delivery.active_works(now);
-                        self.router.answer_echo(now, echo, active, works);
+                        self.router.answer_echo(echo, active, works);
                     }
                 }
             }

@@ -1,22 +1,54 @@
 //! The routing half: links and adjacencies, the link-state database, routes, and packets on
 //! their way. Knows nothing of messages and works.
+//!
+//! ```text
+//!   frames ─▶ adjacency ─▶ origin ─▶ lsdb ◀─▶ flood ─▶ frames
+//!                                     │
+//!                                    spf ─▶ routes
+//!                                              │
+//!   packets ──────────────▶ forward ◀──────────┘ ─▶ queue ─▶ packets
+//! ```
+//!
+//! Everything that leaves on a link passes [`Router::pump`], in this order: grants,
+//! acknowledgements, control packets, routing, small packets, bulk.
 
-use alloc::collections::{BTreeMap, VecDeque};
+mod adjacency;
+mod digest;
+mod echo;
+mod flood;
+mod forward;
+mod link;
+mod lsdb;
+mod origin;
+mod pace;
+mod queue;
+mod routes;
+mod spf;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use receptor_proto::frame::Frame;
-use receptor_proto::lsa::Capability;
-use receptor_proto::packet::{ActiveWork, Body, Packet, Priority};
-use receptor_proto::wire::DecodeError;
+use receptor_proto::packet::{Body, Packet, Priority};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, NodeId};
 
+use self::adjacency::Neighbor;
+use self::echo::{EchoRequest, Echoes};
+use self::forward::Transit;
+use self::link::{Link, State};
+use self::lsdb::{Index, Lsdb};
+use self::origin::Own;
+use self::pace::Pace;
+use self::spf::{Route, Spf};
+use self::timers::{Timer, Timers};
 use crate::wiring::Net;
-use crate::{
-    Config, Counters, EchoId, Instant, LinkId, LinkInfo, LinkView, NodeView, Output, Reachability,
-    RouteView,
-};
+use crate::{Config, Counters, Event, Instant, LinkId, Output, Reachability};
 
 type Out = VecDeque<Output>;
 
@@ -29,30 +61,70 @@ pub(crate) enum Local {
     Echo(EchoRequest),
 }
 
-/// An echo that asks this node.
-#[derive(Debug)]
-pub(crate) struct EchoRequest {
-    source: NodeId,
-    nonce: u64,
-    hops: u8,
-    arrived: bool,
-}
-
 /// Everything about links, routes and packets.
 #[derive(Debug)]
 pub(crate) struct Router {
     config: Config,
     counters: Counters,
-    next_echo: u64,
+    rng: fastrand::Rng,
+    timers: Timers,
+    closing: bool,
+
+    links: BTreeMap<LinkId, Link>,
+    /// Links that may have something to send.
+    ready: BTreeSet<LinkId>,
+    neighbors: BTreeMap<Index, Neighbor>,
+    /// How many links are being checked for a rival, and whether one should be looked at.
+    checking: usize,
+    recheck: bool,
+
+    lsdb: Lsdb,
+    own: Own,
+
+    spf: Spf,
+    /// By index.
+    routes: Vec<Route>,
+    old_routes: Vec<Route>,
+    routes_pace: Pace,
+    routes_changed: bool,
+    /// A link that was used, or could be, has changed.
+    links_changed: bool,
+    /// Where a leaf sends what it knows no way for.
+    gateway: Option<Index>,
+
+    transit: Transit,
+    echoes: Echoes,
 }
 
 impl Router {
-    pub(crate) fn new(config: Config, _now: Instant) -> Self {
-        Self {
-            config,
+    pub(crate) fn new(config: Config, now: Instant) -> Self {
+        let mut router = Self {
             counters: Counters::default(),
-            next_echo: 0,
-        }
+            rng: fastrand::Rng::with_seed(config.seed),
+            timers: Timers::default(),
+            closing: false,
+            links: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            neighbors: BTreeMap::new(),
+            checking: 0,
+            recheck: false,
+            lsdb: Lsdb::new(&config.node, config.limits.lsas, now),
+            own: Own::new(&config),
+            spf: Spf::default(),
+            routes: Vec::new(),
+            old_routes: Vec::new(),
+            routes_pace: Pace::new(routes::PACE),
+            routes_changed: false,
+            links_changed: false,
+            gateway: None,
+            transit: Transit::default(),
+            echoes: Echoes::default(),
+            config,
+        };
+        router.refresh(now);
+        router.update_statements(now);
+        router.sweep(now, &mut Out::new());
+        router
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -60,101 +132,79 @@ impl Router {
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        None
+        self.timers.next()
     }
 
-    pub(crate) fn handle_timeout(&mut self, _now: Instant, _out: &mut Out) {}
-
-    pub(crate) fn handle_link_up(
-        &mut self,
-        _now: Instant,
-        _link: LinkId,
-        _info: LinkInfo,
-        _out: &mut Out,
-    ) {
+    pub(crate) fn handle_timeout(&mut self, now: Instant, out: &mut Out) {
+        while let Some((due, timer)) = self.timers.pop(now) {
+            match timer {
+                Timer::Adjacency(link) => self.adjacency_timeout(now, due, link, out),
+                Timer::Flood(link) => self.wake(link),
+                // They are looked at after every input.
+                Timer::Originate | Timer::Routes => {}
+                Timer::Refresh => self.refresh(now),
+                Timer::Sweep => self.sweep(now, out),
+                Timer::Echo => self.expire_echoes(now, out),
+            }
+        }
     }
 
-    pub(crate) fn handle_frame(
-        &mut self,
-        _now: Instant,
-        _link: LinkId,
-        _frame: Frame,
-        _out: &mut Out,
-    ) {
+    pub(crate) fn handle_frame(&mut self, now: Instant, id: LinkId, frame: Frame, out: &mut Out) {
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        link.heard = now;
+        link.counters.frames_in += 1;
+        let (opening, up) = (matches!(link.state, State::Opening), link.is_up());
+        match frame {
+            Frame::Hello(hello) if opening => self.handle_hello(now, id, hello, out),
+            Frame::Goodbye(goodbye) => self.handle_goodbye(now, id, goodbye, out),
+            _ if opening => self.break_off(now, id, "the first frame must be a hello", out),
+            Frame::Hello(_) => self.break_off(now, id, "a second hello", out),
+            Frame::Probe { nonce } => self.handle_probe(now, id, nonce, out),
+            Frame::ProbeReply { nonce } => self.handle_probe_reply(now, id, nonce, out),
+            Frame::Credit { total } => {
+                link.queue.grant(total);
+                self.wake(id);
+            }
+            Frame::Packet(packet) => self.handle_packet(now, id, packet, out),
+            Frame::Unknown { .. } => self.counters.unknown += 1,
+            // While it is unclear who speaks, nothing is believed. It is said again.
+            Frame::Digest(_) | Frame::Summary { .. } | Frame::Lsas(_) | Frame::LsaAck(_) if !up => {
+            }
+            Frame::Digest(digest) => self.handle_digest(id, &digest),
+            Frame::Summary {
+                bucket,
+                more,
+                entries,
+            } => self.handle_summary(id, bucket, more, &entries),
+            Frame::Lsas(lsas) => self.handle_lsas(now, id, lsas, out),
+            Frame::LsaAck(entries) => self.handle_lsa_ack(id, &entries),
+        }
     }
 
-    pub(crate) fn handle_bad_frame(
-        &mut self,
-        _now: Instant,
-        _link: LinkId,
-        _error: &DecodeError,
-        _out: &mut Out,
-    ) {
+    pub(crate) fn handle_room(&mut self, id: LinkId, bytes: usize) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.add_room(bytes);
+            self.wake(id);
+        }
     }
 
-    pub(crate) fn handle_link_down(
-        &mut self,
-        _now: Instant,
-        _link: LinkId,
-        _reason: ErrorBody,
-        _out: &mut Out,
-    ) {
+    /// The link may have something to send.
+    fn wake(&mut self, id: LinkId) {
+        self.ready.insert(id);
     }
 
-    pub(crate) fn handle_room(&mut self, _link: LinkId, _bytes: usize) {}
-
-    pub(crate) fn set_cost(&mut self, _now: Instant, _link: LinkId, _cost: u32, _out: &mut Out) {}
-
-    pub(crate) fn close_link(
-        &mut self,
-        _now: Instant,
-        _link: LinkId,
-        _reason: ErrorBody,
-        _out: &mut Out,
-    ) {
+    /// A peer did something that makes no sense.
+    fn mistake(&mut self, link: LinkId, reason: ErrorBody, out: &mut Out) {
+        self.counters.peer_mistakes += 1;
+        out.push_back(Output::Event(Event::PeerMistake { link, reason }));
     }
 
-    pub(crate) fn shutdown(&mut self, _now: Instant, _out: &mut Out) {}
-
-    pub(crate) fn set_capabilities(&mut self, _now: Instant, _plugins: Vec<Capability>) {}
-
-    pub(crate) fn set_metadata(&mut self, _now: Instant, _metadata: BTreeMap<String, String>) {}
-
-    pub(crate) fn echo(
-        &mut self,
-        _now: Instant,
-        node: &NodeId,
-        _hop_limit: Option<u8>,
-        _timeout: Duration,
-        out: &mut Out,
-    ) -> EchoId {
-        let id = EchoId(self.next_echo);
-        self.next_echo += 1;
-        out.push_back(Output::EchoResult {
-            id,
-            result: Err(ErrorBody::new(
-                ErrorCode::NoSuchNode,
-                alloc::format!("no node {node} is known"),
-            )),
-        });
-        id
-    }
-
-    pub(crate) fn nodes(&self) -> Vec<NodeView> {
-        Vec::new()
-    }
-
-    pub(crate) fn links(&self) -> Vec<LinkView> {
-        Vec::new()
-    }
-
-    pub(crate) fn route(&self, node: &NodeId) -> Option<RouteView> {
-        (*node == self.config.node).then(|| RouteView {
-            cost: 0,
-            hops: 0,
-            next_hop: node.clone(),
-            link: None,
-        })
+    /// Up to `most`, drawn, so that nodes that started together do not act together.
+    fn jitter(&mut self, most: Duration) -> Duration {
+        let micros = u64::try_from(most.as_micros()).unwrap_or(u64::MAX - 1);
+        Duration::from_micros(self.rng.u64(..=micros))
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -162,85 +212,127 @@ impl Router {
     }
 
     pub(crate) fn lsdb_digest(&self) -> u64 {
-        0
+        let mixed = |sum, bucket: &u64| digest::mixed(sum, *bucket);
+        self.lsdb.digests().iter().fold(0, mixed)
     }
 
     pub(crate) fn lsdb_len(&self) -> usize {
-        0
+        self.lsdb.len()
     }
 
-    pub(crate) fn queued(&self, _link: LinkId) -> [usize; Priority::ALL.len()] {
-        [0; Priority::ALL.len()]
+    pub(crate) fn is_quiet(&self) -> bool {
+        let at_rest = |link: &Link| link.is_up() && link.flood.is_empty();
+        self.own.due().is_none()
+            && self.routes_pace.due().is_none()
+            && self.links.values().all(at_rest)
     }
 
-    /// The next packet for this node, echoes of its own and bad bodies already dealt with.
-    pub(crate) fn next_local(&mut self, _now: Instant, _out: &mut Out) -> Option<Local> {
-        None
-    }
-
-    /// Answers an echo that [`Self::next_local`] gave out.
-    pub(crate) fn answer_echo(
-        &mut self,
-        _now: Instant,
-        echo: EchoRequest,
-        _active: u64,
-        _works: Vec<ActiveWork>,
-    ) {
-        let EchoRequest {
-            source: _,
-            nonce: _,
-            hops: _,
-            arrived: _,
-        } = echo;
+    pub(crate) fn queued(&self, id: LinkId) -> [usize; Priority::ALL.len()] {
+        let link = self.links.get(&id);
+        link.map_or_else(Default::default, |link| link.queue.bytes())
     }
 
     /// Brings statements and routes up to date, as far as it is time for it. Whether a route or
     /// the link of one changed.
-    pub(crate) fn update(&mut self, _now: Instant, _out: &mut Out) -> bool {
-        false
+    pub(crate) fn update(&mut self, now: Instant, out: &mut Out) -> bool {
+        self.update_statements(now);
+        self.update_routes(now, out);
+        self.rescue(now);
+        self.recheck(now, out);
+        core::mem::take(&mut self.routes_changed) | core::mem::take(&mut self.links_changed)
     }
 
     /// Moves what waits onto links with room. Whether a queue that was full has room again.
-    pub(crate) fn pump(&mut self, _now: Instant, _out: &mut Out) -> bool {
-        false
+    pub(crate) fn pump(&mut self, now: Instant, out: &mut Out) -> bool {
+        let mut eased = false;
+        while let Some(id) = self.ready.pop_first() {
+            eased |= self.pump_link(now, id, out);
+        }
+        eased
+    }
+
+    fn pump_link(&mut self, now: Instant, id: LinkId, out: &mut Out) -> bool {
+        loop {
+            let Some(link) = self.links.get_mut(&id).filter(|link| link.is_up()) else {
+                return false;
+            };
+            if link.takes_urgent()
+                && let Some(total) = link.queue.next_grant()
+            {
+                link.transmit(now, Frame::Credit { total }, out);
+            }
+            let queued = if !link.has_room() {
+                link.pump_flood(now, &self.lsdb, &mut self.counters, out);
+                None
+            } else if let Some(queued) = link.queue.pop_control() {
+                Some(queued)
+            } else if link.pump_flood(now, &self.lsdb, &mut self.counters, out) {
+                continue;
+            } else {
+                link.queue.pop_data()
+            };
+            let Some(queued) = queued else { break };
+            link.transmit(now, Frame::Packet(queued.packet), out);
+            if let Some(from) = queued.keeps {
+                self.waited(from, queued.size);
+            }
+        }
+        let Some(link) = self.links.get_mut(&id) else {
+            return false;
+        };
+        if let Some(at) = link.next_flood() {
+            self.timers.set(Timer::Flood(id), at);
+        } else {
+            self.timers.clear(Timer::Flood(id));
+        }
+        link.queue.eased()
     }
 
     /// Whether [`Self::next_local`], [`Self::update`] or [`Self::pump`] have something to do.
-    pub(crate) fn is_pending(&self, _now: Instant) -> bool {
-        false
+    pub(crate) fn is_pending(&self, now: Instant) -> bool {
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        self.transit.is_pending()
+            || !self.ready.is_empty()
+            || self.routes_changed
+            || self.links_changed
+            || self.recheck && self.checking > 0
+            || due(self.own.due())
+            || due(self.routes_pace.due())
     }
 }
 
 impl Net for Router {
     fn reachability(&self, node: &NodeId) -> Reachability {
+        self.find_reachability(node)
+    }
+
+    fn next_link(&self, node: &NodeId) -> Option<LinkId> {
+        self.next(node).ok().map(|(_, link)| link)
+    }
+
+    fn path(&self, node: &NodeId) -> u64 {
+        self.find_path(node)
+    }
+
+    fn room(&self, node: &NodeId, priority: Priority) -> usize {
         if *node == self.config.node {
-            Reachability::Reachable
-        } else {
-            Reachability::Unknown
+            return usize::MAX;
         }
+        self.next(node).map_or(0, |(_, link)| {
+            let link = self.links.get(&link);
+            link.map_or(0, |link| link.queue.room(priority))
+        })
     }
 
-    fn next_link(&self, _node: &NodeId) -> Option<LinkId> {
-        None
-    }
-
-    fn room(&self, node: &NodeId, _priority: Priority) -> usize {
-        if *node == self.config.node {
-            usize::MAX
-        } else {
-            0
-        }
-    }
-
-    fn send(&mut self, _now: Instant, _packet: Packet) -> Result<(), ErrorCode> {
-        Err(ErrorCode::NoSuchNode)
+    fn send(&mut self, _now: Instant, packet: Packet) -> Result<(), ErrorCode> {
+        self.send_own(packet)
     }
 
     fn resolve(
         &mut self,
-        _directive: &Directive,
-        _metadata: &BTreeMap<String, String>,
+        directive: &Directive,
+        metadata: &BTreeMap<String, String>,
     ) -> Option<NodeId> {
-        None
+        self.find_match(directive, metadata)
     }
 }

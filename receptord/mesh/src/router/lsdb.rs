@@ -1,0 +1,740 @@
+//! The link-state database: what every node last stated about itself, in any order of arrival
+//! the same. Owns node indices, versions, ages and digests; never decides whom to tell.
+//!
+//! Node ids are interned: everything beside this file works on [`Index`]. Bodies stay as they
+//! came; of adjacencies an indexed copy is kept for [`super::spf`].
+//!
+//! A node that cannot be reached for long is *hidden*: its statements are left out of digests,
+//! summaries, flooding and views, but kept until they expire. So they cannot come back through a
+//! neighbor that hides it a little later, and the node is there at once when a way to it appears.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use core::ops::Bound;
+use core::time::Duration;
+
+use bytes::Bytes;
+use receptor_proto::NodeId;
+use receptor_proto::frame::DIGEST_BUCKETS;
+use receptor_proto::lsa::{CapabilitiesBody, LinksBody, Lsa, LsaKey, LsaKind, LsaSummary};
+use receptor_proto::wire::DecodeError;
+
+use super::digest::NodeHash;
+use super::spf::{Edge, Graph};
+use crate::Instant;
+
+/// A node's place in every table.
+pub(super) type Index = u32;
+/// This node's own index.
+pub(super) const OWN: Index = 0;
+/// What an LSA is filed under. Kinds come first so that adjacencies are flooded before the rest.
+pub(super) type Key = (LsaKind, Index);
+
+/// The kinds that one node may state: those of this version and room for later ones.
+const KINDS_MAX: usize = 8;
+/// How long a taken-back statement is remembered, so that an old copy that is still under way
+/// does not bring it back.
+pub(super) const PURGE_KEEP: Duration = Duration::from_secs(60);
+/// The longest lifetime that is believed, whatever an LSA says.
+const LIFETIME_MAX_S: u32 = 24 * 3600;
+/// Sequence numbers from here on are refused, so that a node can always state something newer.
+/// `instance << 20` of a wall clock in milliseconds stays below it until the year 200000.
+pub(super) const SEQ_MAX: u64 = 1 << 63;
+
+/// One statement.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) kind: LsaKind,
+    pub(super) seq: u64,
+    pub(super) instance: u64,
+    pub(super) expires: Instant,
+    /// Taken back by its originator; the body is empty.
+    pub(super) purged: bool,
+    pub(super) body: Bytes,
+}
+
+/// One node.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) id: NodeId,
+    hash: NodeHash,
+    /// By kind.
+    pub(super) lsas: Vec<Stored>,
+    /// By index.
+    pub(super) edges: Vec<Edge>,
+    /// Decoded when first asked for.
+    capabilities: Option<Box<CapabilitiesBody>>,
+    pub(super) hidden: bool,
+    /// When a way to it was lost; `None` while there is one.
+    pub(super) unreachable: Option<Instant>,
+    /// The neighbor that it was last reached through.
+    pub(super) last_via: Option<NodeId>,
+    pub(super) changed: Instant,
+}
+
+/// How an LSA compares with what is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Nothing is there.
+    Unknown,
+    /// It is newer.
+    Newer,
+    /// It is what is there.
+    Same,
+    /// What is there is newer.
+    Older,
+}
+
+/// Why an LSA was not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Its body makes no sense.
+    Bad(DecodeError),
+    /// There is no room.
+    Full,
+}
+
+/// What a new LSA changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Installed {
+    pub(super) key: Key,
+    /// Paths may be different now.
+    pub(super) topology: bool,
+}
+
+/// What a sweep took away.
+#[derive(Debug, Default)]
+pub(super) struct Swept {
+    /// Nodes that were known and are no longer.
+    pub(super) forgotten: Vec<NodeId>,
+    /// Paths may be different now.
+    pub(super) topology: bool,
+}
+
+/// The database.
+#[derive(Debug)]
+pub(super) struct Lsdb {
+    /// A hash table of 64 buckets, which are those of the digest.
+    names: Vec<BTreeMap<NodeId, Index>>,
+    nodes: Vec<Option<Node>>,
+    free: Vec<Index>,
+    digests: [u64; DIGEST_BUCKETS],
+    /// LSAs, tombstones included.
+    len: usize,
+    limit: usize,
+}
+
+impl Node {
+    fn new(id: NodeId, hash: NodeHash, now: Instant) -> Self {
+        Self {
+            id,
+            hash,
+            lsas: Vec::new(),
+            edges: Vec::new(),
+            capabilities: None,
+            hidden: false,
+            unreachable: Some(now),
+            last_via: None,
+            changed: now,
+        }
+    }
+
+    pub(super) fn lsa(&self, kind: LsaKind) -> Option<&Stored> {
+        self.lsas.iter().find(|lsa| lsa.kind == kind)
+    }
+
+    /// Whether anybody should be told of this node.
+    pub(super) fn known(&self) -> bool {
+        !self.hidden && !self.lsas.is_empty()
+    }
+
+    /// The latest start of this node that it stated something in; 0 when it stated nothing.
+    pub(super) fn instance(&self) -> u64 {
+        let live = self.lsas.iter().filter(|lsa| !lsa.purged);
+        live.map(|lsa| lsa.instance).max().unwrap_or(0)
+    }
+
+    /// What it can do, as it states it.
+    pub(super) fn read_capabilities(&self) -> Option<CapabilitiesBody> {
+        let lsa = self.lsa(LsaKind::CAPABILITIES)?;
+        // An undecodable body was not let in.
+        (!lsa.purged).then(|| CapabilitiesBody::decode(&lsa.body).ok())?
+    }
+
+    fn digest_of(&self, lsa: &Stored) -> u64 {
+        if lsa.purged || self.hidden {
+            0
+        } else {
+            self.hash.lsa(lsa.kind, lsa.seq)
+        }
+    }
+
+    fn digest(&self) -> u64 {
+        self.lsas
+            .iter()
+            .fold(0, |sum, lsa| sum.wrapping_add(self.digest_of(lsa)))
+    }
+}
+
+impl Lsdb {
+    /// A database that knows this node's name, at [`OWN`], and nothing else. `limit` bounds LSAs
+    /// and names alike.
+    pub(super) fn new(own: &NodeId, limit: usize, now: Instant) -> Self {
+        let mut lsdb = Self {
+            names: (0..DIGEST_BUCKETS).map(|_| BTreeMap::new()).collect(),
+            nodes: Vec::new(),
+            free: Vec::new(),
+            digests: [0; DIGEST_BUCKETS],
+            len: 0,
+            limit: limit.max(KINDS_MAX),
+        };
+        lsdb.intern(own, now);
+        lsdb
+    }
+
+    pub(super) fn find(&self, node: &NodeId) -> Option<Index> {
+        self.names[NodeHash::new(node).bucket()].get(node).copied()
+    }
+
+    /// The index of this name, given now if need be; `None` when there are too many names.
+    pub(super) fn intern(&mut self, id: &NodeId, now: Instant) -> Option<Index> {
+        let hash = NodeHash::new(id);
+        let names = &mut self.names[hash.bucket()];
+        if let Some(index) = names.get(id) {
+            return Some(*index);
+        }
+        if self.nodes.len() - self.free.len() >= self.limit {
+            return None;
+        }
+        let node = Some(Node::new(id.clone(), hash, now));
+        let index = if let Some(index) = self.free.pop() {
+            self.nodes[index as usize] = node;
+            index
+        } else {
+            let index = Index::try_from(self.nodes.len()).ok()?;
+            self.nodes.push(node);
+            index
+        };
+        names.insert(id.clone(), index);
+        Some(index)
+    }
+
+    pub(super) fn node(&self, index: Index) -> Option<&Node> {
+        self.nodes.get(index as usize)?.as_ref()
+    }
+
+    pub(super) fn node_mut(&mut self, index: Index) -> Option<&mut Node> {
+        self.nodes.get_mut(index as usize)?.as_mut()
+    }
+
+    /// Every name, in order of index.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Index, &Node)> {
+        (0..)
+            .zip(&self.nodes)
+            .filter_map(|(index, node)| Some((index, node.as_ref()?)))
+    }
+
+    pub(super) fn get(&self, key: Key) -> Option<&Stored> {
+        self.node(key.1)?.lsa(key.0)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn digests(&self) -> &[u64; DIGEST_BUCKETS] {
+        &self.digests
+    }
+
+    /// How a version of the LSA with this key compares with what is here, and its key here.
+    pub(super) fn compare(&self, key: &LsaKey, seq: u64) -> (Standing, Option<Key>) {
+        let Some(index) = self.find(&key.node) else {
+            return (Standing::Unknown, None);
+        };
+        let standing = match self.get((key.kind, index)) {
+            None => Standing::Unknown,
+            Some(stored) => match seq.cmp(&stored.seq) {
+                core::cmp::Ordering::Less => Standing::Older,
+                core::cmp::Ordering::Equal => Standing::Same,
+                core::cmp::Ordering::Greater => Standing::Newer,
+            },
+        };
+        (standing, Some((key.kind, index)))
+    }
+
+    /// Puts an LSA in the place of an older one or of none.
+    pub(super) fn install(&mut self, now: Instant, lsa: &Lsa) -> Result<Installed, Refusal> {
+        let purged = lsa.remaining_s == 0;
+        let mut stated = None;
+        if purged {
+            // What is taken back states nothing.
+        } else if lsa.key.kind == LsaKind::LINKS {
+            stated = Some(LinksBody::decode(&lsa.body).map_err(Refusal::Bad)?);
+        } else if lsa.key.kind == LsaKind::CAPABILITIES {
+            CapabilitiesBody::decode(&lsa.body).map_err(Refusal::Bad)?;
+        }
+        if self.compare(&lsa.key, lsa.seq).0 == Standing::Unknown && self.len >= self.limit {
+            return Err(Refusal::Full);
+        }
+        let index = self.intern(&lsa.key.node, now).ok_or(Refusal::Full)?;
+        let links = lsa.key.kind == LsaKind::LINKS;
+        let mut edges: Vec<Edge> = Vec::new();
+        for link in stated.iter().flat_map(|body| &body.links) {
+            // Names beyond the limit are left out: they are no nodes that anything is known of.
+            let Some(to) = self.intern(&link.neighbor, now) else {
+                continue;
+            };
+            if to != index {
+                let (cost, leaf) = (link.cost, link.leaf);
+                edges.push(Edge { to, cost, leaf });
+            }
+        }
+        edges.sort_unstable();
+        edges.shrink_to_fit();
+        let Some(node) = self.nodes[index as usize].as_mut() else {
+            return Err(Refusal::Full);
+        };
+        let mut topology = links && node.edges != edges;
+        let digest = &mut self.digests[node.hash.bucket()];
+        let kind = lsa.key.kind;
+        let place = match node.lsas.binary_search_by_key(&kind, |lsa| lsa.kind) {
+            Ok(place) => {
+                let before = node.lsas.remove(place);
+                *digest = digest.wrapping_sub(node.digest_of(&before));
+                // A new start of a node makes a new path of the same nodes.
+                topology |= before.instance != lsa.instance;
+                self.len -= 1;
+                place
+            }
+            Err(_) if node.lsas.len() >= KINDS_MAX => return Err(Refusal::Full),
+            Err(place) => {
+                topology = true;
+                place
+            }
+        };
+        let lifetime = if purged {
+            PURGE_KEEP
+        } else {
+            Duration::from_secs(u64::from(lsa.remaining_s.min(LIFETIME_MAX_S)))
+        };
+        let stored = Stored {
+            kind,
+            seq: lsa.seq,
+            instance: lsa.instance,
+            expires: now + lifetime,
+            purged,
+            body: if purged {
+                Bytes::new()
+            } else {
+                lsa.body.clone()
+            },
+        };
+        node.changed = now;
+        *digest = digest.wrapping_add(node.digest_of(&stored));
+        node.lsas.insert(place, stored);
+        self.len += 1;
+        if links {
+            node.edges = edges;
+        }
+        if kind == LsaKind::CAPABILITIES {
+            node.capabilities = None;
+        }
+        if node.hidden {
+            // Something new from it: it lives.
+            node.unreachable = node.unreachable.map(|_| now);
+            self.show(index);
+        }
+        let key = (kind, index);
+        Ok(Installed { key, topology })
+    }
+
+    /// The LSA as it goes out now; `None` when there is none, or it is about to expire or
+    /// hidden. Remaining seconds are rounded down, so that they shrink from node to node.
+    pub(super) fn outgoing(&self, now: Instant, key: Key) -> Option<Lsa> {
+        let node = self.node(key.1)?;
+        let stored = node.lsa(key.0)?;
+        let remaining = stored.expires.since(now).as_secs();
+        if node.hidden || remaining == 0 {
+            return None;
+        }
+        let remaining = u32::try_from(remaining).unwrap_or(u32::MAX);
+        Some(Lsa {
+            key: LsaKey {
+                node: node.id.clone(),
+                kind: key.0,
+            },
+            seq: stored.seq,
+            instance: stored.instance,
+            remaining_s: if stored.purged { 0 } else { remaining },
+            body: stored.body.clone(),
+        })
+    }
+
+    /// Up to `max` LSAs of a bucket behind `after`, in order of key, and whether there are more.
+    /// Tombstones are among them, so that a neighbor with an old copy is told.
+    pub(super) fn summaries(
+        &self,
+        bucket: usize,
+        after: Option<&LsaKey>,
+        max: usize,
+    ) -> (Vec<LsaSummary>, bool) {
+        let start = after.map_or(Bound::Unbounded, |key| Bound::Included(&key.node));
+        let mut found = Vec::new();
+        for (_, index) in self.names[bucket].range::<NodeId, _>((start, Bound::Unbounded)) {
+            let Some(node) = self.node(*index).filter(|node| node.known()) else {
+                continue;
+            };
+            for lsa in &node.lsas {
+                let key = LsaKey {
+                    node: node.id.clone(),
+                    kind: lsa.kind,
+                };
+                if after.is_some_and(|after| key <= *after) {
+                    continue;
+                }
+                if found.len() == max {
+                    return (found, true);
+                }
+                found.push(LsaSummary { key, seq: lsa.seq });
+            }
+        }
+        (found, false)
+    }
+
+    /// What to send to a neighbor that has `entries` between `after` and the last of them, or
+    /// the bucket's end if nothing follows: what it lacks and what it has older.
+    pub(super) fn missing(
+        &self,
+        bucket: usize,
+        after: Option<&LsaKey>,
+        entries: &[LsaSummary],
+        more: bool,
+    ) -> Vec<Key> {
+        let theirs: BTreeMap<&LsaKey, u64> = entries
+            .iter()
+            .map(|entry| (&entry.key, entry.seq))
+            .collect();
+        let last = if more { entries.last() } else { None };
+        let start = after.map_or(Bound::Unbounded, |key| Bound::Included(&key.node));
+        let mut missing = Vec::new();
+        for (id, index) in self.names[bucket].range::<NodeId, _>((start, Bound::Unbounded)) {
+            if last.is_some_and(|last| *id > last.key.node) {
+                break;
+            }
+            let Some(node) = self.node(*index).filter(|node| node.known()) else {
+                continue;
+            };
+            for lsa in &node.lsas {
+                let key = LsaKey {
+                    node: id.clone(),
+                    kind: lsa.kind,
+                };
+                let before = after.is_some_and(|after| key <= *after);
+                if before || last.is_some_and(|last| key > last.key) {
+                    continue;
+                }
+                match theirs.get(&key) {
+                    Some(seq) if *seq >= lsa.seq => {}
+                    // Nobody needs to be told that what it never heard of was taken back.
+                    None if lsa.purged => {}
+                    Some(_) | None => missing.push((lsa.kind, *index)),
+                }
+            }
+        }
+        missing
+    }
+
+    /// The decoded capabilities, kept for the next time.
+    pub(super) fn capabilities(&mut self, index: Index) -> Option<&CapabilitiesBody> {
+        let node = self.node_mut(index)?;
+        if node.capabilities.is_none() {
+            node.capabilities = node.read_capabilities().map(Box::new);
+        }
+        node.capabilities.as_deref()
+    }
+
+    /// Ends the hiding of a node.
+    pub(super) fn show(&mut self, index: Index) {
+        self.set_hidden(index, false);
+    }
+
+    fn set_hidden(&mut self, index: Index, hidden: bool) {
+        let Some(node) = self.nodes.get_mut(index as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        let digest = &mut self.digests[node.hash.bucket()];
+        *digest = digest.wrapping_sub(node.digest());
+        node.hidden = hidden;
+        *digest = digest.wrapping_add(node.digest());
+    }
+
+    /// Removes what has expired, hides nodes that could not be reached for `retention`, and
+    /// frees names that nothing refers to. `pinned` are in use elsewhere.
+    pub(super) fn sweep(
+        &mut self,
+        now: Instant,
+        retention: Duration,
+        pinned: &BTreeSet<Index>,
+    ) -> Swept {
+        let mut swept = Swept::default();
+        let mut referred: BTreeSet<Index> = BTreeSet::new();
+        let mut bare: Vec<Index> = Vec::new();
+        let mut stale: Vec<Index> = Vec::new();
+        for (index, node) in (0..).zip(&mut self.nodes) {
+            let Some(node) = node else { continue };
+            let known = node.known();
+            let digest = &mut self.digests[node.hash.bucket()];
+            if index != OWN && node.lsas.iter().any(|lsa| lsa.expires <= now) {
+                *digest = digest.wrapping_sub(node.digest());
+                self.len -= node.lsas.len();
+                node.lsas.retain(|lsa| lsa.expires > now);
+                self.len += node.lsas.len();
+                *digest = digest.wrapping_add(node.digest());
+                node.capabilities = None;
+                if !node.edges.is_empty() && node.lsa(LsaKind::LINKS).is_none() {
+                    node.edges = Vec::new();
+                    swept.topology = true;
+                }
+            }
+            if known && node.lsas.is_empty() && node.unreachable.is_some() {
+                swept.forgotten.push(node.id.clone());
+            }
+            let unreachable = node.unreachable.map_or(Duration::ZERO, |at| now.since(at));
+            if index != OWN && node.known() && unreachable >= retention {
+                swept.forgotten.push(node.id.clone());
+                stale.push(index);
+            }
+            if node.lsas.is_empty() && index != OWN && !pinned.contains(&index) {
+                bare.push(index);
+            } else {
+                referred.extend(node.edges.iter().map(|edge| edge.to));
+            }
+        }
+        for index in stale {
+            self.set_hidden(index, true);
+        }
+        for index in bare.into_iter().filter(|index| !referred.contains(index)) {
+            if let Some(node) = self.nodes[index as usize].take() {
+                self.names[node.hash.bucket()].remove(&node.id);
+                self.free.push(index);
+            }
+        }
+        swept
+    }
+}
+
+impl Graph for Lsdb {
+    fn size(&self) -> usize {
+        self.nodes.len()
+    }
+
+    fn edges(&self, node: Index) -> &[Edge] {
+        self.node(node).map_or(&[], |node| &node.edges)
+    }
+
+    fn instance(&self, node: Index) -> u64 {
+        self.node(node).map_or(0, Node::instance)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use proptest::prelude::*;
+    use receptor_proto::lsa::LinkEntry;
+
+    fn id(number: u64) -> NodeId {
+        NodeId::new(&alloc::format!("node-{number}")).unwrap()
+    }
+
+    fn links(node: u64, seq: u64, neighbors: &[u64]) -> Lsa {
+        let mut links: Vec<LinkEntry> = neighbors
+            .iter()
+            .map(|neighbor| LinkEntry {
+                neighbor: id(*neighbor),
+                cost: 1,
+                leaf: false,
+            })
+            .collect();
+        links.sort_by(|a, b| a.neighbor.cmp(&b.neighbor));
+        links.dedup();
+        Lsa {
+            key: LsaKey {
+                node: id(node),
+                kind: LsaKind::LINKS,
+            },
+            seq,
+            instance: 1,
+            remaining_s: 100,
+            body: LinksBody { links }.encode(),
+        }
+    }
+
+    fn empty(limit: usize) -> Lsdb {
+        Lsdb::new(&id(0), limit, Instant::default())
+    }
+
+    fn offer(lsdb: &mut Lsdb, lsa: &Lsa) {
+        match lsdb.compare(&lsa.key, lsa.seq).0 {
+            Standing::Unknown | Standing::Newer => {
+                lsdb.install(Instant::default(), lsa).unwrap();
+            }
+            Standing::Same | Standing::Older => {}
+        }
+    }
+
+    fn content(lsdb: &Lsdb) -> Vec<(NodeId, u8, u64, bool, Vec<NodeId>)> {
+        let mut all: Vec<_> = lsdb
+            .iter()
+            .flat_map(|(_, node)| {
+                let edges = node.edges.iter().map(|edge| lsdb.node(edge.to).unwrap());
+                let mut edges: Vec<NodeId> = edges.map(|node| node.id.clone()).collect();
+                edges.sort();
+                node.lsas.iter().map(move |lsa| {
+                    let (kind, seq) = (lsa.kind.0, lsa.seq);
+                    (node.id.clone(), kind, seq, lsa.purged, edges.clone())
+                })
+            })
+            .collect();
+        all.sort();
+        all
+    }
+
+    fn lsa() -> impl Strategy<Value = Lsa> {
+        (0..6u64, 1..5u64, 0..4u8).prop_map(|(node, seq, kind)| {
+            // One key and sequence number is always one statement.
+            let mut lsa = links(node, seq, &[(node + seq) % 6, (node * seq) % 6]);
+            if kind == 0 {
+                lsa.key.kind = LsaKind(77);
+            }
+            if seq == 4 && node % 2 == 0 {
+                lsa.remaining_s = 0;
+            }
+            lsa
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_of_arrival_makes_the_same_database(
+            lsas in prop::collection::vec(lsa(), 0..40),
+            seed: u64,
+        ) {
+            let mut one = empty(100);
+            for lsa in &lsas {
+                offer(&mut one, lsa);
+            }
+            let mut shuffled = lsas.clone();
+            fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
+            let mut two = empty(100);
+            for lsa in shuffled.iter().chain(&lsas) {
+                offer(&mut two, lsa);
+            }
+            prop_assert_eq!(content(&one), content(&two));
+            prop_assert_eq!(one.digests(), two.digests());
+            prop_assert_eq!(one.len(), two.len());
+            let mut live = [0u64; DIGEST_BUCKETS];
+            for (_, node) in one.iter() {
+                let sum = &mut live[node.hash.bucket()];
+                *sum = sum.wrapping_add(node.digest());
+            }
+            prop_assert_eq!(&live, one.digests());
+        }
+
+        #[test]
+        fn summaries_find_exactly_what_differs(
+            ours in prop::collection::vec(lsa(), 0..30),
+            theirs in prop::collection::vec(lsa(), 0..30),
+            chunk in 1..5usize,
+        ) {
+            let (mut one, mut two) = (empty(100), empty(100));
+            for lsa in &ours {
+                offer(&mut one, lsa);
+            }
+            for lsa in &theirs {
+                offer(&mut two, lsa);
+            }
+            let mut pushed = BTreeSet::new();
+            for bucket in 0..DIGEST_BUCKETS {
+                let mut after: Option<LsaKey> = None;
+                loop {
+                    let (entries, more) = two.summaries(bucket, after.as_ref(), chunk);
+                    pushed.extend(one.missing(bucket, after.as_ref(), &entries, more));
+                    if !more {
+                        break;
+                    }
+                    after = entries.last().map(|entry| entry.key.clone());
+                }
+            }
+            for (index, node) in one.iter() {
+                for lsa in &node.lsas {
+                    let key = LsaKey { node: node.id.clone(), kind: lsa.kind };
+                    let expected = match two.compare(&key, lsa.seq).0 {
+                        Standing::Unknown => !lsa.purged,
+                        Standing::Newer => true,
+                        Standing::Same | Standing::Older => false,
+                    };
+                    prop_assert_eq!(pushed.contains(&(lsa.kind, index)), expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_limit_holds_for_statements_and_for_names() {
+        let mut lsdb = empty(10);
+        for node in 1..9 {
+            lsdb.install(Instant::default(), &links(node, 1, &[]))
+                .unwrap();
+        }
+        let many: Vec<u64> = (100..200).collect();
+        lsdb.install(Instant::default(), &links(9, 1, &many))
+            .unwrap();
+        assert_eq!(lsdb.iter().count(), 10);
+        let full = lsdb.install(Instant::default(), &links(10, 1, &[]));
+        assert_eq!(full, Err(Refusal::Full));
+        // Newer versions of what is there always find room.
+        assert!(lsdb.install(Instant::default(), &links(9, 2, &[1])).is_ok());
+    }
+
+    #[test]
+    fn lifetimes_shrink_and_end() {
+        let mut lsdb = empty(10);
+        let start = Instant::default();
+        let key = lsdb.install(start, &links(1, 1, &[2])).unwrap().key;
+        let soon = start + Duration::from_millis(1);
+        assert_eq!(lsdb.outgoing(soon, key).unwrap().remaining_s, 99);
+        let late = start + Duration::from_millis(99_500);
+        assert_eq!(lsdb.outgoing(late, key), None);
+        let end = start + Duration::from_secs(100);
+        let swept = lsdb.sweep(end, Duration::from_secs(600), &BTreeSet::new());
+        assert_eq!((swept.forgotten, swept.topology), (vec![id(1)], true));
+        assert_eq!((lsdb.len(), lsdb.iter().count()), (0, 1));
+        assert_eq!(lsdb.digests(), empty(10).digests());
+    }
+
+    #[test]
+    fn a_hidden_node_comes_back_only_by_itself() {
+        let mut lsdb = empty(10);
+        let start = Instant::default();
+        lsdb.install(start, &links(1, 1, &[])).unwrap();
+        let retention = Duration::from_secs(10);
+        let later = start + retention;
+        let swept = lsdb.sweep(later, retention, &BTreeSet::new());
+        assert_eq!(swept.forgotten, [id(1)]);
+        assert_eq!(lsdb.digests(), empty(10).digests());
+        let key = links(1, 1, &[]).key;
+        // A neighbor that is slower offers it again: it is no news.
+        assert_eq!(lsdb.compare(&key, 1).0, Standing::Same);
+        assert!(
+            lsdb.sweep(later, retention, &BTreeSet::new())
+                .forgotten
+                .is_empty()
+        );
+        // The node itself says something new.
+        lsdb.install(later, &links(1, 2, &[])).unwrap();
+        assert_ne!(lsdb.digests(), empty(10).digests());
+    }
+}

@@ -1,0 +1,341 @@
+//! Routes: when they are computed, what changed by it, and what is known of every node.
+//!
+//! A leaf computes nothing: it reaches its neighbors, and everything else through the best
+//! router among them.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use receptor_proto::lsa::CapabilitiesBody;
+use receptor_proto::{Directive, ErrorBody, ErrorCode, NodeId};
+
+use super::lsdb::{Index, Node, OWN};
+use super::pace::Rules;
+use super::spf::{Graph, Root, Route};
+use super::timers::Timer;
+use super::{Out, Router};
+use crate::{Event, Instant, LinkId, LinkView, NodeView, Output, Reachability, RouteView};
+
+/// Routes follow the first change after 2 ms, so that what both ends of a link say is counted
+/// together, and are computed at most once a second while changes go on.
+pub(super) const PACE: Rules = Rules {
+    first: Duration::from_millis(2),
+    second: Duration::from_millis(10),
+    slowest: Duration::from_secs(1),
+};
+/// When a link of this node's own fails, routes wait for nothing but this since the last time:
+/// many links that fail together cost a few computations.
+const URGENT_GAP: Duration = Duration::from_millis(5);
+
+impl Router {
+    /// Paths may be different now.
+    pub(super) fn request_routes(&mut self, now: Instant) {
+        let due = self.routes_pace.changed(now);
+        self.timers.set_earlier(Timer::Routes, due);
+    }
+
+    /// An adjacency of this node is gone.
+    pub(super) fn request_routes_now(&mut self, now: Instant) {
+        let due = self.routes_pace.urgent(now, URGENT_GAP);
+        self.timers.set_earlier(Timer::Routes, due);
+    }
+
+    /// Computes routes if it is time.
+    pub(super) fn update_routes(&mut self, now: Instant, out: &mut Out) {
+        if !self.routes_pace.take(now) {
+            return;
+        }
+        self.timers.clear(Timer::Routes);
+        self.counters.spf_runs += 1;
+        let mut neighbors: Vec<_> = self.neighbors.iter().collect();
+        neighbors.sort_unstable_by(|a, b| a.1.node.cmp(&b.1.node));
+        let roots: Vec<Root> = neighbors
+            .iter()
+            .map(|(index, neighbor)| Root {
+                neighbor: **index,
+                cost: neighbor.best().0,
+                leaf: neighbor.leaf,
+            })
+            .collect();
+        let gateway = roots
+            .iter()
+            .filter(|root| !root.leaf && !self.config.router);
+        let gateway = gateway
+            .min_by_key(|root| root.cost)
+            .map(|root| root.neighbor);
+        if gateway != self.gateway {
+            self.gateway = gateway;
+            self.routes_changed = true;
+        }
+        let mut before = core::mem::take(&mut self.old_routes);
+        core::mem::swap(&mut before, &mut self.routes);
+        let transit = self.config.router;
+        self.spf
+            .run(&self.lsdb, OWN, &roots, transit, &mut self.routes);
+        for index in 0..self.lsdb.size().max(before.len()) {
+            let old = before.get(index).copied().unwrap_or(Route::NONE);
+            let new = self.routes.get(index).copied().unwrap_or(Route::NONE);
+            if (old.via, old.path) == (new.via, new.path) {
+                continue;
+            }
+            self.routes_changed = true;
+            let Ok(index) = Index::try_from(index) else {
+                break;
+            };
+            if old.exists() != new.exists() {
+                self.reachability_changed(now, index, old, out);
+            }
+        }
+        self.old_routes = before;
+        self.recheck = true;
+    }
+
+    fn reachability_changed(&mut self, now: Instant, index: Index, old: Route, out: &mut Out) {
+        let via = self.lsdb.node(old.via).map(|via| via.id.clone());
+        let Some(node) = self.lsdb.node_mut(index) else {
+            return;
+        };
+        node.changed = now;
+        let id = node.id.clone();
+        let event = if old.exists() {
+            node.unreachable = Some(now);
+            node.last_via = via;
+            Event::NodeUnreachable { node: id }
+        } else {
+            node.unreachable = None;
+            Event::NodeReachable { node: id }
+        };
+        if node.hidden && !old.exists() {
+            self.lsdb.show(index);
+        }
+        out.push_back(Output::Event(event));
+    }
+
+    /// Lets statements and nodes age.
+    pub(super) fn sweep(&mut self, now: Instant, out: &mut Out) {
+        let mut pinned: BTreeSet<Index> = self.neighbors.keys().copied().collect();
+        let peers = self.links.values().filter_map(|link| link.peer.as_ref());
+        pinned.extend(peers.map(|peer| peer.index));
+        let routed = (0..).zip(&self.routes).filter(|(_, route)| route.exists());
+        pinned.extend(routed.map(|(index, _)| index));
+        let swept = self
+            .lsdb
+            .sweep(now, self.config.dead_node_retention, &pinned);
+        if swept.topology {
+            self.request_routes(now);
+        }
+        for node in swept.forgotten {
+            out.push_back(Output::Event(Event::NodeForgotten { node }));
+        }
+        let age = (self.config.lsa_lifetime / 32).min(self.config.dead_node_retention / 8);
+        let gap = age.clamp(Duration::from_secs(1), Duration::from_secs(60));
+        self.timers.set(Timer::Sweep, now + gap);
+    }
+
+    pub(super) fn has_route(&self, index: Index) -> bool {
+        self.routes
+            .get(index as usize)
+            .is_some_and(|route| route.exists())
+    }
+
+    /// The neighbor and link that packets to `node` take.
+    pub(super) fn next(&self, node: &NodeId) -> Result<(Index, LinkId), ErrorCode> {
+        let index = self.lsdb.find(node);
+        let via = index
+            .and_then(|index| self.routes.get(index as usize))
+            .filter(|route| route.exists())
+            .map(|route| route.via)
+            .or(self.gateway);
+        match via.and_then(|via| Some((via, self.neighbors.get(&via)?.best().1))) {
+            Some(next) => Ok(next),
+            None if index.is_some_and(|index| self.is_known(index)) => Err(ErrorCode::NoRoute),
+            // A leaf cannot know who exists.
+            None if !self.config.router => Err(ErrorCode::NoRoute),
+            None => Err(ErrorCode::NoSuchNode),
+        }
+    }
+
+    fn is_known(&self, index: Index) -> bool {
+        self.has_route(index) || self.lsdb.node(index).is_some_and(Node::known)
+    }
+
+    pub(super) fn find_reachability(&self, node: &NodeId) -> Reachability {
+        if *node == self.config.node {
+            return Reachability::Reachable;
+        }
+        match self.next(node) {
+            Ok(_) => Reachability::Reachable,
+            Err(ErrorCode::NoRoute) => Reachability::NoRoute,
+            Err(_) => Reachability::Unknown,
+        }
+    }
+
+    pub(super) fn find_path(&self, node: &NodeId) -> u64 {
+        let Ok((_, link)) = self.next(node) else {
+            return 0;
+        };
+        let index = self.lsdb.find(node);
+        let route = index.and_then(|index| self.routes.get(index as usize));
+        // Another link to the same neighbor is another path.
+        super::digest::mixed(route.map_or(0, |route| route.path), link.0) | 1
+    }
+
+    /// Why there is no way to `node`, for people.
+    pub(super) fn no_way(&self, node: &NodeId) -> ErrorBody {
+        match self.find_reachability(node) {
+            Reachability::Unknown => {
+                let text = alloc::format!("no node {node} is known in the mesh");
+                ErrorBody::new(ErrorCode::NoSuchNode, text)
+            }
+            Reachability::Reachable | Reachability::NoRoute => {
+                let last = self.lsdb.find(node).and_then(|index| self.lsdb.node(index));
+                let last = last.and_then(|node| node.last_via.as_ref());
+                let text = match last {
+                    Some(last) if last != node => {
+                        alloc::format!("no route to {node}; the last one went through {last}")
+                    }
+                    Some(_) => alloc::format!("no route to {node}, which was a neighbor"),
+                    None => alloc::format!("no route to {node}"),
+                };
+                ErrorBody::new(ErrorCode::NoRoute, text)
+            }
+        }
+    }
+
+    pub(super) fn find_match(
+        &mut self,
+        directive: &Directive,
+        metadata: &BTreeMap<String, String>,
+    ) -> Option<NodeId> {
+        let mut best: Option<(u32, Index)> = None;
+        let mut equals = 0;
+        for index in 0..Index::try_from(self.lsdb.size()).ok()? {
+            let cost = if index == OWN {
+                0
+            } else {
+                self.routes.get(index as usize)?.cost
+            };
+            if cost == u32::MAX || best.is_some_and(|(lowest, _)| cost > lowest) {
+                continue;
+            }
+            let Some(capabilities) = self.lsdb.capabilities(index) else {
+                continue;
+            };
+            if !serves(capabilities, directive, metadata) {
+                continue;
+            }
+            if best.is_none_or(|(lowest, _)| cost < lowest) {
+                equals = 0;
+            }
+            equals += 1;
+            // Each of the equals is taken in the end with the same chance.
+            if self.rng.usize(..equals) == 0 {
+                best = Some((cost, index));
+            }
+        }
+        let (_, index) = best?;
+        Some(self.lsdb.node(index)?.id.clone())
+    }
+
+    fn route_view(&self, index: Index) -> Option<RouteView> {
+        if index == OWN {
+            return Some(RouteView {
+                cost: 0,
+                hops: 0,
+                next_hop: self.config.node.clone(),
+                link: None,
+            });
+        }
+        let route = self
+            .routes
+            .get(index as usize)
+            .filter(|route| route.exists())?;
+        let neighbor = self.neighbors.get(&route.via)?;
+        Some(RouteView {
+            cost: route.cost,
+            hops: u8::try_from(route.hops).unwrap_or(u8::MAX),
+            next_hop: neighbor.node.clone(),
+            link: Some(neighbor.best().1),
+        })
+    }
+
+    pub(crate) fn route(&self, node: &NodeId) -> Option<RouteView> {
+        self.lsdb
+            .find(node)
+            .and_then(|index| self.route_view(index))
+    }
+
+    pub(crate) fn nodes(&self) -> Vec<NodeView> {
+        let mut leaves: BTreeMap<Index, Vec<(NodeId, u32)>> = BTreeMap::new();
+        for (_, node) in self.lsdb.iter() {
+            for edge in node.edges.iter().filter(|edge| edge.leaf) {
+                let stated = leaves.entry(edge.to).or_default();
+                stated.push((node.id.clone(), edge.cost));
+            }
+        }
+        let known = self.lsdb.iter().filter(|(index, _)| self.is_known(*index));
+        let mut views: Vec<NodeView> = known
+            .map(|(index, node)| {
+                let own = |edge: &super::spf::Edge| {
+                    let neighbor = self.lsdb.node(edge.to)?;
+                    Some((neighbor.id.clone(), edge.cost))
+                };
+                let mut links: Vec<_> = node.edges.iter().filter_map(own).collect();
+                links.extend(leaves.remove(&index).unwrap_or_default());
+                links.sort_unstable();
+                let capabilities = node.read_capabilities().unwrap_or_default();
+                NodeView {
+                    node: node.id.clone(),
+                    route: self.route_view(index),
+                    router: capabilities.router,
+                    software: capabilities.software,
+                    metadata: capabilities.metadata,
+                    plugins: capabilities.plugins,
+                    links,
+                    changed: node.changed,
+                }
+            })
+            .collect();
+        views.sort_unstable_by(|a, b| a.node.cmp(&b.node));
+        views
+    }
+
+    pub(crate) fn links(&self) -> Vec<LinkView> {
+        let view = |link: &super::link::Link| LinkView {
+            link: link.id,
+            node: link.peer.as_ref().map(|peer| peer.node.clone()),
+            state: link.view_state(),
+            cost: link.cost,
+            in_use: self
+                .neighbors
+                .values()
+                .any(|neighbor| neighbor.best().1 == link.id),
+            address: link.info.address.to_string(),
+            dialled: link.info.dialled,
+            rtt: link.rtt,
+            since: link.since,
+            heard: link.heard,
+            counters: link.counters,
+            queued: link.queue.bytes().iter().sum(),
+        };
+        self.links.values().map(view).collect()
+    }
+}
+
+/// Whether a node with these capabilities can run the directive.
+fn serves(
+    capabilities: &CapabilitiesBody,
+    directive: &Directive,
+    metadata: &BTreeMap<String, String>,
+) -> bool {
+    let has = |(key, value): (&String, &String)| capabilities.metadata.get(key) == Some(value);
+    let action = directive.action();
+    metadata.iter().all(has)
+        && capabilities.plugins.iter().any(|plugin| {
+            plugin.plugin == directive.plugin()
+                && plugin.ready
+                && (plugin.actions.is_empty() || plugin.actions.iter().any(|name| name == action))
+        })
+}
