@@ -87,7 +87,8 @@ pub(super) async fn discard(session: &mut Session, command: &SendCommand) -> Res
                 text,
             )));
         }
-        let Some(piece) = session.input.raw(PIECE).await.unwrap_or(None) else {
+        let want = usize::try_from(rest).unwrap_or(usize::MAX).min(PIECE);
+        let Some(piece) = session.input.raw(want).await.unwrap_or(None) else {
             return Ok(());
         };
         let length = piece.len() as u64;
