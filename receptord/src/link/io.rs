@@ -66,15 +66,19 @@ pub(crate) async fn run(
     let Transport { reader, writer } = transport;
     let mut reader = reader;
     let mut write = pin!(write(writer, link, &outbox, engine));
+    let mut written = false;
     let broken = {
         let mut read = pin!(read(&mut reader, link, &outbox, engine));
         tokio::select! {
             biased;
             end = &mut read => end?,
-            result = &mut write => match result? {
-                Ok(()) => None,
-                Err(error) => Some(transport_error(&error)),
-            },
+            result = &mut write => {
+                written = true;
+                match result? {
+                    Ok(()) => None,
+                    Err(error) => Some(transport_error(&error)),
+                }
+            }
             _ = outbox.closed() => None,
         }
     };
@@ -96,7 +100,11 @@ pub(crate) async fn run(
     let _ = timeout(CLOSE_TIME, async {
         let mut rest = [0; 4096];
         let drain = async { while matches!(reader.read(&mut rest).await, Ok(1..)) {} };
-        let _ = tokio::join!(write, drain);
+        if written {
+            drain.await;
+        } else {
+            let _ = tokio::join!(write, drain);
+        }
     })
     .await;
     Ok(Ended {
