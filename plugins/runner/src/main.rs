@@ -25,9 +25,12 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::signal::{SigSet, Signal};
 use receptor_plugin::{Action, CancelReason, HostHello, Plugin, Stopper};
 use serde_json::json;
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
 
 use crate::{config::Config, tools::Tools};
 
@@ -93,24 +96,21 @@ fn ready(host: Option<&HostHello>) -> Result<(), String> {
 }
 
 /// Lets a thread of its own take the signals that ask for an end, so that a job gets an orderly
-/// one. To be called before there are other threads.
+/// one. Handlers rather than a blocked mask: what we start would inherit the mask.
 fn take_signals(current: &Current) -> io::Result<()> {
-    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]
-        .into_iter()
-        .collect();
-    signals.thread_block()?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let current = Arc::clone(current);
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
-            while let Ok(signal) = signals.wait() {
+            for signal in signals.forever() {
                 let stopper = current
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .clone();
                 match stopper {
                     Some(stopper) => stopper.stop(CancelReason::Shutdown, SIGNAL_GRACE),
-                    None => std::process::exit(EXIT_SIGNAL + signal as i32),
+                    None => std::process::exit(EXIT_SIGNAL + signal),
                 }
             }
         })?;

@@ -260,7 +260,8 @@ impl Run<'_> {
         watched?;
         if left > 0 && self.stop.is_none() {
             let text = format!("ended {left} processes that the job had left running");
-            self.job.log(Level::Warn, text)?;
+            // Mostly what is meant to outlive a command: a key agent, a shared connection.
+            self.job.log(Level::Info, text)?;
         }
         if stuck > 0 {
             let text = format!("{stuck} processes of the job could not be ended");
@@ -557,16 +558,17 @@ impl Run<'_> {
 
     fn stopped(&self, why: &Why, left: usize) -> Error {
         let (code, text) = match why {
+            Why::Canceled(CancelReason::Timeout) | Why::Timeout => (
+                ErrorCode::Timeout,
+                format!("the job took longer than {} s", self.timeout.as_secs()),
+            ),
+            Why::Canceled(CancelReason::Quota) => (
+                ErrorCode::ResultQuota,
+                "the job's results are more than may be kept".to_owned(),
+            ),
             Why::Canceled(reason) => (
                 ErrorCode::Canceled,
                 format!("the job was canceled ({reason})"),
-            ),
-            Why::Timeout => (
-                ErrorCode::Timeout,
-                format!(
-                    "the job took longer than {} s",
-                    self.started.elapsed().min(self.timeout).as_secs()
-                ),
             ),
             Why::IdleTimeout => (
                 ErrorCode::IdleTimeout,
