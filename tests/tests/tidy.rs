@@ -114,7 +114,14 @@ fn the_crates_without_std_use_crates_without_std() {
     let may: BTreeMap<&str, &[&str]> = BTreeMap::from([
         (
             "receptor-proto",
-            &["bytes", "serde", "serde_json", "thiserror", "uuid"][..],
+            &[
+                "base64",
+                "bytes",
+                "serde",
+                "serde_json",
+                "thiserror",
+                "uuid",
+            ][..],
         ),
         (
             "receptor-mesh",
