@@ -274,7 +274,7 @@ impl Reader {
             );
             return Ok(self.job(execute, stop, None, true).finish(Err(error))?);
         };
-        if handler.inline && self.mode == Mode::Serve {
+        if handler.inline {
             let run = Arc::clone(&handler.run);
             let job = self.job(execute, stop, handler.max_payload, true);
             let result = guarded(&*run, &job);
@@ -351,6 +351,3 @@ fn kind(error: &DecodeError) -> &'static str {
         DecodeError::Json(_) => "no JSON",
     }
 }
-
-#[cfg(test)]
-mod tests;

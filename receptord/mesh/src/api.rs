@@ -175,9 +175,10 @@ pub enum Record {
         message: Message,
     },
     /// Of an incoming request: its work is handed to a plugin. Of an outgoing request: its
-    /// recipient has it and must not be sent it again.
+    /// recipient has it and must not be sent it again. Of an incoming response: its client took
+    /// it and all before it.
     Started {
-        /// The request's entry.
+        /// The message's entry.
         entry: EntryId,
     },
     /// What was received in one flow, so that repeats are recognised after the entries are gone.
@@ -295,7 +296,7 @@ pub enum Output {
     },
     /// A response for a client, in serial order, after the request's [`Output::Accepted`] if it
     /// was accepted at all. Call [`crate::Mesh::consumed`] when the client has taken it or is
-    /// gone. After a restart the last one consumed comes again.
+    /// gone. After a restart some that were consumed shortly before may come again.
     Deliver {
         /// The request.
         work: MessageId,

@@ -1,40 +1,228 @@
-//! Delivery: messages, receipts and works.
+//! Delivery: from a client's submission to a plugin on another node, and back.
+//!
+//! The origin of a message keeps it until it has the recipient's receipt; the recipient writes
+//! before it gives one. Everything between them may lose, repeat and reorder. Requests,
+//! responses and cancels all travel like that, so one [`flow::Flow`] per recipient, one
+//! [`received::Received`] per origin and its epochs serve all three.
+//!
+//! ```text
+//!   client ─ submit ─▶ inbox::Request ─▶ flow ══ packets ══▶ received ─▶ works::Work ─▶ plugin
+//!                           │                                                │
+//!   client ◀─ Deliver ─ inbox::Request ◀─ received ══ packets ══ flow ◀─ work_data, work_done
+//! ```
+//!
+//! A message of this node to itself takes the same way, but for the packets.
+//!
+//! Nothing is written, sent or acknowledged inside a `handle_*`; that happens in
+//! [`Delivery::flush`], once for everything that came in before the driver asks what to do. One
+//! write and one receipt then stand for a whole burst.
+//!
+//! What a restart must know is in the records alone, and the entries themselves tell most of it:
+//! a request's entry stays until its last response was taken, so a stored request is one whose
+//! client still waits; the last response that was taken or received stays until the next one is,
+//! so the next serial is known. An incoming entry goes only after what its flow received is on
+//! the disk. Entries are removed in an order that makes every prefix of it a true story.
+//!
+//! Volatile requests are sent once and may be lost. Volatile responses are sent until they
+//! arrive, because their reader recognises repeats by their serial; they only never outlive
+//! either node.
 
-use alloc::collections::VecDeque;
-use alloc::string::String;
+mod deadlines;
+mod flow;
+mod inbox;
+mod incoming;
+mod journal;
+mod outgoing;
+mod partial;
+mod ranges;
+mod received;
+mod restore;
+mod transfer;
+mod window;
+mod works;
+mod written;
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
+use core::time::Duration;
 
-use bytes::Bytes;
-use receptor_proto::packet::{ActiveWork, Body, CancelReason, Content, Eof};
+use receptor_proto::packet::{ActiveWork, Body, Packet};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use crate::wiring::Net;
-use crate::{
-    Config, Counters, EntryId, Instant, NoSuchWork, Output, Payload, PersistToken, Record,
-    Submission, SubmitError, WorkRoom,
-};
+use crate::{Config, Counters, EntryId, Instant, Limits, Output, Record};
+use flow::{Flow, Key, Pipe, Pumped};
+use inbox::Requests;
+use journal::{Done, Journal};
+use partial::Partials;
+use received::{Acks, Received};
+use works::Works;
 
-/// Everything about messages of and for this node.
-#[derive(Debug)]
-pub(crate) struct Delivery {}
+/// Nodes that messages are exchanged with; beyond, strangers are not heard.
+const REMOTES_MAX: usize = 250_000;
+/// Cancels of requests that are not here yet.
+const EARLY_MAX: usize = 1024;
+/// How long such a cancel is remembered at most.
+const EARLY_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// How often what is not needed any more is looked for.
+const SWEEP: Duration = Duration::from_secs(600);
+/// How long a response is kept for a sender who cannot be reached.
+const RESPONSE_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The same for one that is in memory only.
+const VOLATILE_RESPONSE_LIFETIME: Duration = Duration::from_secs(3600);
+/// How long a cancel of a request that arrived is worth delivering.
+const CANCEL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// The longest lifetime believed of a peer's message; what it asks beyond is not remembered.
+const LIFETIME_MOST: Duration = Duration::from_secs(30 * 24 * 3600);
+/// After which a refused message may come again: limits of memory, which works free quickly.
+const BUSY: Duration = Duration::from_millis(250);
+/// After which one may come again that the disk refused.
+const DISK_BUSY: Duration = Duration::from_secs(2);
 
 type Out = VecDeque<Output>;
 
-#[expect(
-    clippy::unused_self,
-    clippy::needless_pass_by_value,
-    unused_variables,
-    reason = "the shape that routing calls; the contents are a change of their own"
-)]
+/// What every step needs of the world.
+struct Cx<'a> {
+    now: Instant,
+    net: &'a mut dyn Net,
+    out: &'a mut Out,
+}
+
+/// A node that messages go to or come from, by its place in a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct RemoteId(usize);
+
+/// This node itself.
+const OWN: RemoteId = RemoteId(0);
+
+/// Everything about one node.
+#[derive(Debug)]
+struct Remote {
+    node: NodeId,
+    flow: Flow,
+    /// By epoch.
+    received: BTreeMap<u64, Received>,
+    acks: Acks,
+    /// Which start of it was last heard of; 0: none.
+    instance: u64,
+    /// Volatile requests that it has and that wait for responses: they end with it.
+    waiting: usize,
+    /// It is in `ready`.
+    is_ready: bool,
+    /// It is in `touched`.
+    is_touched: bool,
+    /// It is in `blocked`.
+    is_blocked: bool,
+    /// A message of it was taken, so that works and requests may refer to it.
+    is_known: bool,
+    /// When its timer is set.
+    timer: Option<Instant>,
+}
+
+/// A cancel that came before its request.
+#[derive(Debug)]
+struct Early {
+    remote: RemoteId,
+    key: Key,
+    entry: Option<EntryId>,
+    until: Instant,
+}
+
+/// Everything about messages of and for this node.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    node: NodeId,
+    instance: u64,
+    hop_limit: u8,
+    limits: Limits,
+    remotes: Vec<Remote>,
+    by_node: BTreeMap<NodeId, RemoteId>,
+    /// The one looked up last: packets come in bursts.
+    last: RemoteId,
+    free: Vec<RemoteId>,
+    journal: Journal,
+    requests: Requests,
+    works: Works,
+    partials: Partials,
+    early: BTreeMap<MessageId, Early>,
+    /// Payloads that the store is asked for.
+    sources: BTreeMap<EntryId, (RemoteId, Key)>,
+    /// Nodes with something to send.
+    ready: VecDeque<RemoteId>,
+    /// Nodes whose way was full.
+    blocked: Vec<RemoteId>,
+    /// Nodes to give receipts to.
+    owed: Vec<RemoteId>,
+    /// Nodes whose timer may have to change.
+    touched: Vec<RemoteId>,
+    /// What this node sent itself.
+    loopback: VecDeque<Body>,
+    timers: BTreeSet<(Instant, RemoteId)>,
+    next_entry: u64,
+    /// Messages and bytes kept for others to take.
+    kept: usize,
+    kept_bytes: u64,
+    /// What a restart has to say first.
+    restored: Out,
+    sweep_at: Option<Instant>,
+    deadline: Option<Instant>,
+    retransmitted: u64,
+    duplicates: u64,
+    mistakes: u64,
+    orphans: u64,
+    /// Reused.
+    done: Vec<flow::Outgoing>,
+}
+
 impl Delivery {
     pub(crate) fn new(
         config: &Config,
         now: Instant,
         records: impl IntoIterator<Item = Record>,
     ) -> Self {
-        Self {}
+        let mut delivery = Self {
+            node: config.node.clone(),
+            instance: config.instance,
+            hop_limit: config.hop_limit,
+            limits: config.limits.clone(),
+            remotes: Vec::new(),
+            by_node: BTreeMap::new(),
+            last: OWN,
+            free: Vec::new(),
+            journal: Journal::default(),
+            requests: Requests::default(),
+            works: Works::default(),
+            partials: Partials::default(),
+            early: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            ready: VecDeque::new(),
+            blocked: Vec::new(),
+            owed: Vec::new(),
+            touched: Vec::new(),
+            loopback: VecDeque::new(),
+            timers: BTreeSet::new(),
+            // Entries of one start are told from those of another by the start: no start writes
+            // four million messages a millisecond. Where instances are not milliseconds, the
+            // records themselves keep the two apart.
+            next_entry: config.instance << 22,
+            kept: 0,
+            kept_bytes: 0,
+            restored: VecDeque::new(),
+            sweep_at: None,
+            deadline: None,
+            retransmitted: 0,
+            duplicates: 0,
+            mistakes: 0,
+            orphans: 0,
+            done: Vec::new(),
+        };
+        let own = delivery.node.clone();
+        delivery.add_remote(own);
+        delivery.restore(now, records);
+        delivery
     }
 
+    /// A packet for this node.
     pub(crate) fn handle_packet(
         &mut self,
         now: Instant,
@@ -43,139 +231,436 @@ impl Delivery {
         body: Body,
         out: &mut Out,
     ) {
+        let cx = &mut Cx { now, net, out };
+        if source == self.node {
+            return;
+        }
+        match body {
+            Body::Message(message) => {
+                if let Some(remote) = self.remote(&source) {
+                    self.on_message(cx, remote, message);
+                }
+            }
+            Body::Segment(segment) => {
+                if let Some(remote) = self.find(&source) {
+                    self.on_segment(cx, remote, segment);
+                }
+            }
+            Body::Receipt(receipt) => match self.find(&source) {
+                Some(remote) => self.on_receipt(cx, remote, &receipt),
+                None => self.mistakes += 1,
+            },
+            Body::Undeliverable(notice) => self.on_undeliverable(cx, notice),
+            Body::Echo { .. } | Body::EchoReply(_) | Body::Unknown { .. } => {}
+        }
     }
 
+    /// Routes are other ones.
     pub(crate) fn handle_routes_changed(&mut self, now: Instant, net: &mut dyn Net, out: &mut Out) {
+        let cx = &mut Cx { now, net, out };
+        let mut given_up = Vec::new();
+        for at in 1..self.remotes.len() {
+            let remote = &mut self.remotes[at];
+            if remote.flow.is_empty() && remote.waiting == 0 {
+                continue;
+            }
+            let path = cx.net.path(&remote.node);
+            let code = cx.net.reachability(&remote.node).code();
+            let code = code.unwrap_or(ErrorCode::NoRoute);
+            if remote
+                .flow
+                .route_changed(cx.now, path, &code, &mut given_up)
+            {
+                self.set_ready(RemoteId(at));
+            }
+            self.touch(RemoteId(at));
+            for given_up in given_up.drain(..) {
+                self.given_up(cx, RemoteId(at), given_up);
+            }
+        }
     }
 
-    pub(crate) fn handle_room(&mut self, now: Instant, net: &mut dyn Net, out: &mut Out) {}
+    /// A link has room again.
+    pub(crate) fn handle_room(&mut self, _now: Instant, _net: &mut dyn Net, _out: &mut Out) {
+        for remote in core::mem::take(&mut self.blocked) {
+            self.remotes[remote.0].is_blocked = false;
+            self.set_ready(remote);
+        }
+    }
 
-    pub(crate) fn handle_timeout(&mut self, now: Instant, net: &mut dyn Net, out: &mut Out) {}
+    pub(crate) fn handle_timeout(&mut self, now: Instant, net: &mut dyn Net, out: &mut Out) {
+        let cx = &mut Cx { now, net, out };
+        let mut given_up = Vec::new();
+        while let Some(&(at, id)) = self.timers.first() {
+            if at > now {
+                break;
+            }
+            self.timers.pop_first();
+            let remote = &mut self.remotes[id.0];
+            remote.timer = None;
+            let due = remote.flow.timeout(now, &mut given_up);
+            self.touch(id);
+            if due.ready {
+                self.set_ready(id);
+            }
+            for given_up in given_up.drain(..) {
+                self.given_up(cx, id, given_up);
+            }
+            if due.lost_touch {
+                self.end_waiting(cx, id, u64::MAX, "its node cannot be reached any more");
+            }
+        }
+        while let Some(work) = self.requests.pop_ended(now) {
+            self.end_request(
+                cx,
+                work,
+                ErrorBody::new(
+                    ErrorCode::Lost,
+                    "no answer came as long as the message was worth delivering",
+                ),
+            );
+        }
+        for done in self.journal.take_again(now) {
+            self.write_again(cx, done);
+        }
+        while let Some((remote, key)) = self.partials.expired(now) {
+            self.drop_partial(remote, key);
+        }
+        if self.sweep_at.is_some_and(|at| at <= now) {
+            self.sweep(now);
+        }
+    }
 
+    /// When [`Self::handle_timeout`] wants to be called; right after [`Self::flush`].
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        None
+        self.deadline
     }
 
+    /// Works accepted and not finished: how many, and the oldest.
     pub(crate) fn active_works(&self, now: Instant) -> (u64, Vec<ActiveWork>) {
-        (0, Vec::new())
-    }
-
-    pub(crate) fn handle_persisted(
-        &mut self,
-        now: Instant,
-        net: &mut dyn Net,
-        token: PersistToken,
-        out: &mut Out,
-    ) {
-    }
-
-    pub(crate) fn handle_persist_failed(
-        &mut self,
-        now: Instant,
-        net: &mut dyn Net,
-        token: PersistToken,
-        error: ErrorBody,
-        out: &mut Out,
-    ) {
-    }
-
-    pub(crate) fn handle_fetched(
-        &mut self,
-        now: Instant,
-        net: &mut dyn Net,
-        entry: EntryId,
-        offset: u64,
-        result: Result<Bytes, ErrorBody>,
-        out: &mut Out,
-    ) {
-    }
-
-    pub(crate) fn handle_appended(
-        &mut self,
-        now: Instant,
-        net: &mut dyn Net,
-        entry: EntryId,
-        end: u64,
-        result: Result<(), ErrorBody>,
-        out: &mut Out,
-    ) {
+        self.works.view(now)
     }
 
     pub(crate) fn new_entry(&mut self) -> EntryId {
-        EntryId(0)
-    }
-
-    pub(crate) fn submit(
-        &mut self,
-        now: Instant,
-        net: &mut dyn Net,
-        submission: Submission,
-        out: &mut Out,
-    ) -> Result<(), SubmitError> {
-        Err(SubmitError(ErrorBody::new(
-            ErrorCode::Busy,
-            "this node takes no messages yet",
-        )))
-    }
-
-    pub(crate) fn cancel(
-        &mut self,
-        now: Instant,
-        net: &mut dyn Net,
-        work: MessageId,
-        reason: CancelReason,
-        out: &mut Out,
-    ) -> Result<(), NoSuchWork> {
-        Err(NoSuchWork)
-    }
-
-    pub(crate) fn work_started(
-        &mut self,
-        now: Instant,
-        net: &mut dyn Net,
-        work: MessageId,
-        out: &mut Out,
-    ) {
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "mirrors the public method")]
-    pub(crate) fn work_data(
-        &mut self,
-        now: Instant,
-        net: &mut dyn Net,
-        work: MessageId,
-        content: Content,
-        name: Option<String>,
-        payload: Payload,
-        out: &mut Out,
-    ) -> Result<WorkRoom, NoSuchWork> {
-        Err(NoSuchWork)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "mirrors the public method")]
-    pub(crate) fn work_done(
-        &mut self,
-        now: Instant,
-        net: &mut dyn Net,
-        work: MessageId,
-        eof: Eof,
-        content: Content,
-        payload: Payload,
-        out: &mut Out,
-    ) -> Result<(), NoSuchWork> {
-        Err(NoSuchWork)
-    }
-
-    pub(crate) fn consumed(
-        &mut self,
-        now: Instant,
-        net: &mut dyn Net,
-        work: MessageId,
-        serial: u64,
-        out: &mut Out,
-    ) {
+        self.next_entry += 1;
+        EntryId(self.next_entry)
     }
 
     /// Adds what this half counts.
-    pub(crate) fn count(&self, counters: &mut Counters) {}
+    pub(crate) fn count(&self, counters: &mut Counters) {
+        counters.retransmitted += self.retransmitted;
+        counters.duplicates += self.duplicates;
+        counters.peer_mistakes += self.mistakes;
+        counters.orphans += self.orphans;
+    }
+
+    /// Sends, writes and acknowledges what follows from everything since the last time. Cheap
+    /// when that is nothing.
+    pub(crate) fn flush(&mut self, now: Instant, net: &mut dyn Net, out: &mut Out) {
+        let cx = &mut Cx { now, net, out };
+        cx.out.append(&mut self.restored);
+        loop {
+            while let Some(remote) = self.ready.pop_front() {
+                self.remotes[remote.0].is_ready = false;
+                self.pump(cx, remote);
+            }
+            while let Some(body) = self.loopback.pop_front() {
+                self.on_loopback(cx, body);
+            }
+            self.give_receipts(cx);
+            if self.ready.is_empty() && self.loopback.is_empty() {
+                break;
+            }
+        }
+        self.gather(now);
+        self.journal.flush(cx.out);
+        for id in core::mem::take(&mut self.touched) {
+            self.remotes[id.0].is_touched = false;
+            self.arm(id);
+        }
+        self.deadline = [
+            self.timers.first().map(|(at, _)| *at),
+            self.requests.deadline(),
+            self.journal.deadline(),
+            self.partials.deadline(),
+            self.sweep_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min();
+    }
+
+    /// Takes the next turn of one flow.
+    fn pump(&mut self, cx: &mut Cx<'_>, id: RemoteId) {
+        let remote = &mut self.remotes[id.0];
+        let mut pipe = Pipe {
+            now: cx.now,
+            net: &mut *cx.net,
+            own: &self.node,
+            recipient: &remote.node,
+            hop_limit: self.hop_limit,
+            remote: id,
+            sources: &mut self.sources,
+            loopback: (id == OWN).then_some(&mut self.loopback),
+            out: &mut *cx.out,
+            retransmitted: &mut self.retransmitted,
+            limits: &self.limits,
+        };
+        let pumped = remote.flow.pump(&mut pipe);
+        self.touch(id);
+        match pumped {
+            Pumped::Idle => {}
+            Pumped::More => self.set_ready(id),
+            Pumped::Blocked => {
+                let remote = &mut self.remotes[id.0];
+                if !remote.is_blocked {
+                    remote.is_blocked = true;
+                    self.blocked.push(id);
+                }
+            }
+            Pumped::NoRoute(code) => {
+                let mut given_up = Vec::new();
+                self.remotes[id.0].flow.park(cx.now, &code, &mut given_up);
+                for given_up in given_up {
+                    self.given_up(cx, id, given_up);
+                }
+            }
+        }
+    }
+
+    fn on_loopback(&mut self, cx: &mut Cx<'_>, body: Body) {
+        match body {
+            Body::Message(message) => self.on_message(cx, OWN, message),
+            Body::Segment(segment) => self.on_segment(cx, OWN, segment),
+            Body::Receipt(receipt) => self.on_receipt(cx, OWN, &receipt),
+            Body::Undeliverable(_)
+            | Body::Echo { .. }
+            | Body::EchoReply(_)
+            | Body::Unknown { .. } => {}
+        }
+    }
+
+    /// One receipt, or few, to every node that is owed one.
+    fn give_receipts(&mut self, cx: &mut Cx<'_>) {
+        for id in core::mem::take(&mut self.owed) {
+            let remote = &mut self.remotes[id.0];
+            let received = &remote.received;
+            for mut receipt in remote.acks.take(|epoch| received.get(&epoch)) {
+                receipt.instance = self.instance;
+                let body = Body::Receipt(receipt);
+                if id == OWN {
+                    self.loopback.push_back(body);
+                    continue;
+                }
+                let packet = Packet::new(
+                    self.node.clone(),
+                    remote.node.clone(),
+                    self.hop_limit,
+                    &body,
+                );
+                // A receipt that cannot be sent is asked for again by a repeat.
+                if cx.net.send(cx.now, packet).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Adds what had time to the next write.
+    fn gather(&mut self, now: Instant) {
+        let (marks, retired) = self.journal.take_gathered(now);
+        for entry in marks {
+            self.journal
+                .write(Record::Started { entry }, Done::Mark(entry));
+        }
+        let mut flows = BTreeSet::new();
+        let mut gone = BTreeSet::new();
+        let mut ripe = Vec::new();
+        for retired in retired {
+            let received = &self.remotes[retired.remote.0].received;
+            let pending = |(epoch, seq): Key| {
+                received
+                    .get(&epoch)
+                    .is_some_and(|received| received.is_pending(seq))
+            };
+            if pending(retired.key) || retired.after.is_some_and(|after| pending(after.key)) {
+                self.journal.retire(now, retired);
+            } else {
+                flows.insert((retired.remote, retired.key.0));
+                gone.insert(retired.entry);
+                ripe.push(retired);
+            }
+        }
+        for after in ripe.iter().filter_map(|retired| retired.after) {
+            if !gone.contains(&after.entry) {
+                let entry = after.entry;
+                self.journal.note(Record::Started { entry });
+            }
+        }
+        for (remote, epoch) in flows {
+            let remote = &self.remotes[remote.0];
+            if let Some(received) = remote.received.get(&epoch) {
+                let (floor, ranges) = received.snapshot();
+                self.journal.note(Record::Received {
+                    origin: remote.node.clone(),
+                    epoch,
+                    floor,
+                    ranges,
+                });
+            }
+        }
+        if !ripe.is_empty() {
+            self.journal.also(Done::Retired(ripe));
+        }
+    }
+
+    /// Sets the timer of a flow, if it has to ring earlier than it is set.
+    fn arm(&mut self, id: RemoteId) {
+        let remote = &mut self.remotes[id.0];
+        let Some(at) = remote.flow.deadline() else {
+            return;
+        };
+        if remote.timer.is_some_and(|timer| timer <= at) {
+            return;
+        }
+        if let Some(timer) = remote.timer.replace(at) {
+            self.timers.remove(&(timer, id));
+        }
+        self.timers.insert((at, id));
+    }
+
+    fn touch(&mut self, id: RemoteId) {
+        let remote = &mut self.remotes[id.0];
+        if !remote.is_touched {
+            remote.is_touched = true;
+            self.touched.push(id);
+        }
+    }
+
+    fn set_ready(&mut self, id: RemoteId) {
+        let remote = &mut self.remotes[id.0];
+        if !remote.is_ready {
+            remote.is_ready = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    fn find(&mut self, node: &NodeId) -> Option<RemoteId> {
+        if self.remotes[self.last.0].node != *node {
+            self.last = *self.by_node.get(node)?;
+        }
+        Some(self.last)
+    }
+
+    /// The remote of this name, if there is one or may be one more.
+    fn remote(&mut self, node: &NodeId) -> Option<RemoteId> {
+        if let Some(id) = self.find(node) {
+            return Some(id);
+        }
+        if self.by_node.len() >= REMOTES_MAX {
+            return None;
+        }
+        Some(self.add_remote(node.clone()))
+    }
+
+    fn add_remote(&mut self, node: NodeId) -> RemoteId {
+        let remote = Remote {
+            node: node.clone(),
+            flow: Flow::new(&self.limits),
+            received: BTreeMap::new(),
+            acks: Acks::default(),
+            instance: 0,
+            waiting: 0,
+            is_ready: false,
+            is_touched: false,
+            is_blocked: false,
+            is_known: false,
+            timer: None,
+        };
+        let id = if let Some(id) = self.free.pop() {
+            self.remotes[id.0] = remote;
+            id
+        } else {
+            self.remotes.push(remote);
+            RemoteId(self.remotes.len() - 1)
+        };
+        self.by_node.insert(node, id);
+        id
+    }
+
+    fn acks(&mut self, id: RemoteId) -> &mut Acks {
+        let acks = &mut self.remotes[id.0].acks;
+        if acks.is_empty() {
+            self.owed.push(id);
+        }
+        acks
+    }
+
+    /// Forgets what no repeat can need any more: flows of old epochs, early cancels, nodes that
+    /// nothing was ever sent to.
+    fn sweep(&mut self, now: Instant) {
+        self.sweep_at = None;
+        let mut kept = false;
+        for at in 0..self.remotes.len() {
+            let remote = &mut self.remotes[at];
+            let over: Vec<u64> = remote
+                .received
+                .iter()
+                .filter(|(_, received)| received.is_over(now))
+                .map(|(epoch, _)| *epoch)
+                .collect();
+            for epoch in over {
+                remote.received.remove(&epoch);
+                self.journal.note(Record::Received {
+                    origin: remote.node.clone(),
+                    epoch,
+                    floor: u64::MAX,
+                    ranges: Vec::new(),
+                });
+            }
+            kept |= !remote.received.is_empty();
+            let idle = at != OWN.0
+                && !remote.is_known
+                && remote.flow.is_unused()
+                && remote.acks.is_empty()
+                && !(remote.is_ready || remote.is_touched || remote.is_blocked)
+                && remote.timer.is_none()
+                && self.by_node.get(&remote.node) == Some(&RemoteId(at));
+            if idle {
+                if self.last == RemoteId(at) {
+                    self.last = OWN;
+                }
+                self.by_node.remove(&self.remotes[at].node);
+                self.free.push(RemoteId(at));
+            }
+        }
+        self.early.retain(|_, early| {
+            let keep = early.until > now;
+            if let (false, Some(entry)) = (keep, early.entry) {
+                self.journal.retire(
+                    now,
+                    journal::Retired {
+                        remote: early.remote,
+                        key: early.key,
+                        entry,
+                        after: None,
+                        work: None,
+                    },
+                );
+            }
+            keep
+        });
+        if kept || !self.early.is_empty() {
+            self.sweep_at = Some(now + SWEEP);
+        }
+    }
+
+    fn plan_sweep(&mut self, now: Instant) {
+        self.sweep_at.get_or_insert(now + SWEEP);
+    }
+}
+
+/// A duration as messages carry it.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

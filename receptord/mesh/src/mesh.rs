@@ -1,9 +1,9 @@
 //! The face of a node: every input, command and getter, and the one ordered output queue.
 //!
 //! Owns the order of things. An input goes to the half it concerns; then [`Mesh::settle`]
-//! carries packets, route changes and room between the halves until nothing moves any more, so
-//! that after every call the output queue holds all that follows from it. Never decides
-//! anything itself.
+//! carries packets, route changes and room between the halves until nothing moves any more. What
+//! delivery sends, writes and acknowledges waits until the queue is polled, so that calls that
+//! come together are answered together. Never decides anything itself.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
@@ -28,14 +28,17 @@ use crate::{
 
 /// One node.
 ///
-/// After every call that takes `now`, take everything from [`Mesh::poll_output`], do it in that
-/// order, and ask [`Mesh::poll_timeout`] when to call [`Mesh::handle_timeout`]. `now` must never
-/// go back.
+/// After every call that takes `now`, or after several that came together, take everything from
+/// [`Mesh::poll_output`], do it in that order, and ask [`Mesh::poll_timeout`] when to call
+/// [`Mesh::handle_timeout`]. What several calls ask of the store or owe a peer then goes out as
+/// one. `now` must never go back.
 #[derive(Debug)]
 pub struct Mesh {
     router: Router,
     delivery: Delivery,
     out: VecDeque<Output>,
+    /// Of the last input: when everything happens that follows from it.
+    now: Instant,
 }
 
 impl Mesh {
@@ -47,6 +50,7 @@ impl Mesh {
             router: Router::new(config, now),
             delivery,
             out: VecDeque::new(),
+            now,
         }
     }
 
@@ -58,6 +62,11 @@ impl Mesh {
 
     /// The next thing to do. `None`: nothing until the next input.
     pub fn poll_output(&mut self) -> Option<Output> {
+        if self.out.is_empty() {
+            let now = self.now;
+            self.delivery.flush(now, &mut self.router, &mut self.out);
+            self.settle(now);
+        }
         self.out.pop_front()
     }
 
@@ -375,6 +384,7 @@ impl Mesh {
     /// Carries everything between the halves until nothing moves. Ends because a packet to this
     /// node itself answers nothing that is answered again, and each other turn uses up room.
     fn settle(&mut self, now: Instant) {
+        self.now = now;
         loop {
             while let Some(local) = self.router.next_local(now, &mut self.out) {
                 match local {

@@ -91,6 +91,27 @@ impl Packet {
         }
     }
 
+    /// [`Packet::new`] for a message that stays with its owner.
+    #[must_use]
+    pub fn with_message(
+        source: NodeId,
+        destination: NodeId,
+        hop_limit: u8,
+        message: &Message,
+    ) -> Self {
+        let mut out = Vec::with_capacity(message.size_hint());
+        message.encode(&mut Writer(&mut out));
+        Self {
+            hop_limit,
+            hops: 0,
+            priority: message.priority(),
+            source,
+            destination,
+            kind: kind::MESSAGE,
+            body: out.into(),
+        }
+    }
+
     /// Bytes of a whole frame with this packet; what credit is counted in.
     #[must_use]
     pub fn wire_size(&self) -> usize {
@@ -303,6 +324,20 @@ impl Message {
     pub fn is_segmented(&self) -> bool {
         self.size > SEGMENT_MAX as u64
     }
+
+    /// Which queue it takes.
+    #[must_use]
+    pub fn priority(&self) -> Priority {
+        if self.body.len() <= SMALL_MAX {
+            Priority::Small
+        } else {
+            Priority::Bulk
+        }
+    }
+
+    fn size_hint(&self) -> usize {
+        self.body.len() + 128
+    }
 }
 
 /// A part of a large payload.
@@ -328,7 +363,10 @@ pub struct Receipt {
     /// Sequence number and how many bytes of its payload are here, for unfinished ones.
     pub progress: Vec<(u64, u64)>,
     /// Sequence number and for how many milliseconds not to send it again: there is no room now.
+    /// 0: send it again, from its beginning; there is room after all.
     pub busy: Vec<(u64, u64)>,
+    /// Which start of the recipient this is; grows over restarts. 0: not said.
+    pub instance: u64,
 }
 
 /// The kind bytes of bodies, for nodes that pass packets on without reading them.
@@ -357,8 +395,8 @@ impl Body {
             | Self::Undeliverable(_)
             | Self::Receipt(_)
             | Self::Unknown { .. } => Priority::Control,
-            Self::Message(message) if message.body.len() <= SMALL_MAX => Priority::Small,
-            Self::Message(_) | Self::Segment(_) => Priority::Bulk,
+            Self::Message(message) => message.priority(),
+            Self::Segment(_) => Priority::Bulk,
         }
     }
 
@@ -437,7 +475,7 @@ impl Body {
 
     fn size_hint(&self) -> usize {
         match self {
-            Self::Message(message) => message.body.len() + 128,
+            Self::Message(message) => message.size_hint(),
             Self::Segment(segment) => segment.bytes.len() + 32,
             Self::Echo { .. }
             | Self::EchoReply(_)
@@ -694,6 +732,7 @@ impl Receipt {
                 w.varint(*b);
             }
         }
+        w.varint(self.instance);
     }
 
     fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
@@ -712,11 +751,18 @@ impl Receipt {
         if received.iter().any(|(first, last)| first > last) {
             return Err(DecodeError::Bad { what: "received" });
         }
+        let progress = list("progress")?;
+        let busy = list("busy")?;
         Ok(Self {
             epoch,
             received,
-            progress: list("progress")?,
-            busy: list("busy")?,
+            progress,
+            busy,
+            instance: if r.is_empty() {
+                0
+            } else {
+                r.varint("instance")?
+            },
         })
     }
 }

@@ -179,12 +179,13 @@ fn body() -> impl Strategy<Value = Body> {
                 offset,
                 bytes: bytes.into()
             })),
-        (any::<u64>(), ranges(), ranges(), ranges()).prop_map(
-            |(epoch, received, progress, busy)| Body::Receipt(Receipt {
+        (any::<u64>(), ranges(), ranges(), ranges(), any::<u64>()).prop_map(
+            |(epoch, received, progress, busy, instance)| Body::Receipt(Receipt {
                 epoch,
                 received,
                 progress,
-                busy
+                busy,
+                instance
             })
         ),
     ]

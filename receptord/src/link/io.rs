@@ -36,15 +36,24 @@ const BATCH_MAX: usize = 1024;
 /// Time for the last bytes, the goodbye among them, to leave and for the peer to close.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
-/// Runs a link until it ends, and says why it did: in the words of whoever said goodbye, if
-/// anybody did. The engine hears of its start and, unless it closed the link itself, of its end.
+/// How a link ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Why, for the log and the status of the peer.
+    pub(crate) reason: ErrorBody,
+    /// The engine closed it, so that it knows why; otherwise the transport did.
+    pub(crate) by_engine: bool,
+}
+
+/// Runs a link until it ends. The engine hears of its start and, unless it closed the link
+/// itself, of its end.
 pub(crate) async fn run(
     transport: Transport,
     link: LinkId,
     info: LinkInfo,
     origin: Rc<str>,
     engine: &EngineHandle,
-) -> Result<ErrorBody, EngineGone> {
+) -> Result<Ended, EngineGone> {
     let outbox = Rc::new(Outbox::default());
     engine
         .send(Input::LinkUp {
@@ -80,7 +89,10 @@ pub(crate) async fn run(
                 error: reason.clone(),
             })
             .await?;
-        return Ok(reason);
+        return Ok(Ended {
+            reason,
+            by_engine: false,
+        });
     }
     let reason = outbox.closed().await;
     // What the peer still sends is read and dropped: closing a socket with unread bytes would
@@ -95,7 +107,10 @@ pub(crate) async fn run(
         }
     })
     .await;
-    Ok(reason)
+    Ok(Ended {
+        reason,
+        by_engine: true,
+    })
 }
 
 /// Reads until the transport ends or breaks (the reason) or the peer sent nonsense, which the
@@ -109,7 +124,6 @@ async fn read(
     let mut input = BytesMut::with_capacity(READ_MIN);
     let mut size = READ_MIN;
     let mut max_frame = HELLO_MAX;
-    let mut goodbye = None;
     loop {
         let tail = input.capacity() - input.len();
         if tail < READ_TAIL {
@@ -118,9 +132,6 @@ async fn read(
         let room = input.capacity() - input.len();
         let count = match reader.read_buf(&mut input).await {
             Ok(0) => {
-                if let Some(goodbye) = goodbye {
-                    return Ok(Some(goodbye));
-                }
                 let text = match input.len() {
                     0 => "the peer closed the connection".to_owned(),
                     rest => format!("the peer closed the connection {rest} bytes into a frame"),
@@ -140,9 +151,6 @@ async fn read(
         loop {
             let (frames, error) = split(&mut input, &mut max_frame);
             let full = frames.len() == BATCH_MAX;
-            if let Some(Frame::Goodbye(last)) = frames.last() {
-                goodbye = Some(ErrorBody::new(last.code.clone(), last.message.clone()));
-            }
             if !frames.is_empty() {
                 engine.send(Input::Frames { link, frames }).await?;
             }

@@ -1,0 +1,771 @@
+//! What comes in packets: messages, parts of payloads, receipts, notices that something could
+//! not be passed on.
+//!
+//! Decides what is new, what is a repeat and what there is no room for. Whatever a peer sends
+//! that makes no sense is counted and dropped.
+
+use core::time::Duration;
+
+use receptor_proto::packet::{
+    About, CancelReason, Content, Eof, Message, MessageKind, Receipt, SEGMENT_MAX, Segment,
+    Undeliverable,
+};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId};
+
+use super::flow::Key;
+use super::inbox::{self, Stored};
+use super::journal::{Arrival, Done, Retired};
+use super::partial::{Part, Room};
+use super::received::{EPOCHS_MAX, Received, Verdict};
+use super::works::{NewWork, State};
+use super::{BUSY, Cx, DISK_BUSY, Delivery, EARLY_KEPT, EARLY_MAX, Early, LIFETIME_MOST};
+use super::{Out, RemoteId, millis};
+use crate::wiring::Net;
+use crate::{EntryId, Instant, Output, Payload, Record};
+use alloc::vec::Vec;
+use bytes::Bytes;
+
+/// After which a message may come again whose flow has too many gaps.
+const GAPS_BUSY: Duration = Duration::from_millis(100);
+
+impl Delivery {
+    pub(super) fn on_message(&mut self, cx: &mut Cx<'_>, from: RemoteId, message: Message) {
+        let key = (message.epoch, message.seq);
+        self.heard_instance(cx, from, message.epoch);
+        let Some(received) = self.received(cx, from, message.epoch) else {
+            self.mistakes += 1;
+            return;
+        };
+        let lifetime = Duration::from_millis(message.remaining_ms).min(LIFETIME_MOST);
+        received.keep(cx.now + lifetime);
+        let raised = received.raise_floor(message.floor);
+        let verdict = received.check(message.seq);
+        if raised {
+            self.drop_partials_below(from, message.epoch, message.floor);
+        }
+        match verdict {
+            Verdict::New if message.is_segmented() => self.on_head(cx, from, message),
+            Verdict::New => {
+                let payload = Payload::Inline(message.body.clone());
+                self.take(cx, from, message, payload);
+            }
+            Verdict::Received => {
+                self.duplicates += 1;
+                self.acks(from).received(key);
+            }
+            Verdict::Pending => {
+                self.duplicates += 1;
+                if message.is_segmented() {
+                    self.acks(from).progress(key, message.size);
+                }
+            }
+            Verdict::Stale => self.duplicates += 1,
+            Verdict::Full => self.acks(from).busy(key, GAPS_BUSY),
+        }
+    }
+
+    /// What was received in an epoch of a node, if it may have that many epochs.
+    fn received(&mut self, cx: &Cx<'_>, from: RemoteId, epoch: u64) -> Option<&mut Received> {
+        let remote = &mut self.remotes[from.0];
+        remote.is_known = true;
+        if !remote.received.contains_key(&epoch) {
+            if remote.received.len() >= EPOCHS_MAX {
+                // The oldest is the likeliest to be done with.
+                let (&oldest, _) = remote.received.first_key_value()?;
+                if oldest > epoch {
+                    return None;
+                }
+                remote.received.remove(&oldest);
+                self.journal.note(Record::Received {
+                    origin: remote.node.clone(),
+                    epoch: oldest,
+                    floor: u64::MAX,
+                    ranges: Vec::new(),
+                });
+            }
+            self.plan_sweep(cx.now);
+        }
+        let remote = &mut self.remotes[from.0];
+        Some(remote.received.entry(epoch).or_default())
+    }
+
+    /// The head of a large message: its payload may come, unless it is not wanted.
+    fn on_head(&mut self, cx: &mut Cx<'_>, from: RemoteId, mut message: Message) {
+        let key = (message.epoch, message.seq);
+        if let Some(partial) = self.partials.get_mut(from, key) {
+            self.duplicates += 1;
+            let given = partial.given;
+            self.acks(from).progress(key, given);
+            return;
+        }
+        // What goes to the disk in parts may as well stay there.
+        message.volatile = false;
+        if !self.wants_payload(cx, from, &message) {
+            return;
+        }
+        match self.partials.room(cx.now, from) {
+            Room::Free => {}
+            Room::Instead(remote, other) => self.drop_partial(remote, other),
+            Room::Full => {
+                self.acks(from).busy(key, BUSY);
+                return;
+            }
+        }
+        let entry = self.new_entry();
+        self.partials.insert(cx.now, from, message, entry);
+        self.acks(from).progress(key, 0);
+    }
+
+    /// Answers a large message whose payload is not wanted.
+    fn wants_payload(&mut self, cx: &mut Cx<'_>, from: RemoteId, message: &Message) -> bool {
+        let key = (message.epoch, message.seq);
+        match &message.kind {
+            MessageKind::Request { respond, .. } => {
+                let Err(no) = self.judge_request(from, message, 0) else {
+                    return true;
+                };
+                match no {
+                    No::Later => self.acks(from).busy(key, BUSY),
+                    No::Never(error) => self.refuse(cx, from, message, *respond, error),
+                }
+                false
+            }
+            MessageKind::Response { serial, eof } => {
+                let (serial, eof) = (*serial, eof.is_some());
+                let limit = self.limits.inbox_bytes;
+                let verdict = self
+                    .requests
+                    .get_mut(message.work)
+                    .filter(|request| request.remote == from && request.respond)
+                    .map(|request| request.judge(serial, message.size, eof, limit));
+                match verdict {
+                    Some(inbox::Verdict::Take | inbox::Verdict::WriteOnly(_)) => return true,
+                    Some(inbox::Verdict::Refuse) => self.refuse_response(from, key, message.work),
+                    Some(inbox::Verdict::Repeat) => {
+                        self.duplicates += 1;
+                        self.ack(from, key);
+                    }
+                    Some(inbox::Verdict::Mistake) => {
+                        self.mistakes += 1;
+                        self.ack(from, key);
+                    }
+                    None => {
+                        self.orphans += 1;
+                        self.ack(from, key);
+                    }
+                }
+                false
+            }
+            MessageKind::Cancel { .. } => {
+                self.mistakes += 1;
+                self.ack(from, key);
+                false
+            }
+        }
+    }
+
+    pub(super) fn on_segment(&mut self, cx: &mut Cx<'_>, from: RemoteId, segment: Segment) {
+        let key = (segment.epoch, segment.seq);
+        let length = segment.bytes.len();
+        let Some(partial) = self.partials.get_mut(from, key) else {
+            let received = self.remotes[from.0].received.get(&segment.epoch);
+            match received.map(|received| received.check(segment.seq)) {
+                Some(Verdict::Received) => self.acks(from).received(key),
+                Some(Verdict::Pending | Verdict::Stale) => {}
+                Some(Verdict::New | Verdict::Full) | None => {
+                    self.acks(from).busy(key, Duration::ZERO);
+                }
+            }
+            return;
+        };
+        if length > SEGMENT_MAX {
+            self.mistakes += 1;
+            return;
+        }
+        match partial.take(cx.now, segment.offset, length as u64) {
+            Part::Write => cx.out.push_back(Output::Append {
+                entry: partial.entry,
+                offset: segment.offset,
+                bytes: segment.bytes,
+            }),
+            Part::Drop => {}
+            Part::Mistake => self.mistakes += 1,
+        }
+    }
+
+    /// The store's answer about a part.
+    pub(crate) fn handle_appended(
+        &mut self,
+        now: Instant,
+        net: &mut dyn Net,
+        entry: EntryId,
+        end: u64,
+        result: Result<(), ErrorBody>,
+        out: &mut Out,
+    ) {
+        let cx = &mut Cx { now, net, out };
+        let Some((remote, key)) = self.partials.owner(entry) else {
+            return;
+        };
+        let Some(partial) = self.partials.get_mut(remote, key) else {
+            return;
+        };
+        match result {
+            Ok(()) => {
+                partial.written = partial.written.max(end.min(partial.given));
+                let (written, size) = (partial.written, partial.message.size);
+                if written < size {
+                    self.acks(remote).progress(key, written);
+                    return;
+                }
+                if let Some(partial) = self.partials.remove(remote, key) {
+                    let payload = Payload::Stored { entry, size };
+                    self.take(cx, remote, partial.message, payload);
+                }
+            }
+            Err(error) => {
+                let Some(partial) = self.partials.remove(remote, key) else {
+                    return;
+                };
+                self.journal.remove(entry);
+                match &partial.message.kind {
+                    MessageKind::Request { respond, .. }
+                        if error.code == ErrorCode::PayloadTooLarge =>
+                    {
+                        self.refuse(cx, remote, &partial.message, *respond, error);
+                    }
+                    MessageKind::Request { .. }
+                    | MessageKind::Response { .. }
+                    | MessageKind::Cancel { .. } => self.acks(remote).busy(key, DISK_BUSY),
+                }
+            }
+        }
+    }
+
+    /// Forgets an unfinished payload.
+    pub(super) fn drop_partial(&mut self, remote: RemoteId, key: Key) {
+        if let Some(partial) = self.partials.remove(remote, key) {
+            let entry = partial.entry;
+            self.journal.remove(entry);
+        }
+    }
+
+    fn drop_partials_below(&mut self, from: RemoteId, epoch: u64, floor: u64) {
+        while let Some(key) = self
+            .partials
+            .find(from, |(e, seq), _| e == epoch && seq < floor)
+        {
+            self.drop_partial(from, key);
+        }
+    }
+
+    /// Says that a message is here and needs not be kept.
+    fn ack(&mut self, from: RemoteId, key: Key) {
+        if let Some(received) = self.remotes[from.0].received.get_mut(&key.0) {
+            received.ack(key.1);
+        }
+        self.acks(from).received(key);
+    }
+
+    /// Takes a message's number until its write is done.
+    fn pend(&mut self, from: RemoteId, key: Key) {
+        if let Some(received) = self.remotes[from.0].received.get_mut(&key.0) {
+            received.take(key.1);
+        }
+    }
+
+    /// A whole message that is new.
+    fn take(&mut self, cx: &mut Cx<'_>, from: RemoteId, message: Message, payload: Payload) {
+        match message.kind {
+            MessageKind::Request { .. } => self.take_request(cx, from, message, payload),
+            MessageKind::Response { .. } => self.take_response(cx, from, message, payload),
+            MessageKind::Cancel { reason } => self.take_cancel(cx, from, message, reason),
+        }
+    }
+
+    fn judge_request(&self, from: RemoteId, message: &Message, inline: usize) -> Result<(), No> {
+        if let Some(work) = self.works.get(message.work) {
+            if work.remote == from {
+                return Err(No::Later);
+            }
+            let error = ErrorBody::new(ErrorCode::Refused, "another node's work has this id");
+            return Err(No::Never(error));
+        }
+        if self
+            .early
+            .get(&message.work)
+            .is_some_and(|early| early.remote == from)
+        {
+            let error = ErrorBody::new(ErrorCode::Cancelled, "cancelled before it arrived");
+            return Err(No::Never(error));
+        }
+        if message.remaining_ms == 0 {
+            let error = ErrorBody::new(ErrorCode::Expired, "the message arrived too late");
+            return Err(No::Never(error));
+        }
+        if self.works.active() >= self.limits.works || !self.works.has_room(inline) {
+            return Err(No::Later);
+        }
+        Ok(())
+    }
+
+    fn take_request(
+        &mut self,
+        cx: &mut Cx<'_>,
+        from: RemoteId,
+        mut message: Message,
+        payload: Payload,
+    ) {
+        let MessageKind::Request { directive, respond } = &message.kind else {
+            return;
+        };
+        let (directive, respond) = (directive.clone(), *respond);
+        let key = (message.epoch, message.seq);
+        let (inline, entry) = match &payload {
+            Payload::Inline(bytes) => (bytes.len(), None),
+            Payload::Stored { entry, .. } => {
+                // It came in time; that it took long to come is no reason to refuse it.
+                message.remaining_ms = message.remaining_ms.max(1);
+                (0, Some(*entry))
+            }
+        };
+        if let Err(no) = self.judge_request(from, &message, inline) {
+            if let Some(entry) = entry {
+                self.journal.remove(entry);
+            }
+            match no {
+                No::Later => self.acks(from).busy(key, BUSY),
+                No::Never(error) => self.refuse(cx, from, &message, respond, error),
+            }
+            return;
+        }
+        let work = message.work;
+        let content = message.content;
+        let volatile = message.volatile;
+        let entry = if volatile {
+            self.ack(from, key);
+            None
+        } else {
+            let entry = entry.unwrap_or_else(|| self.new_entry());
+            self.pend(from, key);
+            let record = Record::Incoming {
+                entry,
+                origin: self.remotes[from.0].node.clone(),
+                message,
+            };
+            let done = Done::Arrived {
+                remote: from,
+                key,
+                what: Arrival::Work(work),
+            };
+            self.journal.write(record, done);
+            Some(entry)
+        };
+        let new = NewWork {
+            remote: from,
+            key,
+            entry,
+            stored: volatile,
+            batch: self.journal.batch(),
+            directive: directive.clone(),
+            respond,
+            volatile,
+            inline,
+        };
+        self.works.insert(cx.now, work, new);
+        cx.out.push_back(Output::Dispatch {
+            work,
+            sender: self.remotes[from.0].node.clone(),
+            directive,
+            content,
+            payload,
+        });
+    }
+
+    /// Takes a request only to answer that it will not be run.
+    pub(super) fn refuse(
+        &mut self,
+        cx: &mut Cx<'_>,
+        from: RemoteId,
+        message: &Message,
+        respond: bool,
+        error: ErrorBody,
+    ) {
+        let key = (message.epoch, message.seq);
+        if self
+            .early
+            .get(&message.work)
+            .is_some_and(|early| early.remote == from)
+        {
+            self.forget_early(cx, message.work);
+        }
+        if !respond {
+            self.ack(from, key);
+            return;
+        }
+        let eof = Eof {
+            code: 1,
+            error: Some(error),
+        };
+        self.respond(
+            cx,
+            from,
+            message.work,
+            1,
+            (Content::None, None, Payload::Inline(Bytes::new())),
+            Some(eof),
+            message.volatile,
+        );
+        if message.volatile {
+            self.ack(from, key);
+        } else {
+            // The request is answered when the answer is safe.
+            self.pend(from, key);
+            self.journal.also(Done::Arrived {
+                remote: from,
+                key,
+                what: Arrival::Answered,
+            });
+        }
+    }
+
+    fn take_response(
+        &mut self,
+        cx: &mut Cx<'_>,
+        from: RemoteId,
+        mut message: Message,
+        payload: Payload,
+    ) {
+        let MessageKind::Response { serial, eof } = &message.kind else {
+            return;
+        };
+        let (serial, eof) = (*serial, eof.clone());
+        let key = (message.epoch, message.seq);
+        let work = message.work;
+        let entry = match &payload {
+            Payload::Inline(_) => None,
+            Payload::Stored { entry, .. } => Some(*entry),
+        };
+        self.response_implies_arrival(cx, from, work, message.volatile.then_some(message.epoch));
+        let limit = self.limits.inbox_bytes;
+        let verdict = self
+            .requests
+            .get_mut(work)
+            .filter(|request| request.remote == from && request.respond)
+            .map(|request| request.judge(serial, message.size, eof.is_some(), limit));
+        let verdict = match verdict {
+            Some(verdict @ (inbox::Verdict::Take | inbox::Verdict::WriteOnly(_))) => verdict,
+            other => {
+                if let Some(entry) = entry {
+                    self.journal.remove(entry);
+                }
+                match other {
+                    Some(inbox::Verdict::Refuse) => {
+                        self.refuse_response(from, key, work);
+                        return;
+                    }
+                    Some(inbox::Verdict::Mistake) => self.mistakes += 1,
+                    Some(
+                        inbox::Verdict::Repeat
+                        | inbox::Verdict::Take
+                        | inbox::Verdict::WriteOnly(_),
+                    ) => {
+                        self.duplicates += 1;
+                    }
+                    None => self.orphans += 1,
+                }
+                self.ack(from, key);
+                return;
+            }
+        };
+        let place = match verdict {
+            inbox::Verdict::WriteOnly(serial) => serial,
+            inbox::Verdict::Take
+            | inbox::Verdict::Repeat
+            | inbox::Verdict::Refuse
+            | inbox::Verdict::Mistake => self
+                .requests
+                .get(work)
+                .map_or(serial, |request| request.place(serial, eof.is_some())),
+        };
+        let content = message.content;
+        let name = message.name.clone();
+        let stored = if message.volatile {
+            self.ack(from, key);
+            None
+        } else {
+            let entry = entry.unwrap_or_else(|| self.new_entry());
+            self.pend(from, key);
+            message.kind = MessageKind::Response {
+                serial: place,
+                eof: eof.clone(),
+            };
+            let record = Record::Incoming {
+                entry,
+                origin: self.remotes[from.0].node.clone(),
+                message,
+            };
+            let done = Done::Arrived {
+                remote: from,
+                key,
+                what: Arrival::Response {
+                    work,
+                    serial: place,
+                },
+            };
+            self.journal.write(record, done);
+            Some(Stored { key, entry })
+        };
+        let Some(request) = self.requests.get_mut(work) else {
+            return;
+        };
+        if let (inbox::Verdict::WriteOnly(serial), Some(stored)) = (verdict, stored) {
+            request.written(serial, stored);
+            return;
+        }
+        let response = inbox::Response {
+            content,
+            name,
+            payload,
+            eof,
+            stored,
+        };
+        let mut freed = Vec::new();
+        request.take(place, response, &mut freed);
+        request.deliver(work, cx.out);
+        for stored in freed {
+            self.retire(cx.now, from, stored, None);
+        }
+    }
+
+    fn refuse_response(&mut self, from: RemoteId, key: Key, work: MessageId) {
+        if let Some(request) = self.requests.get_mut(work) {
+            request.refuse(key);
+        }
+        self.acks(from).busy(key, BUSY);
+    }
+
+    fn take_cancel(
+        &mut self,
+        cx: &mut Cx<'_>,
+        from: RemoteId,
+        message: Message,
+        reason: CancelReason,
+    ) {
+        let key = (message.epoch, message.seq);
+        let id = message.work;
+        if let Some(work) = self.works.get(id) {
+            let wanted = work.remote == from
+                && !work.cancelled
+                && matches!(
+                    work.state,
+                    State::Waiting | State::Starting | State::Running
+                );
+            if !wanted {
+                self.ack(from, key);
+                return;
+            }
+            let entry = self.store_cancel(from, message);
+            if let Some(work) = self.works.get_mut(id) {
+                work.cancelled = true;
+                work.cancel = entry.map(|entry| (key, entry));
+                if !work.withdrawn {
+                    cx.out.push_back(Output::CancelWork { work: id, reason });
+                }
+            }
+            return;
+        }
+        if let Some(other) = self.partials.find(from, |_, partial| {
+            partial.message.work == id && is_request(&partial.message)
+        }) {
+            self.cancel_partial(cx, from, other, key, message.volatile);
+            return;
+        }
+        let remote = &self.remotes[from.0];
+        let complete = remote
+            .received
+            .get(&key.0)
+            .is_some_and(|received| received.complete_below(key.1));
+        if complete && remote.received.len() == 1 {
+            // Its request was here before it, and is not any more.
+            self.ack(from, key);
+            return;
+        }
+        self.remember_cancel(cx, from, message);
+    }
+
+    /// Remembers a cancel until its request comes.
+    fn remember_cancel(&mut self, cx: &mut Cx<'_>, from: RemoteId, message: Message) {
+        let id = message.work;
+        let key = (message.epoch, message.seq);
+        if self.early.contains_key(&id) {
+            self.ack(from, key);
+            return;
+        }
+        if self.early.len() >= EARLY_MAX {
+            let next = self.early.iter().min_by_key(|(_, early)| early.until);
+            if let Some(next) = next.map(|(id, _)| *id) {
+                self.forget_early(cx, next);
+            }
+        }
+        let lifetime = Duration::from_millis(message.remaining_ms).min(EARLY_KEPT);
+        let entry = self.store_cancel(from, message);
+        let early = Early {
+            remote: from,
+            key,
+            entry,
+            until: cx.now + lifetime,
+        };
+        self.early.insert(id, early);
+        self.plan_sweep(cx.now);
+    }
+
+    pub(super) fn forget_early(&mut self, cx: &Cx<'_>, id: MessageId) {
+        if let Some(early) = self.early.remove(&id)
+            && let Some(entry) = early.entry
+        {
+            self.journal.retire(
+                cx.now,
+                Retired {
+                    remote: early.remote,
+                    key: early.key,
+                    entry,
+                    after: None,
+                    work: None,
+                },
+            );
+        }
+    }
+
+    /// Writes a cancel, unless it is volatile.
+    fn store_cancel(&mut self, from: RemoteId, message: Message) -> Option<EntryId> {
+        let key = (message.epoch, message.seq);
+        if message.volatile {
+            self.ack(from, key);
+            return None;
+        }
+        let entry = self.new_entry();
+        let work = message.work;
+        self.pend(from, key);
+        let record = Record::Incoming {
+            entry,
+            origin: self.remotes[from.0].node.clone(),
+            message,
+        };
+        let done = Done::Arrived {
+            remote: from,
+            key,
+            what: Arrival::Cancel { work, entry },
+        };
+        self.journal.write(record, done);
+        Some(entry)
+    }
+
+    /// A cancel of a request whose payload is still on its way: both are over.
+    fn cancel_partial(
+        &mut self,
+        cx: &mut Cx<'_>,
+        from: RemoteId,
+        request: Key,
+        cancel: Key,
+        volatile: bool,
+    ) {
+        let Some(partial) = self.partials.remove(from, request) else {
+            return;
+        };
+        let entry = partial.entry;
+        self.journal.remove(entry);
+        let MessageKind::Request { respond, .. } = partial.message.kind else {
+            return;
+        };
+        let error = ErrorBody::new(ErrorCode::Cancelled, "cancelled while it arrived");
+        self.refuse(cx, from, &partial.message, respond, error);
+        if volatile || !respond {
+            self.ack(from, cancel);
+        } else {
+            self.pend(from, cancel);
+            self.journal.also(Done::Arrived {
+                remote: from,
+                key: cancel,
+                what: Arrival::Answered,
+            });
+        }
+    }
+
+    /// An incoming entry is needed no longer; of responses, once it is noted that the client
+    /// took the one `after` it.
+    pub(super) fn retire(
+        &mut self,
+        now: Instant,
+        remote: RemoteId,
+        stored: Stored,
+        after: Option<Stored>,
+    ) {
+        let retired = Retired {
+            remote,
+            key: stored.key,
+            entry: stored.entry,
+            after,
+            work: None,
+        };
+        self.journal.retire(now, retired);
+    }
+
+    pub(super) fn on_receipt(&mut self, cx: &mut Cx<'_>, from: RemoteId, receipt: &Receipt) {
+        self.heard_instance(cx, from, receipt.instance);
+        let mut done = core::mem::take(&mut self.done);
+        let flow = &mut self.remotes[from.0].flow;
+        self.mistakes += flow.receipt(cx.now, receipt, self.instance, &mut done);
+        for outgoing in done.drain(..) {
+            self.receipted(cx, from, outgoing, receipt.instance);
+        }
+        self.done = done;
+        self.touch(from);
+        self.set_ready(from);
+    }
+
+    pub(super) fn on_undeliverable(&mut self, cx: &mut Cx<'_>, notice: Undeliverable) {
+        let About::Message { epoch, seq } = notice.about else {
+            return;
+        };
+        let Some(to) = self.find(&notice.destination) else {
+            self.mistakes += 1;
+            return;
+        };
+        let flow = &mut self.remotes[to.0].flow;
+        let given_up = flow.undeliverable(cx.now, (epoch, seq), notice.code);
+        self.touch(to);
+        if let Some(given_up) = given_up {
+            self.given_up(cx, to, given_up);
+        }
+    }
+
+    /// A node that started again has forgotten the volatile requests it had.
+    fn heard_instance(&mut self, cx: &mut Cx<'_>, from: RemoteId, instance: u64) {
+        let remote = &mut self.remotes[from.0];
+        if instance <= remote.instance {
+            return;
+        }
+        remote.instance = instance;
+        if remote.waiting > 0 && from != super::OWN {
+            self.end_waiting(cx, from, instance, "its node was restarted");
+        }
+    }
+
+    /// How much longer a message stored with this expiry lives.
+    pub(super) fn remaining(cx: &Cx<'_>, expires: Instant) -> u64 {
+        millis(expires.since(cx.now))
+    }
+}
+
+/// Why a request is not taken.
+enum No {
+    /// There is no room.
+    Later,
+    /// It is answered with this.
+    Never(ErrorBody),
+}
+
+fn is_request(message: &Message) -> bool {
+    matches!(message.kind, MessageKind::Request { .. })
+}

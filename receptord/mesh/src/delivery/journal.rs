@@ -1,0 +1,223 @@
+//! What is to be written and what is to happen when it is.
+//!
+//! Records of one turn go out as one [`Output::Persist`]. What has no hurry (that a request
+//! arrived, that incoming entries can be forgotten) is gathered and goes along later. Before an
+//! incoming entry is removed, what its flow received is written, so that a repeat is recognised
+//! also after a restart. Never looks into a record.
+
+use alloc::collections::{BTreeSet, VecDeque};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use receptor_proto::MessageId;
+use receptor_proto::packet::Eof;
+
+use super::RemoteId;
+use super::flow::Key;
+use super::inbox::Stored;
+use crate::{EntryId, Instant, Output, PersistToken, Record};
+
+/// How long what has no hurry waits for company.
+const GATHER: Duration = Duration::from_millis(200);
+/// How much of it is company enough.
+const GATHER_MAX: usize = 256;
+/// How long after a failed write it is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What waits for a write.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// A request of a client is safe.
+    Request(MessageId),
+    /// A response of a work here is safe.
+    Response {
+        remote: RemoteId,
+        key: Key,
+        work: MessageId,
+        serial: u64,
+        eof: bool,
+    },
+    /// A cancel to another node is safe.
+    Cancel { remote: RemoteId, key: Key },
+    /// A message for this node is safe; its origin can be told.
+    Arrived {
+        remote: RemoteId,
+        key: Key,
+        what: Arrival,
+    },
+    /// A request was written once more without its payload.
+    Slimmed {
+        work: MessageId,
+        old: EntryId,
+        entry: EntryId,
+    },
+    /// The start of a work is safe.
+    Started(MessageId),
+    /// That a request arrived is safe.
+    Mark(EntryId),
+    /// The end that this node itself gave a request is safe.
+    OwnEnd {
+        work: MessageId,
+        serial: u64,
+        entry: EntryId,
+        eof: Eof,
+    },
+    /// Incoming entries can be removed.
+    Retired(Vec<Retired>),
+}
+
+/// What arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// A request that became a work.
+    Work(MessageId),
+    /// A request that was answered at once; the answer is in the same write.
+    Answered,
+    /// A response to a request of this node.
+    Response { work: MessageId, serial: u64 },
+    /// A cancel.
+    Cancel { work: MessageId, entry: EntryId },
+}
+
+/// An incoming entry that is needed no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Retired {
+    pub(crate) remote: RemoteId,
+    pub(crate) key: Key,
+    pub(crate) entry: EntryId,
+    /// A response that its client took later: to be noted first.
+    pub(crate) after: Option<Stored>,
+    /// The work that is gone with it.
+    pub(crate) work: Option<MessageId>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Journal {
+    last_token: u64,
+    records: Vec<Record>,
+    done: Vec<Done>,
+    removed: Vec<EntryId>,
+    written: VecDeque<(PersistToken, Vec<Done>)>,
+    /// Requests whose arrival is to be noted.
+    marks: BTreeSet<EntryId>,
+    retired: Vec<Retired>,
+    gather_until: Option<Instant>,
+    again: Vec<Done>,
+    again_at: Option<Instant>,
+}
+
+impl Journal {
+    /// Writes with the next batch.
+    pub(crate) fn write(&mut self, record: Record, done: Done) {
+        self.records.push(record);
+        self.done.push(done);
+    }
+
+    /// Writes with the next batch, for whose sake nothing waits.
+    pub(crate) fn note(&mut self, record: Record) {
+        self.records.push(record);
+    }
+
+    /// Lets something wait for the next batch as well.
+    pub(crate) fn also(&mut self, done: Done) {
+        self.done.push(done);
+    }
+
+    /// Removes an entry, after what is about to be written: that may be the entry itself.
+    pub(crate) fn remove(&mut self, entry: EntryId) {
+        self.removed.push(entry);
+    }
+
+    /// The number of the write that is being gathered.
+    pub(crate) fn batch(&self) -> u64 {
+        self.last_token + 1
+    }
+
+    /// Notes soon that the outgoing request arrived.
+    pub(crate) fn mark(&mut self, now: Instant, entry: EntryId) {
+        self.marks.insert(entry);
+        self.gather_until.get_or_insert(now + GATHER);
+    }
+
+    /// The request is over; its arrival needs no note.
+    pub(crate) fn unmark(&mut self, entry: EntryId) {
+        self.marks.remove(&entry);
+    }
+
+    /// Removes an incoming entry soon.
+    pub(crate) fn retire(&mut self, now: Instant, retired: Retired) {
+        self.retired.push(retired);
+        self.gather_until.get_or_insert(now + GATHER);
+    }
+
+    /// Tries again later what could not be written.
+    pub(crate) fn again(&mut self, now: Instant, done: Done) {
+        self.again.push(done);
+        self.again_at.get_or_insert(now + AGAIN);
+    }
+
+    /// What is to be tried again now.
+    pub(crate) fn take_again(&mut self, now: Instant) -> Vec<Done> {
+        if self.again_at.is_some_and(|at| at <= now) {
+            self.again_at = None;
+            return core::mem::take(&mut self.again);
+        }
+        Vec::new()
+    }
+
+    /// What was gathered, when it is time: the requests to note and the entries to remove.
+    pub(crate) fn take_gathered(&mut self, now: Instant) -> (BTreeSet<EntryId>, Vec<Retired>) {
+        let due =
+            self.gather_until.is_some_and(|until| until <= now) || self.retired.len() >= GATHER_MAX;
+        if !due {
+            // Notes are small, and go along with whatever is written.
+            if self.records.is_empty() {
+                return (BTreeSet::new(), Vec::new());
+            }
+            return (core::mem::take(&mut self.marks), Vec::new());
+        }
+        self.gather_until = None;
+        (
+            core::mem::take(&mut self.marks),
+            core::mem::take(&mut self.retired),
+        )
+    }
+
+    /// Asks for the next write, if there is anything to write, and for what is to be removed.
+    pub(crate) fn flush(&mut self, out: &mut VecDeque<Output>) {
+        if !self.records.is_empty() || !self.done.is_empty() {
+            self.last_token += 1;
+            let token = PersistToken(self.last_token);
+            self.written
+                .push_back((token, core::mem::take(&mut self.done)));
+            out.push_back(Output::Persist {
+                token,
+                records: core::mem::take(&mut self.records),
+            });
+        }
+        out.extend(self.removed.drain(..).map(|entry| Output::Remove { entry }));
+    }
+
+    /// The driver's word about a batch: what waited for it.
+    pub(crate) fn take_written(&mut self, token: PersistToken) -> Vec<Done> {
+        match self.written.front() {
+            Some((first, _)) if *first == token => self
+                .written
+                .pop_front()
+                .map_or(Vec::new(), |(_, done)| done),
+            _ => {
+                let at = self.written.iter().position(|(other, _)| *other == token);
+                at.and_then(|at| self.written.remove(at))
+                    .map_or(Vec::new(), |(_, done)| done)
+            }
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match (self.gather_until, self.again_at) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! What came from one node in one epoch of it, so that repeats are recognised, and what is to be
+//! said about it in the next receipt.
+//!
+//! The origin's floor says below which number nothing will come any more; above it, runs are
+//! kept. A number is *pending* while its message is being written: it is taken, but no receipt
+//! may say so. Never bounds what a message costs, only what remembering it does.
+
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use receptor_proto::packet::{RANGES_MAX, Receipt};
+
+use super::ranges::Ranges;
+use crate::Instant;
+
+/// The most runs remembered of one flow: 64 KiB. A window's worth of messages with every second
+/// one refused fits; a peer that leaves more gaps is asked to fill them first.
+pub(crate) const RUNS_MAX: usize = 4096;
+/// The most epochs of one node: as many restarts with messages still under way.
+pub(crate) const EPOCHS_MAX: usize = 64;
+/// How much longer than its messages live a flow is remembered: what a transit node may hold
+/// back, and clocks that run at different speed.
+pub(crate) const REMEMBERED: Duration = Duration::from_secs(3600);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Received {
+    floor: u64,
+    acked: Ranges,
+    pending: BTreeSet<u64>,
+    /// Until then a repeat may come.
+    keep_until: Instant,
+}
+
+/// What a sequence number is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// To be taken.
+    New,
+    /// Taken and safe: say so again.
+    Received,
+    /// Taken and being written.
+    Pending,
+    /// Given up by its origin: nobody waits for an answer.
+    Stale,
+    /// There are too many gaps to remember one more.
+    Full,
+}
+
+impl Received {
+    /// Adds a later record, or an older one.
+    pub(crate) fn merge(&mut self, floor: u64, ranges: &[(u64, u64)]) {
+        let mut runs = self.acked.runs().to_vec();
+        runs.extend_from_slice(ranges);
+        self.acked = Ranges::from_runs(runs);
+        self.raise_floor(floor);
+    }
+
+    /// Nothing below comes any more.
+    pub(crate) fn raise_floor(&mut self, floor: u64) -> bool {
+        if floor <= self.floor {
+            return false;
+        }
+        self.floor = floor;
+        self.acked.drop_below(floor);
+        true
+    }
+
+    pub(crate) fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    pub(crate) fn check(&self, seq: u64) -> Verdict {
+        if self.pending.contains(&seq) {
+            Verdict::Pending
+        } else if seq < self.floor {
+            Verdict::Stale
+        } else if self.acked.contains(seq) {
+            Verdict::Received
+        } else if self.acked.len() + self.pending.len() >= RUNS_MAX && self.acked.adds_run(seq) {
+            Verdict::Full
+        } else {
+            Verdict::New
+        }
+    }
+
+    /// Whether every number below has come, so that nothing older can follow in this epoch.
+    pub(crate) fn complete_below(&self, seq: u64) -> bool {
+        let mut next = self.floor.max(1);
+        while next < seq {
+            if let Some((_, last)) = self.acked.run(next) {
+                next = last.saturating_add(1);
+            } else if self.pending.contains(&next) {
+                next += 1;
+            } else {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes a number whose message is being written.
+    pub(crate) fn take(&mut self, seq: u64) {
+        self.pending.insert(seq);
+    }
+
+    /// The message could not be written: it may come again.
+    pub(crate) fn untake(&mut self, seq: u64) {
+        self.pending.remove(&seq);
+    }
+
+    /// The message is safe, or needs not be.
+    pub(crate) fn ack(&mut self, seq: u64) {
+        self.pending.remove(&seq);
+        if seq >= self.floor {
+            self.acked.insert(seq);
+        }
+    }
+
+    pub(crate) fn is_pending(&self, seq: u64) -> bool {
+        self.pending.contains(&seq)
+    }
+
+    /// A message that lives as long may come again.
+    pub(crate) fn keep(&mut self, until: Instant) {
+        self.keep_until = self.keep_until.max(until + REMEMBERED);
+    }
+
+    /// Whether no repeat can come any more.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.keep_until <= now && self.pending.is_empty()
+    }
+
+    /// Floor and runs, for a record.
+    pub(crate) fn snapshot(&self) -> (u64, Vec<(u64, u64)>) {
+        (self.floor, self.acked.runs().to_vec())
+    }
+}
+
+/// What the next receipts to one node say, by epoch.
+#[derive(Debug, Default)]
+pub(crate) struct Acks(Vec<Receipt>);
+
+impl Acks {
+    fn of(&mut self, epoch: u64) -> &mut Receipt {
+        let at = match self.0.iter().position(|receipt| receipt.epoch == epoch) {
+            Some(at) => at,
+            None => {
+                self.0.push(Receipt {
+                    epoch,
+                    ..Receipt::default()
+                });
+                self.0.len() - 1
+            }
+        };
+        &mut self.0[at]
+    }
+
+    pub(crate) fn received(&mut self, (epoch, seq): (u64, u64)) {
+        let list = &mut self.of(epoch).received;
+        match list.last_mut() {
+            Some(run) if run.1.checked_add(1) == Some(seq) => run.1 = seq,
+            Some(run) if run.0 <= seq && seq <= run.1 => {}
+            _ => list.push((seq, seq)),
+        }
+    }
+
+    pub(crate) fn progress(&mut self, (epoch, seq): (u64, u64), bytes: u64) {
+        let list = &mut self.of(epoch).progress;
+        match list.iter_mut().find(|(other, _)| *other == seq) {
+            Some(entry) => entry.1 = entry.1.max(bytes),
+            None => list.push((seq, bytes)),
+        }
+    }
+
+    pub(crate) fn busy(&mut self, (epoch, seq): (u64, u64), wait: Duration) {
+        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        self.of(epoch).busy.push((seq, ms));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes everything said as receipts of a size that can be sent, instance left out. Of what was received whole
+    /// runs are named, so that a lost receipt is made good by the next.
+    pub(crate) fn take<'a>(
+        &mut self,
+        received: impl Fn(u64) -> Option<&'a Received>,
+    ) -> Vec<Receipt> {
+        let mut receipts = Vec::new();
+        for mut whole in core::mem::take(&mut self.0) {
+            if let Some(received) = received(whole.epoch) {
+                for run in &mut whole.received {
+                    let first = received.acked.run(run.0);
+                    let last = received.acked.run(run.1);
+                    run.0 = first.map_or(run.0, |(first, _)| first);
+                    run.1 = last.map_or(run.1, |(_, last)| last);
+                }
+            }
+            let runs = Ranges::from_runs(core::mem::take(&mut whole.received));
+            let mut runs = runs.runs().chunks(RANGES_MAX);
+            let mut progress = whole.progress.chunks(RANGES_MAX);
+            let mut busy = whole.busy.chunks(RANGES_MAX);
+            loop {
+                let receipt = Receipt {
+                    epoch: whole.epoch,
+                    received: runs.next().unwrap_or_default().to_vec(),
+                    progress: progress.next().unwrap_or_default().to_vec(),
+                    busy: busy.next().unwrap_or_default().to_vec(),
+                    instance: 0,
+                };
+                if receipt.received.is_empty()
+                    && receipt.progress.is_empty()
+                    && receipt.busy.is_empty()
+                {
+                    break;
+                }
+                receipts.push(receipt);
+            }
+        }
+        receipts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    #[test]
+    fn a_number_is_new_then_pending_then_received_then_stale() {
+        let mut received = Received::default();
+        assert_eq!(received.check(3), Verdict::New);
+        received.take(3);
+        assert_eq!(received.check(3), Verdict::Pending);
+        received.untake(3);
+        assert_eq!(received.check(3), Verdict::New);
+        received.take(3);
+        received.ack(3);
+        assert_eq!(received.check(3), Verdict::Received);
+        assert!(!received.complete_below(4));
+        assert!(received.raise_floor(3));
+        assert!(!received.raise_floor(2));
+        assert!(received.complete_below(4));
+        assert_eq!(received.check(2), Verdict::Stale);
+        assert_eq!(received.check(3), Verdict::Received);
+        received.raise_floor(4);
+        assert_eq!(received.check(3), Verdict::Stale);
+        assert_eq!(received.snapshot(), (4, vec![]));
+    }
+
+    #[test]
+    fn a_peer_that_leaves_gaps_is_asked_to_fill_them() {
+        let mut received = Received::default();
+        for n in 1..=RUNS_MAX as u64 {
+            assert_eq!(received.check(2 * n), Verdict::New);
+            received.ack(2 * n);
+        }
+        let next = 2 * RUNS_MAX as u64 + 2;
+        assert_eq!(received.check(next), Verdict::Full);
+        assert_eq!(received.check(next - 1), Verdict::New);
+        assert_eq!(received.check(1), Verdict::New);
+        assert_eq!(received.check(2), Verdict::Received);
+    }
+
+    #[test]
+    fn a_record_brings_back_what_was_received() {
+        let mut received = Received::default();
+        received.merge(5, &[(2, 3), (7, 9)]);
+        assert_eq!(received.snapshot(), (5, vec![(7, 9)]));
+        received.merge(4, &[(5, 6), (20, 20)]);
+        assert_eq!(received.snapshot(), (5, vec![(5, 9), (20, 20)]));
+    }
+
+    #[test]
+    fn receipts_name_whole_runs_and_fit_a_packet() {
+        let mut received = Received::default();
+        for n in 1..=10 {
+            received.ack(n);
+        }
+        for n in 1..=600u64 {
+            received.ack(100 + 2 * n);
+        }
+        let mut acks = Acks::default();
+        acks.received((1, 9));
+        acks.received((1, 10));
+        acks.busy((1, 11), Duration::from_millis(5));
+        acks.progress((1, 12), 7);
+        acks.progress((1, 12), 9);
+        let receipts = acks.take(|_| Some(&received));
+        assert_eq!(
+            receipts,
+            [Receipt {
+                epoch: 1,
+                received: vec![(1, 10)],
+                progress: vec![(12, 9)],
+                busy: vec![(11, 5)],
+                instance: 0,
+            }]
+        );
+        assert!(acks.is_empty());
+        for n in 1..=600u64 {
+            acks.received((1, 100 + 2 * n));
+        }
+        let receipts = acks.take(|_| Some(&received));
+        assert_eq!(receipts.len(), 3);
+        assert!(receipts.iter().all(|r| r.received.len() <= RANGES_MAX));
+    }
+}

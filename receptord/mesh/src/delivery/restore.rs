@@ -1,0 +1,404 @@
+//! A node's start: what its store still holds, put back where it was.
+//!
+//! Outgoing messages wait in their flows again, under their old numbers, so that a recipient who
+//! has them recognises them. Works that had not started are dispatched again, those that had are
+//! answered `interrupted`. Responses are given to their clients again from the last one that was
+//! taken. Emits nothing by itself; the first flush does.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use bytes::Bytes;
+use receptor_proto::packet::{Content, Eof, Message, MessageKind};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
+
+use super::flow::Outgoing;
+use super::inbox::{Request, Response, Stored};
+use super::received::Received;
+use super::works::{NewWork, State};
+use super::{Delivery, EARLY_KEPT, Early, LIFETIME_MOST, Out, RemoteId};
+use crate::{EntryId, Instant, LinkId, Output, Payload, Reachability, Record};
+
+/// What a store gave back, sorted.
+#[derive(Default)]
+struct Stock {
+    outgoing: Vec<(EntryId, RemoteId, Message)>,
+    incoming: Vec<(EntryId, RemoteId, Message)>,
+    started: BTreeSet<EntryId>,
+}
+
+/// What is known of a work's responses: the last serial, its entry, and whether it was the end.
+struct Said {
+    serial: u64,
+    entry: EntryId,
+    eof: bool,
+}
+
+impl Delivery {
+    pub(super) fn restore(&mut self, now: Instant, records: impl IntoIterator<Item = Record>) {
+        let stock = self.sort(now, records);
+        let mut said: BTreeMap<(RemoteId, MessageId), Said> = BTreeMap::new();
+        for (entry, to, message) in stock.outgoing {
+            self.restore_outgoing(now, entry, to, message, &stock.started, &mut said);
+        }
+        let mut responses = Vec::new();
+        let mut requests = Vec::new();
+        let mut cancels = BTreeMap::new();
+        for (entry, from, message) in stock.incoming {
+            match message.kind {
+                MessageKind::Request { .. } => requests.push((entry, from, message)),
+                MessageKind::Response { .. } => responses.push((entry, from, message)),
+                MessageKind::Cancel { .. } => {
+                    cancels.insert((from, message.work), (entry, message));
+                }
+            }
+        }
+        for (entry, from, message) in requests {
+            let said = said.get(&(from, message.work));
+            let cancel = cancels.remove(&(from, message.work));
+            let started = stock.started.contains(&entry);
+            self.restore_work(now, entry, from, message, started, cancel, said);
+        }
+        for ((remote, work), (entry, message)) in cancels {
+            let early = Early {
+                remote,
+                key: (message.epoch, message.seq),
+                entry: Some(entry),
+                until: now + Duration::from_millis(message.remaining_ms).min(EARLY_KEPT),
+            };
+            self.early.insert(work, early);
+        }
+        self.restore_responses(now, responses, &stock.started);
+        if self.remotes.iter().any(|remote| remote.is_known) {
+            self.plan_sweep(now);
+        }
+    }
+
+    /// Sorts the records and takes over what they say of flows and names.
+    fn sort(&mut self, now: Instant, records: impl IntoIterator<Item = Record>) -> Stock {
+        let mut stock = Stock::default();
+        for record in records {
+            match record {
+                Record::Outgoing {
+                    entry,
+                    recipient,
+                    message,
+                } => {
+                    self.next_entry = self.next_entry.max(entry.0);
+                    if let Some(to) = self.remote(&recipient) {
+                        stock.outgoing.push((entry, to, message));
+                    }
+                }
+                Record::Incoming {
+                    entry,
+                    origin,
+                    message,
+                } => {
+                    self.next_entry = self.next_entry.max(entry.0);
+                    let Some(from) = self.remote(&origin) else {
+                        continue;
+                    };
+                    if message.seq != 0 {
+                        let received = self.restored_flow(now, from, message.epoch);
+                        if message.seq >= received.floor() {
+                            received.ack(message.seq);
+                        }
+                    }
+                    stock.incoming.push((entry, from, message));
+                }
+                Record::Started { entry } => {
+                    stock.started.insert(entry);
+                }
+                Record::Received {
+                    origin,
+                    epoch,
+                    floor,
+                    ranges,
+                } => {
+                    if floor != u64::MAX
+                        && let Some(from) = self.remote(&origin)
+                    {
+                        self.restored_flow(now, from, epoch).merge(floor, &ranges);
+                    }
+                }
+            }
+        }
+        stock.outgoing.sort_unstable_by_key(|(entry, ..)| *entry);
+        stock.incoming.sort_unstable_by_key(|(entry, ..)| *entry);
+        stock
+    }
+
+    fn restored_flow(&mut self, now: Instant, from: RemoteId, epoch: u64) -> &mut Received {
+        let remote = &mut self.remotes[from.0];
+        remote.is_known = true;
+        let received = remote.received.entry(epoch).or_default();
+        // How long its messages lived is not stored.
+        received.keep(now + LIFETIME_MOST);
+        received
+    }
+
+    fn restore_outgoing(
+        &mut self,
+        now: Instant,
+        entry: EntryId,
+        to: RemoteId,
+        message: Message,
+        started: &BTreeSet<EntryId>,
+        said: &mut BTreeMap<(RemoteId, MessageId), Said>,
+    ) {
+        let key = (message.epoch, message.seq);
+        self.remotes[to.0].is_known = true;
+        if key.0 == self.instance {
+            self.remotes[to.0].flow.skip(key.1);
+        }
+        match &message.kind {
+            MessageKind::Request { respond, .. } => {
+                let recipient = self.remotes[to.0].node.clone();
+                let mut request = Request::new(to, recipient, key, *respond);
+                request.entry = Some(entry);
+                request.accepted = true;
+                request.arrived = started.contains(&entry);
+                let arrived = request.arrived;
+                self.requests.insert(message.work, request);
+                if arrived {
+                    return;
+                }
+            }
+            MessageKind::Response { serial, eof } => {
+                let eof = eof.is_some();
+                let last = said.entry((to, message.work)).or_insert(Said {
+                    serial: *serial,
+                    entry,
+                    eof,
+                });
+                if *serial >= last.serial {
+                    last.serial = *serial;
+                    last.entry = entry;
+                }
+                last.eof |= eof;
+            }
+            MessageKind::Cancel { .. } => {
+                if let Some(request) = self.requests.get_mut(message.work) {
+                    request.cancelled = true;
+                }
+            }
+        }
+        let expires = now + Duration::from_millis(message.remaining_ms);
+        let mut outgoing = Outgoing::new(message, Some(entry), expires);
+        outgoing.stored = true;
+        let mut out = Out::new();
+        let mut net = NoNet;
+        let cx = super::Cx {
+            now,
+            net: &mut net,
+            out: &mut out,
+        };
+        self.send(&cx, to, outgoing);
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one for each thing known of a work"
+    )]
+    fn restore_work(
+        &mut self,
+        now: Instant,
+        entry: EntryId,
+        from: RemoteId,
+        message: Message,
+        started: bool,
+        cancel: Option<(EntryId, Message)>,
+        said: Option<&Said>,
+    ) {
+        let MessageKind::Request { directive, respond } = &message.kind else {
+            return;
+        };
+        let (directive, respond) = (directive.clone(), *respond);
+        let id = message.work;
+        if self.works.get(id).is_some() {
+            return;
+        }
+        let new = NewWork {
+            remote: from,
+            key: (message.epoch, message.seq),
+            entry: Some(entry),
+            stored: true,
+            batch: 0,
+            directive: directive.clone(),
+            respond,
+            volatile: false,
+            inline: message.body.len(),
+        };
+        let work = self.works.insert(now, id, new);
+        if let Some((entry, cancel)) = &cancel {
+            work.cancelled = true;
+            work.cancel = Some(((cancel.epoch, cancel.seq), *entry));
+        }
+        if let Some(said) = said {
+            work.serial = said.serial;
+            work.stored_serial = said.serial;
+        }
+        let ended = said.is_some_and(|said| said.eof);
+        let mut out = Out::new();
+        let mut net = NoNet;
+        let mut cx = super::Cx {
+            now,
+            net: &mut net,
+            out: &mut out,
+        };
+        if ended || (started || cancel.is_some()) && !respond {
+            self.close_work(&mut cx, id);
+        } else if started || cancel.is_some() {
+            let error = if started {
+                ErrorBody::new(
+                    ErrorCode::Interrupted,
+                    "its node was restarted while the work ran",
+                )
+            } else {
+                ErrorBody::new(ErrorCode::Cancelled, "cancelled before it ran")
+            };
+            work.state = State::Ending;
+            work.serial += 1;
+            let serial = work.serial;
+            let parcel = (Content::None, None, Payload::Inline(Bytes::new()));
+            let eof = Eof {
+                code: 1,
+                error: Some(error),
+            };
+            self.works.release_payload(id);
+            self.respond(&mut cx, from, id, serial, parcel, Some(eof), false);
+        } else {
+            let payload = stored_payload(entry, &message);
+            self.restored.push_back(Output::Dispatch {
+                work: id,
+                sender: self.remotes[from.0].node.clone(),
+                directive,
+                content: message.content,
+                payload,
+            });
+        }
+    }
+
+    /// Gives every request the responses that are stored for it, from the first that its client
+    /// has not taken.
+    fn restore_responses(
+        &mut self,
+        now: Instant,
+        responses: Vec<(EntryId, RemoteId, Message)>,
+        started: &BTreeSet<EntryId>,
+    ) {
+        let mut freed = Vec::new();
+        let mut works: BTreeSet<MessageId> = BTreeSet::new();
+        // First those that were taken: they say where to go on. Then ends after all others, the
+        // earliest end last: it is the one that counts.
+        let mut responses: Vec<_> = responses
+            .into_iter()
+            .filter_map(|(entry, from, message)| {
+                let MessageKind::Response { serial, eof } = &message.kind else {
+                    return None;
+                };
+                let (serial, eof) = (*serial, eof.clone());
+                Some((entry, from, message, serial, eof))
+            })
+            .collect();
+        responses.sort_unstable_by_key(|(entry, _, _, serial, eof)| {
+            let taken = started.contains(entry);
+            let order = if eof.is_some() {
+                u64::MAX - serial
+            } else {
+                *serial
+            };
+            (!taken, eof.is_some(), order)
+        });
+        for (entry, from, message, serial, eof) in responses {
+            let key = (message.epoch, message.seq);
+            let id = message.work;
+            let stored = Stored { key, entry };
+            let request = self.requests.get_mut(id);
+            let Some(request) = request.filter(|request| request.remote == from) else {
+                freed.push((from, stored));
+                continue;
+            };
+            works.insert(id);
+            if started.contains(&entry) {
+                freed.extend(request.resume(serial, stored).map(|old| (from, old)));
+                continue;
+            }
+            if serial < request.next_serial() || eof.is_none() && request.has(serial) {
+                freed.push((from, stored));
+                continue;
+            }
+            let response = Response {
+                content: message.content,
+                name: message.name.clone(),
+                payload: stored_payload(entry, &message),
+                eof,
+                stored: Some(stored),
+            };
+            let mut dropped = Vec::new();
+            request.take(serial, response, &mut dropped);
+            freed.extend(dropped.into_iter().map(|stored| (from, stored)));
+        }
+        for id in works {
+            let Some(request) = self.requests.get_mut(id) else {
+                continue;
+            };
+            request.deliver(id, &mut self.restored);
+            if request.arrived {
+                continue;
+            }
+            // A response, or this node's own word, says more than a receipt.
+            request.arrived = true;
+            let (to, key) = (request.remote, request.key);
+            if let Some(outgoing) = self.remotes[to.0].flow.remove(key) {
+                self.left(&outgoing);
+            }
+        }
+        for (from, stored) in freed {
+            self.retire(now, from, stored, None);
+        }
+    }
+}
+
+fn stored_payload(entry: EntryId, message: &Message) -> Payload {
+    if message.is_segmented() {
+        let size = message.size;
+        Payload::Stored { entry, size }
+    } else {
+        Payload::Inline(message.body.clone())
+    }
+}
+
+/// At its start a node knows no way to anybody.
+struct NoNet;
+
+impl crate::wiring::Net for NoNet {
+    fn reachability(&self, _node: &NodeId) -> Reachability {
+        Reachability::NoRoute
+    }
+
+    fn next_link(&self, _node: &NodeId) -> Option<LinkId> {
+        None
+    }
+
+    fn room(&self, _node: &NodeId, _priority: receptor_proto::packet::Priority) -> usize {
+        0
+    }
+
+    fn send(
+        &mut self,
+        _now: Instant,
+        _packet: receptor_proto::packet::Packet,
+    ) -> Result<(), ErrorCode> {
+        Err(ErrorCode::NoRoute)
+    }
+
+    fn resolve(
+        &mut self,
+        _directive: &receptor_proto::Directive,
+        _metadata: &BTreeMap<alloc::string::String, alloc::string::String>,
+    ) -> Option<NodeId> {
+        None
+    }
+}

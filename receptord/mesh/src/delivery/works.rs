@@ -1,0 +1,198 @@
+//! The works of this node: every request taken from another node, or from itself, until its
+//! last response is safe.
+//!
+//! ```text
+//!   arrived ── Dispatch ──▶ waiting ── work_started ──▶ starting ── on disk ──▶ running
+//!      │                       │                            │                      │
+//!      └── could not be        └────────── work_done ───────┴──────────────────────┤
+//!          written: withdrawn                                                      ▼
+//!                                     closing ◀── last response on disk ──────── ending
+//!                                        │
+//!                                        └── request forgotten on disk ──▶ gone
+//! ```
+//!
+//! Never runs anything and never answers; [`super::Delivery`] does both.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use receptor_proto::packet::{ACTIVE_MAX, ActiveWork};
+use receptor_proto::{Directive, MessageId};
+
+use super::RemoteId;
+use super::flow::Key;
+use crate::{EntryId, Instant};
+
+/// Bytes of payloads of works that wait for a plugin, kept in memory: a thousand full ones.
+pub(crate) const WAITING_BYTES: usize = 64 << 20;
+
+/// See the module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Waiting,
+    Starting,
+    Running,
+    Ending,
+    Closing,
+}
+
+/// One work.
+#[derive(Debug)]
+pub(crate) struct Work {
+    /// Who asked.
+    pub(crate) remote: RemoteId,
+    /// The request's place in its flow.
+    pub(crate) key: Key,
+    /// The request's entry, unless it is volatile.
+    pub(crate) entry: Option<EntryId>,
+    /// The request is on the disk, or needs not be.
+    pub(crate) stored: bool,
+    /// Which write it is in.
+    pub(crate) batch: u64,
+    /// So is, or was, its start.
+    pub(crate) start_written: bool,
+    pub(crate) directive: Directive,
+    pub(crate) respond: bool,
+    pub(crate) volatile: bool,
+    pub(crate) since: Instant,
+    pub(crate) state: State,
+    /// The last serial that was given out.
+    pub(crate) serial: u64,
+    /// Bytes of responses without a receipt.
+    pub(crate) backlog: u64,
+    /// Its plugin was told to wait.
+    pub(crate) held: bool,
+    pub(crate) cancelled: bool,
+    /// A cancel's place and entry, kept as long as the work.
+    pub(crate) cancel: Option<(Key, EntryId)>,
+    /// Its request could not be written: whatever it does, nobody is told.
+    pub(crate) withdrawn: bool,
+    /// The same, but it was answered: it is remembered until the answer is with its sender.
+    pub(crate) lingers: bool,
+    /// A response was given up: all that may follow is the word that it was.
+    pub(crate) broken: bool,
+    /// The highest serial on the disk.
+    pub(crate) stored_serial: u64,
+    /// The last response that its reader has; stays on the disk until a later one is there, so
+    /// that a restart knows which serial comes next.
+    pub(crate) retained: Option<(u64, EntryId)>,
+    /// Payload bytes counted in [`Works::waiting_bytes`].
+    waiting_bytes: usize,
+    order: u64,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(crate) struct Works {
+    by_id: BTreeMap<MessageId, Work>,
+    /// Those that count, oldest first.
+    by_age: BTreeMap<u64, MessageId>,
+    next_order: u64,
+    waiting_bytes: usize,
+}
+
+/// What a new work is made of.
+#[derive(Debug)]
+pub(crate) struct NewWork {
+    pub(crate) remote: RemoteId,
+    pub(crate) key: Key,
+    pub(crate) entry: Option<EntryId>,
+    pub(crate) stored: bool,
+    pub(crate) batch: u64,
+    pub(crate) directive: Directive,
+    pub(crate) respond: bool,
+    pub(crate) volatile: bool,
+    /// Bytes of its payload in memory.
+    pub(crate) inline: usize,
+}
+
+impl Works {
+    pub(crate) fn get(&self, id: MessageId) -> Option<&Work> {
+        self.by_id.get(&id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: MessageId) -> Option<&mut Work> {
+        self.by_id.get_mut(&id)
+    }
+
+    /// Accepted and not finished.
+    pub(crate) fn active(&self) -> usize {
+        self.by_age.len()
+    }
+
+    /// Whether a payload of this size may wait in memory with the others.
+    pub(crate) fn has_room(&self, inline: usize) -> bool {
+        self.waiting_bytes == 0 || self.waiting_bytes + inline <= WAITING_BYTES
+    }
+
+    pub(crate) fn insert(&mut self, now: Instant, id: MessageId, new: NewWork) -> &mut Work {
+        let order = self.next_order;
+        self.next_order += 1;
+        self.by_age.insert(order, id);
+        self.waiting_bytes += new.inline;
+        self.by_id.entry(id).or_insert(Work {
+            remote: new.remote,
+            key: new.key,
+            entry: new.entry,
+            stored: new.stored,
+            batch: new.batch,
+            start_written: false,
+            directive: new.directive,
+            respond: new.respond,
+            volatile: new.volatile,
+            since: now,
+            state: State::Waiting,
+            serial: 0,
+            backlog: 0,
+            held: false,
+            cancelled: false,
+            cancel: None,
+            withdrawn: false,
+            lingers: false,
+            broken: false,
+            stored_serial: 0,
+            retained: None,
+            waiting_bytes: new.inline,
+            order,
+        })
+    }
+
+    /// Its payload left this node's hands.
+    pub(crate) fn release_payload(&mut self, id: MessageId) {
+        if let Some(work) = self.by_id.get_mut(&id) {
+            self.waiting_bytes -= core::mem::take(&mut work.waiting_bytes);
+        }
+    }
+
+    /// It counts no longer.
+    pub(crate) fn close(&mut self, id: MessageId) {
+        self.release_payload(id);
+        if let Some(work) = self.by_id.get_mut(&id) {
+            work.state = State::Closing;
+            self.by_age.remove(&work.order);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: MessageId) -> Option<Work> {
+        self.close(id);
+        self.by_id.remove(&id)
+    }
+
+    /// How many, and the oldest of them.
+    pub(crate) fn view(&self, now: Instant) -> (u64, Vec<ActiveWork>) {
+        let works = self.by_age.values().take(ACTIVE_MAX).filter_map(|id| {
+            let work = self.by_id.get(id)?;
+            let age = now.since(work.since).as_millis();
+            Some(ActiveWork {
+                id: *id,
+                directive: work.directive.clone(),
+                age_ms: u64::try_from(age).unwrap_or(u64::MAX),
+                running: match work.state {
+                    State::Waiting | State::Starting => false,
+                    State::Running | State::Ending | State::Closing => true,
+                },
+            })
+        });
+        (self.by_age.len() as u64, works.collect())
+    }
+}

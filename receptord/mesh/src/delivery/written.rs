@@ -1,0 +1,330 @@
+//! What follows when something is on the disk, or could not be put there.
+//!
+//! This is the only place where a message is called accepted, a durable one receipted, and a
+//! durable work started.
+
+use receptor_proto::packet::CancelReason;
+use receptor_proto::{ErrorBody, MessageId};
+
+use super::flow::Key;
+use super::journal::{Arrival, Done, Retired};
+use super::works::State;
+use super::{Cx, DISK_BUSY, Delivery, Out, RemoteId};
+use crate::wiring::Net;
+use crate::{Event, Instant, Output, PersistToken, Record};
+
+impl Delivery {
+    pub(crate) fn handle_persisted(
+        &mut self,
+        now: Instant,
+        net: &mut dyn Net,
+        token: PersistToken,
+        out: &mut Out,
+    ) {
+        let cx = &mut Cx { now, net, out };
+        for done in self.journal.take_written(token) {
+            self.written(cx, done);
+        }
+    }
+
+    fn written(&mut self, cx: &mut Cx<'_>, done: Done) {
+        match done {
+            Done::Request(id) => self.request_written(cx, id),
+            Done::Response {
+                remote,
+                key,
+                work,
+                serial,
+                eof,
+            } => {
+                self.remotes[remote.0].flow.stored(key, &self.limits);
+                self.response_written(cx, work, serial, eof);
+            }
+            Done::Cancel { remote, key } => {
+                self.remotes[remote.0].flow.stored(key, &self.limits);
+            }
+            Done::Arrived { remote, key, what } => {
+                let (epoch, seq) = key;
+                if let Some(received) = self.remotes[remote.0].received.get_mut(&epoch) {
+                    received.ack(seq);
+                }
+                self.acks(remote).received(key);
+                match what {
+                    Arrival::Work(id) => self.work_written(id),
+                    Arrival::Answered | Arrival::Response { .. } | Arrival::Cancel { .. } => {}
+                }
+            }
+            Done::Started(id) => {
+                if let Some(work) = self.works.get_mut(id)
+                    && work.state == State::Starting
+                {
+                    work.state = State::Running;
+                    self.works.release_payload(id);
+                    cx.out.push_back(Output::Start { work: id });
+                }
+            }
+            Done::Slimmed { work, old, entry } => match self.requests.get_mut(work) {
+                Some(request) => {
+                    request.entry = Some(entry);
+                    self.journal.remove(old);
+                }
+                None => self.journal.remove(entry),
+            },
+            Done::Mark(_) | Done::OwnEnd { .. } => {}
+            Done::Retired(retired) => {
+                for Retired { entry, work, .. } in retired {
+                    self.journal.remove(entry);
+                    if let Some(work) = work.and_then(|id| self.works.remove(id))
+                        && let Some((_, entry)) = work.retained
+                    {
+                        self.journal.remove(entry);
+                    }
+                }
+            }
+        }
+    }
+
+    fn request_written(&mut self, cx: &mut Cx<'_>, id: MessageId) {
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
+        self.remotes[request.remote.0]
+            .flow
+            .stored(request.key, &self.limits);
+        if request.accepted {
+            return;
+        }
+        request.accepted = true;
+        request.unwritten = None;
+        cx.out.push_back(Output::Accepted {
+            work: id,
+            recipient: request.recipient.clone(),
+        });
+        if request.arrived
+            && request.respond
+            && let Some(entry) = request.entry
+        {
+            self.journal.mark(cx.now, entry);
+        }
+        request.deliver(id, cx.out);
+        self.settle_silent(id);
+    }
+
+    fn response_written(&mut self, cx: &mut Cx<'_>, id: MessageId, serial: u64, eof: bool) {
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        work.stored_serial = work.stored_serial.max(serial);
+        if let Some((kept, entry)) = work.retained
+            && kept < work.stored_serial
+        {
+            work.retained = None;
+            self.journal.remove(entry);
+        }
+        if eof && work.state == State::Ending {
+            self.close_work(cx, id);
+        }
+    }
+
+    fn work_written(&mut self, id: MessageId) {
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        let waited = !core::mem::replace(&mut work.stored, true);
+        if let (true, State::Starting, Some(entry)) = (waited, work.state, work.entry)
+            && !core::mem::replace(&mut work.start_written, true)
+        {
+            self.journal
+                .write(Record::Started { entry }, Done::Started(id));
+        }
+    }
+
+    pub(crate) fn handle_persist_failed(
+        &mut self,
+        now: Instant,
+        net: &mut dyn Net,
+        token: PersistToken,
+        error: ErrorBody,
+        out: &mut Out,
+    ) {
+        let cx = &mut Cx { now, net, out };
+        for done in self.journal.take_written(token) {
+            self.not_written(cx, done, &error);
+        }
+    }
+
+    fn not_written(&mut self, cx: &mut Cx<'_>, done: Done, error: &ErrorBody) {
+        match done {
+            Done::Request(id) => self.request_not_written(cx, id, error),
+            Done::Arrived { remote, key, what } => self.arrival_not_written(cx, remote, key, what),
+            Done::Slimmed { old, .. } => self.journal.mark(cx.now, old),
+            Done::Mark(entry) => self.journal.mark(cx.now, entry),
+            Done::Retired(retired) => {
+                for retired in retired {
+                    self.journal.retire(cx.now, retired);
+                }
+            }
+            Done::Response { .. }
+            | Done::Cancel { .. }
+            | Done::Started(_)
+            | Done::OwnEnd { .. } => {
+                self.journal.again(cx.now, done);
+            }
+        }
+    }
+
+    /// A client's message is not safe, so it is not accepted.
+    fn request_not_written(&mut self, cx: &mut Cx<'_>, id: MessageId, error: &ErrorBody) {
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
+        if request.arrived {
+            // It is safe elsewhere; the client hears of it when it is here too.
+            self.journal.again(cx.now, Done::Request(id));
+            return;
+        }
+        let (to, key) = (request.remote, request.key);
+        let ended = request.is_ended() || request.over;
+        request.accepted = true;
+        if let Some(entry) = request.entry.take() {
+            self.journal.remove(entry);
+        }
+        let recipient = request.recipient.clone();
+        if let Some(outgoing) = self.remotes[to.0].flow.remove(key) {
+            self.left(&outgoing);
+            if outgoing.was_sent() {
+                // It may be there all the same; nobody waits for it.
+                let expires = outgoing.expires;
+                self.send_cancel(cx, to, id, CancelReason::SenderGone, false, expires);
+            }
+        }
+        if ended {
+            // Its end was waiting for the message to be accepted; it never will be.
+            if let Some(request) = self.requests.get_mut(id) {
+                request.deliver(id, cx.out);
+            }
+            self.settle_silent(id);
+            return;
+        }
+        cx.out.push_back(Output::Event(Event::GivenUp {
+            work: id,
+            recipient,
+            reason: error.clone(),
+        }));
+        self.end_request(cx, id, error.clone());
+    }
+
+    /// A message for this node is not safe: its origin keeps it and sends it again.
+    fn arrival_not_written(&mut self, cx: &mut Cx<'_>, remote: RemoteId, key: Key, what: Arrival) {
+        if let Some(received) = self.remotes[remote.0].received.get_mut(&key.0) {
+            received.untake(key.1);
+        }
+        self.acks(remote).busy(key, DISK_BUSY);
+        match what {
+            Arrival::Answered => {}
+            Arrival::Work(id) => {
+                let Some(work) = self.works.get_mut(id) else {
+                    return;
+                };
+                if let Some(entry) = work.entry {
+                    self.journal.remove(entry);
+                }
+                work.entry = None;
+                if matches!(work.state, State::Waiting | State::Starting) {
+                    work.withdrawn = true;
+                    if !work.cancelled {
+                        work.cancelled = true;
+                        cx.out.push_back(Output::CancelWork {
+                            work: id,
+                            reason: CancelReason::SenderGone,
+                        });
+                    }
+                } else {
+                    // It ended without ever being safe here; should it come again before its
+                    // end is with its sender, it must not be taken for a new one.
+                    work.lingers = true;
+                }
+            }
+            Arrival::Response { work, serial } => {
+                if let Some(request) = self.requests.get_mut(work) {
+                    request.not_written(serial);
+                }
+            }
+            Arrival::Cancel { work, entry } => {
+                self.journal.remove(entry);
+                if self
+                    .early
+                    .get(&work)
+                    .is_some_and(|early| early.entry == Some(entry))
+                {
+                    self.early.remove(&work);
+                }
+                if let Some(work) = self.works.get_mut(work)
+                    && work.cancel.is_some_and(|(_, stored)| stored == entry)
+                {
+                    work.cancel = None;
+                }
+            }
+        }
+    }
+
+    /// Writes again what could not be written, as far as it still matters.
+    pub(super) fn write_again(&mut self, cx: &mut Cx<'_>, done: Done) {
+        match done {
+            Done::Response { remote, key, .. } | Done::Cancel { remote, key } => {
+                let recipient = self.remotes[remote.0].node.clone();
+                let outgoing = self.remotes[remote.0].flow.get(key);
+                match outgoing.and_then(|outgoing| Some((outgoing.entry?, &outgoing.message))) {
+                    Some((entry, message)) => {
+                        let message = message.clone();
+                        let record = Record::Outgoing {
+                            entry,
+                            recipient,
+                            message,
+                        };
+                        self.journal.write(record, done);
+                    }
+                    // Its reader has it: that is as good as a disk.
+                    None => self.written(cx, done),
+                }
+            }
+            Done::Started(id) => {
+                if let Some(work) = self.works.get(id)
+                    && work.state == State::Starting
+                    && !work.withdrawn
+                    && let Some(entry) = work.entry
+                {
+                    self.journal.write(Record::Started { entry }, done);
+                }
+            }
+            Done::Request(id) => {
+                if let Some(request) = self.requests.get(id)
+                    && let (Some(entry), Some(message)) = (request.entry, &request.unwritten)
+                {
+                    let record = Record::Outgoing {
+                        entry,
+                        recipient: request.recipient.clone(),
+                        message: (**message).clone(),
+                    };
+                    self.journal.write(record, done);
+                }
+            }
+            Done::OwnEnd {
+                work,
+                serial,
+                entry,
+                ref eof,
+            } => {
+                if let Some(request) = self.requests.get(work) {
+                    let record = Record::Incoming {
+                        entry,
+                        origin: request.recipient.clone(),
+                        message: super::outgoing::own_end(work, serial, eof.clone()),
+                    };
+                    self.journal.write(record, done);
+                }
+            }
+            Done::Arrived { .. } | Done::Slimmed { .. } | Done::Mark(_) | Done::Retired(_) => {}
+        }
+    }
+}
