@@ -220,12 +220,57 @@ pub(crate) enum Work {
 pub(crate) enum Plugin {
     /// List the plugins installed on this node, and why one is not ready
     List,
+    Check(PluginCheck),
     /// Look at a plugin anew and forget its crashes
     Restart {
         /// The plugin's name
         #[arg(value_name = "NAME")]
         name: String,
     },
+}
+
+/// Check whether an executable keeps the plugin protocol.
+///
+/// Runs it as receptord would, in a temporary job directory, and tells for each check what was seen, and how to mend what is
+/// wrong. Only actions whose hello has an "example", or that --action names, are run. No receptord is needed; nothing is left running
+/// and no files are left behind.
+///
+/// Here --timeout is how long one job may take, 60 seconds unless given; it also shortens the times that the protocol gives a plugin. Exits 0 when nothing failed, 1 when something did, 2 when the
+/// checks could not be run.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  receptorctl plugin check ./wordcount.py
+  receptorctl plugin check ./uptime --action execute
+  receptorctl plugin check ./deploy --action unpack --payload site.tar --strict")]
+pub(crate) struct PluginCheck {
+    /// The executable
+    #[arg(value_name = "PATH")]
+    pub(crate) path: PathBuf,
+
+    /// Run only this action
+    #[arg(long, value_name = "A")]
+    pub(crate) action: Option<String>,
+
+    /// With --action: its payload, in place of the example
+    #[arg(long, value_name = "FILE", requires = "action")]
+    pub(crate) payload: Option<PathBuf>,
+
+    /// Run only this group of those that need jobs; may be repeated
+    #[arg(long, value_enum, value_name = "GROUP")]
+    pub(crate) only: Vec<CheckGroup>,
+
+    /// Fail also for what could not be checked, and for owners and modes that receptord refuses in a plugins directory
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CheckGroup {
+    Messages,
+    Payload,
+    Stopping,
+    Pressure,
+    Serve,
 }
 
 #[derive(Debug, Subcommand)]

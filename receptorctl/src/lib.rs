@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod check;
 mod client;
 mod commands;
 mod exit;
@@ -21,13 +22,23 @@ mod interrupt;
 mod output;
 
 use std::ffi::OsString;
+use std::process::ExitCode;
 
 use clap::Parser as _;
 
 pub use exit::Exit;
 
 /// Runs the program with these arguments, the first of which is its own name.
-pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut args = args.into_iter().peekable();
+    let name = args.next();
+    if args.next_if(|word| word == check::exec::WORD).is_some() {
+        return ExitCode::from(check::exec::run(args));
+    }
+    end(name.into_iter().chain(args)).into()
+}
+
+fn end(args: impl Iterator<Item = OsString>) -> Exit {
     let cli = match args::Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(answer) => {

@@ -5,5 +5,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    receptorctl::run(std::env::args_os()).into()
+    receptorctl::run(std::env::args_os())
 }

@@ -35,6 +35,9 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Traceroute(args) => traceroute::run(&context, &args),
         Command::Work(Work::Cancel { id }) => ops::cancel(&context, id),
         Command::Plugin(Plugin::List) => plugin::list(&context),
+        Command::Plugin(Plugin::Check(args)) => {
+            crate::check::run(&args, context.global.json, context.global.timeout)
+        }
         Command::Plugin(Plugin::Restart { name }) => plugin::restart(&context, name),
         Command::Config(Config::Check { file }) => config::check(file.as_deref()),
         Command::Reload => ops::reload(&context),

@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// No step of a test takes longer.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The id of the one message of a test.
 pub(crate) const ID: &str = "0123456789abcdef0123456789abcdef";
 
@@ -83,10 +83,7 @@ impl Daemon {
 
     /// A program that was started to talk with this daemon.
     pub(crate) fn running(&self, child: Child) -> Running {
-        Running {
-            child,
-            socket: self.socket(),
-        }
+        running(child, &self.socket())
     }
 
     /// Waits for the end of the script; its failures are the test's.
@@ -119,6 +116,14 @@ pub(crate) fn program() -> Command {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
+}
+
+/// A program that was started; in what it says the path is shown as SOCKET.
+pub(crate) fn running(child: Child, path: &Path) -> Running {
+    Running {
+        child,
+        socket: path.to_owned(),
+    }
 }
 
 /// Who connects to the daemon.

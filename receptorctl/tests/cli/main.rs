@@ -9,4 +9,5 @@ mod fake;
 mod garbage;
 mod help;
 mod ping;
+mod plugin_check;
 mod send;
