@@ -2,10 +2,14 @@
 //! what latency and throughput are measured with. Its other actions behave in the ways a
 //! daemon has to cope with: slow, large, failing, dying.
 //!
+//! Installed under another name, it goes by that name; and with one process a job when the name
+//! ends in `-once`, so that both modes can be tried with the same actions.
+//!
 //! It never looks into payloads beyond what an action needs, and reads or writes no file outside
 //! of its job directory.
 
 use std::{
+    path::PathBuf,
     process::ExitCode,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -24,9 +28,15 @@ const MAX_FLOOD_SIZE: usize = 1_000_000;
 static DISCARDED: AtomicU64 = AtomicU64::new(0);
 
 fn main() -> ExitCode {
-    Plugin::new("echo", env!("CARGO_PKG_VERSION"))
+    let name = own_name();
+    let plugin = Plugin::new(name.as_str(), env!("CARGO_PKG_VERSION"));
+    let plugin = if name.ends_with("-once") {
+        plugin
+    } else {
+        plugin.serve(MAX_JOBS)
+    };
+    plugin
         .about("Gives back what it is given; for trying and measuring a mesh")
-        .serve(MAX_JOBS)
         .cancelable()
         .action(
             "echo",
@@ -113,6 +123,13 @@ fn main() -> ExitCode {
             exit,
         )
         .run()
+}
+
+/// The name of the file this was started as, without its extension.
+fn own_name() -> String {
+    let file = std::env::args_os().next().map(PathBuf::from);
+    let name = file.as_ref().and_then(|file| file.file_stem()?.to_str());
+    name.unwrap_or("echo").to_owned()
 }
 
 fn echo(job: &Job) -> Result<Outcome> {

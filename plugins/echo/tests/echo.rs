@@ -4,13 +4,14 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
+    os::unix::fs::symlink,
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
 use receptor_proto::plugin::{
     Cancel, CancelReason, ErrorCode, Execute, FileRef, HostHello, HostMessage, Json, Limits,
-    MAX_INLINE, Payload, Ping, PluginMessage, Shutdown, env, feature,
+    MAX_INLINE, Mode, Payload, Ping, PluginMessage, Shutdown, env, feature,
 };
 use tempfile::TempDir;
 
@@ -23,8 +24,15 @@ struct Plugin {
 
 impl Plugin {
     fn start() -> Self {
+        Self::start_as("echo")
+    }
+
+    /// Starts the plugin installed under another name.
+    fn start_as(name: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_echo"))
+        let file = dir.path().join(name);
+        symlink(env!("CARGO_BIN_EXE_echo"), &file).unwrap();
+        let mut child = Command::new(file)
             .current_dir(dir.path())
             .env_clear()
             .env(env::PROTOCOL, "1")
@@ -43,7 +51,8 @@ impl Plugin {
         let PluginMessage::Hello(hello) = plugin.receive() else {
             panic!("no hello")
         };
-        assert_eq!(hello.validate("echo"), Ok(()));
+        assert_eq!(hello.validate(name), Ok(()));
+        assert_eq!(hello.mode == Mode::Job, name.ends_with("-once"));
         plugin.send(&HostMessage::Hello(HostHello {
             protocol: 1,
             host: "test".into(),
@@ -156,6 +165,27 @@ fn gives_back_what_it_is_given() {
         assert_eq!(plugin.done("1"), 0);
     }
     plugin.close();
+    assert!(plugin.wait().success());
+}
+
+#[test]
+fn with_one_process_a_job_it_ends_after_the_job() {
+    let mut plugin = Plugin::start_as("echo-once");
+    plugin.execute("1", "echo", json("1"));
+    assert_eq!(plugin.data("1"), json("1"));
+    assert_eq!(plugin.done("1"), 0);
+    assert!(plugin.wait().success());
+
+    let mut plugin = Plugin::start_as("other-once");
+    plugin.execute("1", "sleep", json(r#"{"ms":600000}"#));
+    plugin.execute("2", "sleep", json(r#"{"ms":1}"#));
+    assert_eq!(plugin.error("2"), ErrorCode::Busy);
+    plugin.send(&HostMessage::Cancel(Cancel {
+        id: "1".into(),
+        reason: CancelReason::User,
+        grace_ms: 10_000,
+    }));
+    assert_eq!(plugin.error("1"), ErrorCode::Canceled);
     assert!(plugin.wait().success());
 }
 

@@ -9,6 +9,7 @@ mod common;
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -432,6 +433,26 @@ fn what_is_missing_is_named() {
     let more = json!({"process_isolation": true, "process_isolation_executable": "no-podman"});
     let mut host = start_with("ping", &config, &more);
     refused(host.finish(), &ErrorCode::MissingDependency, "no-podman");
+}
+
+/// Containers are nobody's children, so that they have to be ended by name.
+#[test]
+fn a_cancel_ends_the_container() {
+    let dir = tempfile::tempdir().unwrap();
+    let podman = dir.path().join("podman");
+    fs::write(&podman, "#!/bin/sh\necho \"$@\" >> \"$0.log\"\n").unwrap();
+    fs::set_permissions(&podman, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = json!({
+        "allow": ["process_isolation"],
+        "path": format!("{}:{}", dir.path().display(), path()),
+    });
+    let more = json!({"process_isolation": true});
+    let mut host = start_with("ends-when-told", &config, &more);
+    host.wait_until_running();
+    host.cancel(CancelReason::User);
+    refused(host.finish(), &ErrorCode::Canceled, "(user)");
+    let log = fs::read_to_string(dir.path().join("podman.log")).unwrap();
+    assert_eq!(log, format!("kill ansible_runner_job-{}\n", host.id));
 }
 
 #[test]

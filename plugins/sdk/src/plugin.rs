@@ -1,6 +1,13 @@
 //! A plugin as its author describes it.
 
-use std::{collections::BTreeMap, fmt, process::ExitCode, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::{Read, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
 
 use receptor_proto::plugin::{
     ActionDescriptor, HostHello, Json, Mode, OutputKind, PROTOCOL_VERSION, PayloadKind,
@@ -9,7 +16,7 @@ use receptor_proto::plugin::{
 
 use crate::{
     Job, Outcome, Result,
-    serve::{Handler, IsReady, serve},
+    serve::{Handler, IsReady, ServeError, serve},
 };
 
 /// Exit status when the plugin was started by hand.
@@ -192,7 +199,7 @@ impl Plugin {
     {
         let name = name.into();
         let handler = Handler {
-            inline: action.inline && self.hello.mode == Mode::Serve,
+            inline: action.inline,
             max_payload: action.descriptor.max_payload,
             run: Arc::new(run),
         };
@@ -225,14 +232,7 @@ impl Plugin {
             .map(Into::into)
             .or_else(|| std::env::current_dir().ok())
             .unwrap_or_default();
-        let ended = serve(
-            self.hello,
-            self.actions,
-            self.ready,
-            dir,
-            std::io::stdin(),
-            Box::new(std::io::stdout()),
-        );
+        let ended = self.run_on(dir, std::io::stdin(), Box::new(std::io::stdout()));
         match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => {
@@ -240,6 +240,18 @@ impl Plugin {
                 ExitCode::from(EXIT_PROTOCOL)
             }
         }
+    }
+}
+
+impl Plugin {
+    /// Speaks with a daemon on any two streams.
+    pub(crate) fn run_on(
+        self,
+        dir: PathBuf,
+        input: impl Read + Send + 'static,
+        output: Box<dyn Write + Send>,
+    ) -> std::result::Result<(), ServeError> {
+        serve(self.hello, self.actions, self.ready, dir, input, output)
     }
 }
 

@@ -274,7 +274,7 @@ impl Reader {
             );
             return Ok(self.job(execute, stop, None, true).finish(Err(error))?);
         };
-        if handler.inline {
+        if handler.inline && self.mode == Mode::Serve {
             let run = Arc::clone(&handler.run);
             let job = self.job(execute, stop, handler.max_payload, true);
             let result = guarded(&*run, &job);
@@ -351,3 +351,6 @@ fn kind(error: &DecodeError) -> &'static str {
         DecodeError::Json(_) => "no JSON",
     }
 }
+
+#[cfg(test)]
+mod tests;
