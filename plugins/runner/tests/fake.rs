@@ -303,6 +303,15 @@ fn results_wait_while_nobody_takes_them() {
     host.wait();
 }
 
+#[test]
+fn a_daemon_that_is_killed_leaves_no_job() {
+    let mut host = start("flood");
+    host.wait_until_running();
+    host.pause(true);
+    host.abandon();
+    host.wait();
+}
+
 /// Ticks that the plugin has used the processor.
 fn cpu_time(host: &Host) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", host.pid())).unwrap();

@@ -50,8 +50,10 @@ struct Said {
     lines: Vec<String>,
     messages: Vec<PluginMessage>,
     closed: bool,
-    /// The reader takes no more.
+    /// The reader takes no more for now.
     paused: bool,
+    /// The reader shall be gone.
+    abandoned: bool,
 }
 
 /// How a job has ended.
@@ -86,10 +88,15 @@ impl Host {
         let sink = Arc::clone(&output);
         thread::spawn(move || {
             loop {
-                let paused = sink
-                    .changed
-                    .wait_while(sink.said.lock().unwrap(), |s| s.paused);
-                drop(paused);
+                let said = sink.said.lock().unwrap();
+                let mut said = sink.changed.wait_while(said, |s| s.paused).unwrap();
+                if said.abandoned {
+                    said.closed = true;
+                    drop(stdout);
+                    sink.changed.notify_all();
+                    return;
+                }
+                drop(said);
                 let mut line = String::new();
                 let n = stdout.read_line(&mut line).unwrap_or(0);
                 let mut said = sink.said.lock().unwrap();
@@ -177,6 +184,13 @@ impl Host {
     pub(crate) fn pause(&self, paused: bool) {
         self.output.said.lock().unwrap().paused = paused;
         self.output.changed.notify_all();
+    }
+
+    /// Is gone, as after a kill: both pipes break.
+    pub(crate) fn abandon(&mut self) {
+        self.output.said.lock().unwrap().abandoned = true;
+        self.pause(false);
+        self.close();
     }
 
     pub(crate) fn hello(&self) -> PluginHello {

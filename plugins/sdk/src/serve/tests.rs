@@ -51,10 +51,12 @@ impl Talk {
     }
 
     fn hear_error(&mut self, id: &str) -> ErrorCode {
-        match self.hear() {
-            M::Error(error) if error.id == id => error.error.code,
-            other => panic!("{other:?}"),
-        }
+        let message = self.hear();
+        let M::Error(error) = message else {
+            panic!("{message:?}")
+        };
+        assert_eq!(error.id, id);
+        error.error.code
     }
 
     fn end(&mut self) -> std::result::Result<(), ServeError> {
