@@ -19,7 +19,7 @@ use core::time::Duration;
 
 use receptor_proto::frame::{DIGEST_BUCKETS, Frame, MAX_FRAME_FLOOR, SUMMARY_MAX};
 use receptor_proto::lsa::{Lsa, LsaKey, LsaSummary};
-use receptor_proto::{ErrorBody, ErrorCode, NodeId};
+use receptor_proto::{ErrorBody, ErrorCode};
 
 use super::link::Link;
 use super::lsdb::{Key, Lsdb, OWN, Refusal, SEQ_MAX, Standing};
@@ -390,9 +390,11 @@ impl Router {
     }
 
     pub(super) fn handle_lsas(&mut self, now: Instant, id: LinkId, lsas: Vec<Lsa>, out: &mut Out) {
-        let Some((peer, leaf)) = self.neighbor_of(id) else {
+        let Some(peer) = self.links.get(&id).and_then(|link| link.peer.as_ref()) else {
             return;
         };
+        // From a leaf, and by a leaf, nothing is taken but what the sender says of itself.
+        let only = (!peer.router || !self.config.router).then(|| peer.node.clone());
         for lsa in lsas {
             self.counters.lsas_received += 1;
             if lsa.seq >= SEQ_MAX {
@@ -400,36 +402,42 @@ impl Router {
                 self.mistake(id, ErrorBody::new(ErrorCode::BadFrame, text), out);
                 continue;
             }
-            if lsa.key.node == self.config.node {
-                self.handle_own_lsa(now, id, &lsa, out);
+            let (standing, key) = self.lsdb.compare(&lsa.key, lsa.seq);
+            if key.is_some_and(|key| key.1 == OWN) {
+                self.handle_own_lsa(now, id, &lsa, standing, out);
                 continue;
             }
-            if lsa.key.node != peer && leaf && self.config.router {
-                let text = alloc::format!("the leaf {peer} speaks for {}", lsa.key.node);
-                self.mistake(id, ErrorBody::new(ErrorCode::BadFrame, text), out);
-                continue;
+            match &only {
+                Some(peer) if *peer != lsa.key.node && self.config.router => {
+                    let text = alloc::format!("the leaf {peer} speaks for {}", lsa.key.node);
+                    self.mistake(id, ErrorBody::new(ErrorCode::BadFrame, text), out);
+                }
+                // It need not be sent to this leaf again.
+                Some(peer) if *peer != lsa.key.node => self.acknowledge(now, id, &lsa, None),
+                _ => self.handle_lsa(now, id, &lsa, standing, key, out),
             }
-            if lsa.key.node != peer && !self.config.router {
-                // A leaf keeps nothing of others; its router need not send it again.
-                self.acknowledge(now, id, &lsa);
-                continue;
-            }
-            self.handle_lsa(now, id, &lsa, out);
         }
         self.wake(id);
     }
 
-    fn handle_lsa(&mut self, now: Instant, id: LinkId, lsa: &Lsa, out: &mut Out) {
-        let (standing, key) = self.lsdb.compare(&lsa.key, lsa.seq);
+    fn handle_lsa(
+        &mut self,
+        now: Instant,
+        id: LinkId,
+        lsa: &Lsa,
+        standing: Standing,
+        key: Option<Key>,
+        out: &mut Out,
+    ) {
         match standing {
-            Standing::Unknown if lsa.remaining_s == 0 => self.acknowledge(now, id, lsa),
+            Standing::Unknown if lsa.remaining_s == 0 => self.acknowledge(now, id, lsa, None),
             Standing::Unknown | Standing::Newer => match self.lsdb.install(now, lsa) {
                 Ok(installed) => {
                     self.counters.lsas_new += 1;
                     if installed.topology {
                         self.request_routes(now);
                     }
-                    self.acknowledge(now, id, lsa);
+                    self.acknowledge(now, id, lsa, Some(installed.key));
                     // A newcomer's own statements may settle whose id it has.
                     self.recheck = true;
                     self.flood(installed.key, Some(id));
@@ -437,12 +445,12 @@ impl Router {
                 Err(Refusal::Bad(error)) => {
                     let text = alloc::format!("a bad statement of {}: {error}", lsa.key.node);
                     self.mistake(id, ErrorBody::new(ErrorCode::BadFrame, text), out);
-                    self.acknowledge(now, id, lsa);
+                    self.acknowledge(now, id, lsa, None);
                 }
                 Err(Refusal::Full) => {
                     let text = alloc::format!("no room for statements of {}", lsa.key.node);
                     self.mistake(id, ErrorBody::new(ErrorCode::Busy, text), out);
-                    self.acknowledge(now, id, lsa);
+                    self.acknowledge(now, id, lsa, None);
                 }
             },
             Standing::Same => {
@@ -473,8 +481,7 @@ impl Router {
     }
 
     /// Tells the peer that it need not send this again; what of it was to be sent there is not.
-    pub(super) fn acknowledge(&mut self, now: Instant, id: LinkId, lsa: &Lsa) {
-        let (_, key) = self.lsdb.compare(&lsa.key, lsa.seq);
+    pub(super) fn acknowledge(&mut self, now: Instant, id: LinkId, lsa: &Lsa, key: Option<Key>) {
         let Some(link) = self.links.get_mut(&id) else {
             return;
         };
@@ -483,12 +490,5 @@ impl Router {
             link.flood.acknowledged(key, lsa.seq, ours);
         }
         link.flood.acknowledge(now, lsa);
-    }
-
-    /// The neighbor over this link, once it is up, and whether it is a leaf.
-    pub(super) fn neighbor_of(&self, id: LinkId) -> Option<(NodeId, bool)> {
-        let link = self.links.get(&id).filter(|link| link.is_up())?;
-        let peer = link.peer.as_ref()?;
-        Some((peer.node.clone(), !peer.router))
     }
 }

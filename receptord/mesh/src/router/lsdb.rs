@@ -1,7 +1,7 @@
 //! The link-state database: what every node last stated about itself, in any order of arrival
 //! the same. Owns node indices, versions, ages and digests; never decides whom to tell.
 //!
-//! Node ids are interned: everything beside this file works on [`Index`]. Bodies stay as they
+//! Node ids are interned ([`super::names`]): everything beside this file works on [`Index`]. Bodies stay as they
 //! came; of adjacencies an indexed copy is kept for [`super::spf`].
 //!
 //! A node that cannot be reached for long is *hidden*: its statements are left out of digests,
@@ -10,8 +10,8 @@
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec;
 use alloc::vec::Vec;
-use core::ops::Bound;
 use core::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use receptor_proto::lsa::{CapabilitiesBody, LinksBody, Lsa, LsaKey, LsaKind, Lsa
 use receptor_proto::wire::DecodeError;
 
 use super::digest::NodeHash;
+use super::names::Names;
 use super::spf::{Edge, Graph};
 use crate::Instant;
 
@@ -59,7 +60,7 @@ pub(super) struct Stored {
 pub(super) struct Node {
     pub(super) id: NodeId,
     hash: NodeHash,
-    /// By kind.
+    /// By kind. Room for exactly what is there: most nodes have two.
     pub(super) lsas: Vec<Stored>,
     /// By index.
     pub(super) edges: Vec<Edge>,
@@ -115,8 +116,9 @@ pub(super) struct Swept {
 /// The database.
 #[derive(Debug)]
 pub(super) struct Lsdb {
-    /// A hash table of 64 buckets, which are those of the digest.
-    names: Vec<BTreeMap<NodeId, Index>>,
+    names: Names,
+    /// The nodes of each bucket of the digest, in no order.
+    buckets: Vec<Vec<Index>>,
     nodes: Vec<Option<Node>>,
     free: Vec<Index>,
     digests: [u64; DIGEST_BUCKETS],
@@ -126,10 +128,10 @@ pub(super) struct Lsdb {
 }
 
 impl Node {
-    fn new(id: NodeId, hash: NodeHash, now: Instant) -> Self {
+    fn new(id: NodeId, now: Instant) -> Self {
         Self {
+            hash: NodeHash::new(&id),
             id,
-            hash,
             lsas: Vec::new(),
             edges: Vec::new(),
             capabilities: None,
@@ -179,10 +181,11 @@ impl Node {
 
 impl Lsdb {
     /// A database that knows this node's name, at [`OWN`], and nothing else. `limit` bounds LSAs
-    /// and names alike.
-    pub(super) fn new(own: &NodeId, limit: usize, now: Instant) -> Self {
+    /// and names alike; `seed` keys the table of names.
+    pub(super) fn new(own: &NodeId, seed: u64, limit: usize, now: Instant) -> Self {
         let mut lsdb = Self {
-            names: (0..DIGEST_BUCKETS).map(|_| BTreeMap::new()).collect(),
+            names: Names::new(seed),
+            buckets: vec![Vec::new(); DIGEST_BUCKETS],
             nodes: Vec::new(),
             free: Vec::new(),
             digests: [0; DIGEST_BUCKETS],
@@ -193,21 +196,27 @@ impl Lsdb {
         lsdb
     }
 
-    pub(super) fn find(&self, node: &NodeId) -> Option<Index> {
-        self.names[NodeHash::new(node).bucket()].get(node).copied()
+    pub(super) fn find(&self, id: &NodeId) -> Option<Index> {
+        let text = id.as_str();
+        self.names.find(id, |index| {
+            self.node(index).is_some_and(|node| {
+                // Most often it is the very same string.
+                core::ptr::eq(node.id.as_str(), text) || node.id.as_str() == text
+            })
+        })
     }
 
     /// The index of this name, given now if need be; `None` when there are too many names.
     pub(super) fn intern(&mut self, id: &NodeId, now: Instant) -> Option<Index> {
-        let hash = NodeHash::new(id);
-        let names = &mut self.names[hash.bucket()];
-        if let Some(index) = names.get(id) {
-            return Some(*index);
+        if let Some(index) = self.find(id) {
+            return Some(index);
         }
-        if self.nodes.len() - self.free.len() >= self.limit {
+        if self.names.len() >= self.limit {
             return None;
         }
-        let node = Some(Node::new(id.clone(), hash, now));
+        let node = Node::new(id.clone(), now);
+        let bucket = node.hash.bucket();
+        let node = Some(node);
         let index = if let Some(index) = self.free.pop() {
             self.nodes[index as usize] = node;
             index
@@ -216,7 +225,11 @@ impl Lsdb {
             self.nodes.push(node);
             index
         };
-        names.insert(id.clone(), index);
+        self.buckets[bucket].push(index);
+        let nodes = &self.nodes;
+        self.names.insert(id, index, |index| {
+            Some(&nodes.get(index as usize)?.as_ref()?.id)
+        });
         Some(index)
     }
 
@@ -274,10 +287,10 @@ impl Lsdb {
         } else if lsa.key.kind == LsaKind::CAPABILITIES {
             CapabilitiesBody::decode(&lsa.body).map_err(Refusal::Bad)?;
         }
-        if self.compare(&lsa.key, lsa.seq).0 == Standing::Unknown && self.len >= self.limit {
+        let index = self.intern(&lsa.key.node, now).ok_or(Refusal::Full)?;
+        if self.len >= self.limit && self.get((lsa.key.kind, index)).is_none() {
             return Err(Refusal::Full);
         }
-        let index = self.intern(&lsa.key.node, now).ok_or(Refusal::Full)?;
         let links = lsa.key.kind == LsaKind::LINKS;
         let mut edges: Vec<Edge> = Vec::new();
         for link in stated.iter().flat_map(|body| &body.links) {
@@ -298,21 +311,10 @@ impl Lsdb {
         let mut topology = links && node.edges != edges;
         let digest = &mut self.digests[node.hash.bucket()];
         let kind = lsa.key.kind;
-        let place = match node.lsas.binary_search_by_key(&kind, |lsa| lsa.kind) {
-            Ok(place) => {
-                let before = node.lsas.remove(place);
-                *digest = digest.wrapping_sub(node.digest_of(&before));
-                // A new start of a node makes a new path of the same nodes.
-                topology |= before.instance != lsa.instance;
-                self.len -= 1;
-                place
-            }
-            Err(_) if node.lsas.len() >= KINDS_MAX => return Err(Refusal::Full),
-            Err(place) => {
-                topology = true;
-                place
-            }
-        };
+        let place = node.lsas.binary_search_by_key(&kind, |lsa| lsa.kind);
+        if place.is_err() && node.lsas.len() >= KINDS_MAX {
+            return Err(Refusal::Full);
+        }
         let lifetime = if purged {
             PURGE_KEEP
         } else {
@@ -330,10 +332,24 @@ impl Lsdb {
                 lsa.body.clone()
             },
         };
+        // The same string as in what is passed on, so that comparing need not look at it.
+        node.id = lsa.key.node.clone();
         node.changed = now;
         *digest = digest.wrapping_add(node.digest_of(&stored));
-        node.lsas.insert(place, stored);
-        self.len += 1;
+        match place {
+            Ok(place) => {
+                let before = core::mem::replace(&mut node.lsas[place], stored);
+                *digest = digest.wrapping_sub(node.digest_of(&before));
+                // A new start of a node makes a new path of the same nodes.
+                topology |= before.instance != lsa.instance;
+            }
+            Err(place) => {
+                node.lsas.reserve_exact(1);
+                node.lsas.insert(place, stored);
+                self.len += 1;
+                topology = true;
+            }
+        }
         if links {
             node.edges = edges;
         }
@@ -371,6 +387,18 @@ impl Lsdb {
         })
     }
 
+    /// The known nodes of a bucket from `after` on, in order of id.
+    fn bucket(&self, bucket: usize, after: Option<&LsaKey>) -> Vec<(&Node, Index)> {
+        let from = |node: &Node| after.is_none_or(|after| node.id >= after.node);
+        let nodes = self.buckets[bucket].iter();
+        let nodes = nodes.filter_map(|index| Some((self.node(*index)?, *index)));
+        let mut nodes: Vec<_> = nodes
+            .filter(|(node, _)| node.known() && from(node))
+            .collect();
+        nodes.sort_unstable_by(|a, b| a.0.id.cmp(&b.0.id));
+        nodes
+    }
+
     /// Up to `max` LSAs of a bucket behind `after`, in order of key, and whether there are more.
     /// Tombstones are among them, so that a neighbor with an old copy is told.
     pub(super) fn summaries(
@@ -379,12 +407,8 @@ impl Lsdb {
         after: Option<&LsaKey>,
         max: usize,
     ) -> (Vec<LsaSummary>, bool) {
-        let start = after.map_or(Bound::Unbounded, |key| Bound::Included(&key.node));
         let mut found = Vec::new();
-        for (_, index) in self.names[bucket].range::<NodeId, _>((start, Bound::Unbounded)) {
-            let Some(node) = self.node(*index).filter(|node| node.known()) else {
-                continue;
-            };
+        for (node, _) in self.bucket(bucket, after) {
             for lsa in &node.lsas {
                 let key = LsaKey {
                     node: node.id.clone(),
@@ -416,18 +440,11 @@ impl Lsdb {
             .map(|entry| (&entry.key, entry.seq))
             .collect();
         let last = if more { entries.last() } else { None };
-        let start = after.map_or(Bound::Unbounded, |key| Bound::Included(&key.node));
         let mut missing = Vec::new();
-        for (id, index) in self.names[bucket].range::<NodeId, _>((start, Bound::Unbounded)) {
-            if last.is_some_and(|last| *id > last.key.node) {
-                break;
-            }
-            let Some(node) = self.node(*index).filter(|node| node.known()) else {
-                continue;
-            };
+        for (node, index) in self.bucket(bucket, after) {
             for lsa in &node.lsas {
                 let key = LsaKey {
-                    node: id.clone(),
+                    node: node.id.clone(),
                     kind: lsa.kind,
                 };
                 let before = after.is_some_and(|after| key <= *after);
@@ -438,7 +455,7 @@ impl Lsdb {
                     Some(seq) if *seq >= lsa.seq => {}
                     // Nobody needs to be told that what it never heard of was taken back.
                     None if lsa.purged => {}
-                    Some(_) | None => missing.push((lsa.kind, *index)),
+                    Some(_) | None => missing.push((lsa.kind, index)),
                 }
             }
         }
@@ -514,11 +531,17 @@ impl Lsdb {
         for index in stale {
             self.set_hidden(index, true);
         }
-        for index in bare.into_iter().filter(|index| !referred.contains(index)) {
-            if let Some(node) = self.nodes[index as usize].take() {
-                self.names[node.hash.bucket()].remove(&node.id);
-                self.free.push(index);
+        bare.retain(|index| !referred.contains(index));
+        for index in &bare {
+            if let Some(node) = self.nodes[*index as usize].take() {
+                self.buckets[node.hash.bucket()].retain(|other| other != index);
             }
+        }
+        if !bare.is_empty() {
+            let names = (0..).zip(&self.nodes);
+            self.names
+                .rebuild(names.filter_map(|(index, node)| Some((index, &node.as_ref()?.id))));
+            self.free.append(&mut bare);
         }
         swept
     }
@@ -541,7 +564,6 @@ impl Graph for Lsdb {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec;
     use proptest::prelude::*;
     use receptor_proto::lsa::LinkEntry;
 
@@ -573,7 +595,7 @@ mod tests {
     }
 
     fn empty(limit: usize) -> Lsdb {
-        Lsdb::new(&id(0), limit, Instant::default())
+        Lsdb::new(&id(0), 7, limit, Instant::default())
     }
 
     fn offer(lsdb: &mut Lsdb, lsa: &Lsa) {

@@ -19,6 +19,7 @@ mod flood;
 mod forward;
 mod link;
 mod lsdb;
+mod names;
 mod origin;
 mod pace;
 mod queue;
@@ -98,9 +99,11 @@ pub(crate) struct Router {
 
 impl Router {
     pub(crate) fn new(config: Config, now: Instant) -> Self {
+        let mut rng = fastrand::Rng::with_seed(config.seed);
         let mut router = Self {
             counters: Counters::default(),
-            rng: fastrand::Rng::with_seed(config.seed),
+            lsdb: Lsdb::new(&config.node, rng.u64(..), config.limits.lsas, now),
+            rng,
             timers: Timers::default(),
             closing: false,
             links: BTreeMap::new(),
@@ -108,7 +111,6 @@ impl Router {
             neighbors: BTreeMap::new(),
             checking: 0,
             recheck: false,
-            lsdb: Lsdb::new(&config.node, config.limits.lsas, now),
             own: Own::new(&config),
             spf: Spf::default(),
             routes: Vec::new(),

@@ -259,15 +259,23 @@ impl Router {
     }
 
     /// A statement of this node came from a neighbor.
-    pub(super) fn handle_own_lsa(&mut self, now: Instant, id: LinkId, lsa: &Lsa, out: &mut Out) {
-        let (standing, _) = self.lsdb.compare(&lsa.key, lsa.seq);
+    pub(super) fn handle_own_lsa(
+        &mut self,
+        now: Instant,
+        id: LinkId,
+        lsa: &Lsa,
+        standing: Standing,
+        out: &mut Out,
+    ) {
         let key: Key = (lsa.key.kind, OWN);
         let foreign = lsa.instance != self.config.instance;
         match standing {
             Standing::Older => self.answer_with_newer(now, id, Some(key)),
-            Standing::Same if !foreign || lsa.remaining_s == 0 => self.acknowledge(now, id, lsa),
+            Standing::Same if !foreign || lsa.remaining_s == 0 => {
+                self.acknowledge(now, id, lsa, Some(key))
+            }
             Standing::Same | Standing::Unknown | Standing::Newer => {
-                self.acknowledge(now, id, lsa);
+                self.acknowledge(now, id, lsa, Some(key));
                 if self.own.statement(lsa.key.kind).is_none() || self.closing {
                     // Left by a version of this node that states more.
                     self.purge_own(now, lsa);

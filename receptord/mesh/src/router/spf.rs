@@ -91,14 +91,17 @@ impl Spf {
         self.reached.resize(graph.size(), (u32::MAX, false));
         self.heap.clear();
         for (rank, root) in (0u32..).zip(roots) {
-            let path = mixed(graph.instance(root.neighbor), u64::from(root.neighbor));
+            let instance = graph.instance(root.neighbor);
             let route = Route {
                 cost: root.cost,
                 hops: 1,
                 via: root.neighbor,
-                path: path | 1,
+                path: mixed(instance, u64::from(root.neighbor)) | 1,
             };
-            self.reach(routes, root.neighbor, route, rank, root.leaf || !transit);
+            let to = root.neighbor;
+            if self.improves(routes, to, (route.cost, route.hops, rank)) {
+                self.reach(routes, to, route, rank, root.leaf || !transit);
+            }
         }
         while let Some(Reverse((cost, hops, node))) = self.heap.pop() {
             let from = routes[node as usize];
@@ -107,32 +110,39 @@ impl Spf {
                 continue;
             }
             for edge in graph.edges(node) {
-                if edge.to == own || !edge.leaf && !states(graph, edge.to, node) {
+                let (to, hops) = (edge.to, hops + 1);
+                let cost = cost.saturating_add(edge.cost);
+                // Most edges end here, so the cheapest question comes first.
+                if to == own || !self.improves(routes, to, (cost, hops, rank)) {
                     continue;
                 }
-                let path = mixed(from.path, graph.instance(edge.to));
+                if !edge.leaf && !states(graph, to, node) {
+                    continue;
+                }
+                let path = mixed(mixed(from.path, graph.instance(to)), u64::from(to)) | 1;
+                let via = from.via;
                 let route = Route {
-                    cost: cost.saturating_add(edge.cost),
-                    hops: hops + 1,
-                    via: from.via,
-                    path: mixed(path, u64::from(edge.to)) | 1,
+                    cost,
+                    hops,
+                    via,
+                    path,
                 };
-                self.reach(routes, edge.to, route, rank, edge.leaf);
+                self.reach(routes, to, route, rank, edge.leaf);
             }
         }
     }
 
-    /// Takes the route if it is better than what is known.
-    fn reach(&mut self, routes: &mut [Route], node: Index, route: Route, rank: u32, leaf: bool) {
-        let (known, reached) = (&mut routes[node as usize], &mut self.reached[node as usize]);
-        let before = (known.cost, known.hops, reached.0);
-        let after = (route.cost, route.hops, rank);
-        if after >= before {
-            return;
-        }
-        *known = route;
-        *reached = (rank, leaf);
-        self.heap.push(Reverse((route.cost, route.hops, node)));
+    /// Whether a way with this cost, length and rank of its first neighbor is better than what
+    /// is known.
+    fn improves(&self, routes: &[Route], to: Index, way: (u32, u32, u32)) -> bool {
+        let known = routes[to as usize];
+        way < (known.cost, known.hops, self.reached[to as usize].0)
+    }
+
+    fn reach(&mut self, routes: &mut [Route], to: Index, route: Route, rank: u32, leaf: bool) {
+        routes[to as usize] = route;
+        self.reached[to as usize] = (rank, leaf);
+        self.heap.push(Reverse((route.cost, route.hops, to)));
     }
 }
 
