@@ -339,7 +339,7 @@ fn what_waits_for_a_failed_link_takes_the_other_way() {
     net.run(100 * MS);
     let came = net.mesh(1).counters().unknown - before;
     assert!(
-        came as usize >= waiting / 60_100,
+        usize::try_from(came).unwrap() >= waiting / 60_100,
         "{came} of {waiting} bytes"
     );
 }
