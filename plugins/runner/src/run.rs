@@ -188,6 +188,17 @@ fn start(job: &Job, config: &Config, tools: &Tools, input: File) -> Result<Child
             command.env(name, value);
         }
     }
+    if let Some(home) = std::env::var_os("HOME") {
+        let usual = Path::new(&home).join(".ansible");
+        // Ansible makes this directory even when it has nothing to put there. Sockets stay below
+        // it, because their paths have to be short.
+        if !usual.exists() {
+            command
+                .env("ANSIBLE_HOME", tmp.join("ansible"))
+                .env("ANSIBLE_SSH_CONTROL_PATH_DIR", usual.join("cp"))
+                .env("ANSIBLE_PERSISTENT_CONTROL_PATH_DIR", usual.join("pc"));
+        }
+    }
     command
         .envs(&config.env)
         .stdin(input)

@@ -339,7 +339,10 @@ fn the_surroundings_of_a_job() {
         names,
         [
             "ANSIBLE_FORKS",
+            "ANSIBLE_HOME",
             "ANSIBLE_LOCAL_TEMP",
+            "ANSIBLE_PERSISTENT_CONTROL_PATH_DIR",
+            "ANSIBLE_SSH_CONTROL_PATH_DIR",
             "HOME",
             "LC_ALL",
             "PATH",
