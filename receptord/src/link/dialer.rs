@@ -123,11 +123,25 @@ enum Attempt {
 impl Task {
     async fn run(mut self) {
         let stop = Rc::clone(&self.stop);
+        let (state, engine) = (Rc::clone(&self.state), self.shared.engine.clone());
         loop {
-            let attempt = tokio::select! {
-                biased;
-                () = stop.notified() => return self.hang_up().await,
-                attempt = self.attempt() => attempt,
+            let attempt = {
+                let mut attempt = std::pin::pin!(self.attempt());
+                tokio::select! {
+                    biased;
+                    () = stop.notified() => {
+                        let phase = state.borrow().phase;
+                        if let Phase::Connected(link) = phase {
+                            let reason = deconfigured();
+                            // The link ends by itself once the goodbye is written.
+                            if engine.send(Input::CloseLink { link, reason }).await.is_ok() {
+                                let _ = attempt.await;
+                            }
+                        }
+                        return;
+                    }
+                    attempt = &mut attempt => attempt,
+                }
             };
             let (pause, error) = match attempt {
                 Err(EngineGone) => return,
@@ -200,29 +214,15 @@ impl Task {
         self.enter(Phase::Connected(link), None);
         let up = Instant::now();
         let origin = Rc::clone(&self.origin);
-        let ended = link_io::run(connected.transport, link, info, origin, &self.shared.engine)
+        let reason = link_io::run(connected.transport, link, info, origin, &self.shared.engine)
             .instrument(span)
             .await?;
         drop(permit);
-        Ok(if ended.by_engine && is_refusal(&ended.reason.code) {
-            Attempt::Refused(ended.reason)
+        Ok(if is_refusal(&reason.code) {
+            Attempt::Refused(reason)
         } else {
-            Attempt::Lost(up.elapsed(), ended.reason)
+            Attempt::Lost(up.elapsed(), reason)
         })
-    }
-
-    /// The peer is no longer in the configuration.
-    async fn hang_up(&self) {
-        let phase = self.state.borrow().phase;
-        if let Phase::Connected(link) = phase {
-            let text = "the link was taken out of the configuration";
-            let reason = ErrorBody::new(ErrorCode::Deconfigured, text);
-            let _ = self
-                .shared
-                .engine
-                .send(Input::CloseLink { link, reason })
-                .await;
-        }
     }
 
     fn tell_refused(&mut self, error: &ErrorBody) {
@@ -264,6 +264,11 @@ impl Task {
             tracing::debug!("the peer cannot be reached: {}", error.message);
         }
     }
+}
+
+fn deconfigured() -> ErrorBody {
+    let text = "the peer was taken out of the configuration";
+    ErrorBody::new(ErrorCode::Deconfigured, text)
 }
 
 /// Whether asking again soon would get the same answer.

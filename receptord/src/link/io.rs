@@ -36,24 +36,15 @@ const BATCH_MAX: usize = 1024;
 /// Time for the last bytes, the goodbye among them, to leave and for the peer to close.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
-/// How a link ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    /// Why, for the log and the status of the peer.
-    pub(crate) reason: ErrorBody,
-    /// The engine closed it, so that it knows why; otherwise the transport did.
-    pub(crate) by_engine: bool,
-}
-
-/// Runs a link until it ends. The engine hears of its start and, unless it closed the link
-/// itself, of its end.
+/// Runs a link until it ends, and says why it did: in the words of whoever said goodbye, if
+/// anybody did. The engine hears of its start and, unless it closed the link itself, of its end.
 pub(crate) async fn run(
     transport: Transport,
     link: LinkId,
     info: LinkInfo,
     origin: Rc<str>,
     engine: &EngineHandle,
-) -> Result<Ended, EngineGone> {
+) -> Result<ErrorBody, EngineGone> {
     let outbox = Rc::new(Outbox::default());
     engine
         .send(Input::LinkUp {
@@ -89,10 +80,7 @@ pub(crate) async fn run(
                 error: reason.clone(),
             })
             .await?;
-        return Ok(Ended {
-            reason,
-            by_engine: false,
-        });
+        return Ok(reason);
     }
     let reason = outbox.closed().await;
     // What the peer still sends is read and dropped: closing a socket with unread bytes would
@@ -107,10 +95,7 @@ pub(crate) async fn run(
         }
     })
     .await;
-    Ok(Ended {
-        reason,
-        by_engine: true,
-    })
+    Ok(reason)
 }
 
 /// Reads until the transport ends or breaks (the reason) or the peer sent nonsense, which the
@@ -124,6 +109,7 @@ async fn read(
     let mut input = BytesMut::with_capacity(READ_MIN);
     let mut size = READ_MIN;
     let mut max_frame = HELLO_MAX;
+    let mut goodbye = None;
     loop {
         let tail = input.capacity() - input.len();
         if tail < READ_TAIL {
@@ -132,6 +118,9 @@ async fn read(
         let room = input.capacity() - input.len();
         let count = match reader.read_buf(&mut input).await {
             Ok(0) => {
+                if let Some(goodbye) = goodbye {
+                    return Ok(Some(goodbye));
+                }
                 let text = match input.len() {
                     0 => "the peer closed the connection".to_owned(),
                     rest => format!("the peer closed the connection {rest} bytes into a frame"),
@@ -151,6 +140,9 @@ async fn read(
         loop {
             let (frames, error) = split(&mut input, &mut max_frame);
             let full = frames.len() == BATCH_MAX;
+            if let Some(Frame::Goodbye(last)) = frames.last() {
+                goodbye = Some(ErrorBody::new(last.code.clone(), last.message.clone()));
+            }
             if !frames.is_empty() {
                 engine.send(Input::Frames { link, frames }).await?;
             }

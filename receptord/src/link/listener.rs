@@ -292,8 +292,8 @@ impl Serve {
         let run = async move {
             let _permit = permit;
             let ended = link_io::run(connected.transport, link, info, origin, &shared.engine).await;
-            if let Ok(ended) = ended {
-                tracing::debug!(reason = %ended.reason, "closed");
+            if let Ok(reason) = ended {
+                tracing::debug!(%reason, "closed");
             }
         };
         task::spawn("link", run.instrument(span));
