@@ -184,6 +184,10 @@ pub(crate) struct Send {
     #[arg(long)]
     pub(crate) volatile: bool,
 
+    /// Take the message also for a node that nobody has heard of yet, and keep it until it comes
+    #[arg(long, conflicts_with = "any")]
+    pub(crate) wait: bool,
+
     /// How long the message is worth delivering, such as 90s, 12h, 7d; receptord has a default
     #[arg(long, value_name = "DUR", value_parser = duration)]
     pub(crate) expires: Option<Duration>,

@@ -20,8 +20,8 @@ impl Out {
     pub(crate) fn new() -> Self {
         let stdout = io::stdout().lock();
         // no-color.org: any value but the empty one counts.
-        let colour =
-            stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let colour = stdout.is_terminal() && !plain;
         Self {
             stdout: BufWriter::new(stdout),
             colour,
@@ -106,6 +106,15 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
+    /// An empty field would look like a missing one.
+    fn shown(&self) -> &str {
+        if self.text.is_empty() {
+            "-"
+        } else {
+            &self.text
+        }
+    }
+
     pub(crate) fn tone(text: impl AsRef<str>, tone: Tone) -> Self {
         Self {
             text: printable(text.as_ref()).into_owned(),
@@ -144,16 +153,7 @@ impl Table {
         for row in &self.rows {
             text.push('\n');
             text.push_str(indent);
-            let cells: Vec<&str> = row
-                .iter()
-                .map(|cell| {
-                    if cell.text.is_empty() {
-                        "-"
-                    } else {
-                        &cell.text
-                    }
-                })
-                .collect();
+            let cells: Vec<&str> = row.iter().map(Cell::shown).collect();
             text.push_str(&cells.join("\t"));
         }
         text.push('\n');
@@ -165,12 +165,17 @@ impl Table {
         for (number, line) in aligned.lines().enumerate() {
             let mut line = line.trim_end().to_owned();
             let row = number.checked_sub(1).and_then(|n| self.rows.get(n));
+            let mut from = 0;
             for cell in row.into_iter().flatten() {
-                if let Some(tone) = cell.tone
-                    && let Some(at) = line.find(&cell.text)
-                {
-                    let end = at + cell.text.len();
-                    line.replace_range(at..end, &out.paint(tone, &cell.text));
+                let Some(at) = line.get(from..).and_then(|rest| rest.find(cell.shown())) else {
+                    continue;
+                };
+                let at = from + at;
+                from = at + cell.shown().len();
+                if let Some(tone) = cell.tone {
+                    let painted = out.paint(tone, cell.shown());
+                    line.replace_range(at..from, &painted);
+                    from = at + painted.len();
                 }
             }
             result.push_str(&line);

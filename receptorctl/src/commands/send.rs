@@ -19,8 +19,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::poll::PollFlags;
 use receptor_proto::control::{CancelCommand, CancelReply, SendCommand, SendReply, SendResponse};
 use receptor_proto::packet::Content;
-use receptor_proto::{MessageId, NodeId};
+use receptor_proto::{ErrorBody, MessageId, NodeId};
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::{Context, With};
@@ -36,6 +37,8 @@ const CANCEL_WAIT: Duration = Duration::from_secs(12);
 const CHUNK: usize = 64 * 1024;
 /// Base64 turns three bytes into four characters; a multiple of three needs no padding in between.
 const BASE64_CHUNK: usize = CHUNK / 3 * 3;
+/// Lines of a plugin's stderr that are shown; all of them are in the daemon's journal there.
+const STDERR_LINES: usize = 10;
 /// Uploads that are over sooner show no progress.
 const PROGRESS_AFTER: Duration = Duration::from_millis(500);
 /// Progress is drawn this often.
@@ -80,6 +83,7 @@ fn prepare(args: Send) -> Result<(SendCommand, Option<Upload>), Failure> {
         volatile: args.volatile,
         respond: true,
         detach: args.detach,
+        wait: args.wait,
         expires_ms: args
             .expires
             .map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
@@ -222,26 +226,23 @@ impl Progress {
     fn draw(&mut self, sent: u64) {
         let elapsed = self.start.elapsed();
         let due = self.drawn.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY);
-        if !self.wanted || elapsed < PROGRESS_AFTER || !due {
-            return;
+        if self.wanted && elapsed >= PROGRESS_AFTER && due {
+            self.drawn = Some(Instant::now());
+            Self::write(&format!("\r\x1b[K{}", self.line(sent, elapsed)));
         }
-        self.drawn = Some(Instant::now());
-        let ms = u64::try_from(elapsed.as_millis())
-            .unwrap_or(u64::MAX)
-            .max(1);
-        let rate = size(sent.saturating_mul(1000) / ms);
-        let line = match self.total {
+    }
+
+    fn line(&self, sent: u64, elapsed: Duration) -> String {
+        let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        let rate = size(sent.saturating_mul(1000) / ms.max(1));
+        let done = size(sent);
+        match self.total {
             Some(total) => {
                 let percent = sent.saturating_mul(100).checked_div(total).unwrap_or(100);
-                format!(
-                    "\r\x1b[K{percent}%  {} of {}  {rate}/s",
-                    size(sent),
-                    size(total)
-                )
+                format!("{percent}%  {done} of {}  {rate}/s", size(total))
             }
-            None => format!("\r\x1b[K{}  {rate}/s", size(sent)),
-        };
-        Self::write(&line);
+            None => format!("{done}  {rate}/s"),
+        }
     }
 
     fn clear(&mut self) {
@@ -495,7 +496,7 @@ impl Exchange<'_> {
     fn finish(&mut self, last: SendResponse) -> Result<Exit, Failure> {
         self.out.flush()?;
         if let Some(error) = &last.error {
-            let text = format!("{}: {error}", last.from);
+            let text = format!("{}: {}", last.from, told(error));
             return Err(Failure::new(Exit::of_work(&error.code), text));
         }
         match last.code {
@@ -593,6 +594,24 @@ impl Exchange<'_> {
     }
 }
 
+/// An error with those of its details that help a person: the causes, and the end of the plugin's stderr.
+fn told(error: &ErrorBody) -> String {
+    let mut text = error.to_string();
+    let causes = error.detail.get("caused_by").and_then(Value::as_array);
+    for cause in causes.into_iter().flatten().filter_map(Value::as_str) {
+        text.push_str("\n  caused by: ");
+        text.push_str(cause);
+    }
+    let stderr = error.detail.get("stderr").and_then(Value::as_str);
+    let lines: Vec<&str> = stderr.unwrap_or_default().lines().collect();
+    let surplus = lines.len().saturating_sub(STDERR_LINES);
+    for line in lines.iter().skip(surplus) {
+        text.push_str("\n  stderr: ");
+        text.push_str(line);
+    }
+    text
+}
+
 /// The plugin's own code in its last word, `{"code": N, "result": …}`.
 fn own_code(last: &SendResponse) -> Option<i64> {
     #[derive(Deserialize)]
@@ -603,4 +622,42 @@ fn own_code(last: &SendResponse) -> Option<i64> {
     serde_json::from_str::<Word>(data.get())
         .ok()
         .map(|word| word.code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_lines() {
+        let half = Duration::from_millis(500);
+        let line = |total, sent| Progress::new(total).line(sent, half);
+        assert_eq!(
+            line(Some(4 << 20), 1 << 20),
+            "25%  1.0 MiB of 4.0 MiB  2.0 MiB/s"
+        );
+        assert_eq!(line(Some(0), 0), "100%  0 B of 0 B  0 B/s");
+        assert_eq!(line(None, 1 << 20), "1.0 MiB  2.0 MiB/s");
+        assert_eq!(Progress::new(None).line(0, Duration::ZERO), "0 B  0 B/s");
+    }
+
+    #[test]
+    fn details_that_help_are_told() {
+        let stderr: Vec<String> = (1..=12).map(|n| format!("line {n}")).collect();
+        let error = ErrorBody::new(receptor_proto::ErrorCode::PluginExit, "it ended")
+            .with("caused_by", vec!["this", "that"])
+            .with("stderr", stderr.join("\n"));
+        let text = told(&error);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[..3],
+            [
+                "it ended (plugin-exit)",
+                "  caused by: this",
+                "  caused by: that"
+            ]
+        );
+        assert_eq!(lines[3..].len(), STDERR_LINES);
+        assert_eq!(lines.last(), Some(&"  stderr: line 12"));
+    }
 }

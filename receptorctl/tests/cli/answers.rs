@@ -201,8 +201,30 @@ fn plugin_restart() {
     assert!(answer.stdout().contains("ready"), "{answer:?}");
 }
 
+/// What a command says on a terminal of its own.
+fn on_a_terminal(answer: &'static str, no_color: &str) -> String {
+    let daemon = Daemon::answering(answer);
+    let output = std::process::Command::new("script")
+        .args([
+            "-qec",
+            &format!("{} nodes", env!("CARGO_BIN_EXE_receptorctl")),
+            "/dev/null",
+        ])
+        .env("RECEPTOR_SOCKET", daemon.socket())
+        .env("NO_COLOR", no_color)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
 #[test]
 fn a_terminal_is_needed_for_colours() {
-    let answer = Daemon::answering(ROUTES).run(["routes"]);
+    let answer = Daemon::answering(NODES).run(["nodes"]);
     assert!(!answer.stdout.contains(&0x1b));
+    let text = on_a_terminal(NODES, "");
+    assert!(text.contains("\u{1b}[32mreachable\u{1b}[0m"), "{text:?}");
+    assert!(text.contains("\u{1b}[31munreachable\u{1b}[0m"), "{text:?}");
+    assert!(!on_a_terminal(NODES, "1").contains('\u{1b}'));
 }

@@ -231,6 +231,12 @@ fn options_reach_the_daemon() {
 }
 
 #[test]
+fn a_message_may_wait_for_a_node_to_come() {
+    let daemon = replying(|command| assert_eq!(command["wait"], true), well(""));
+    daemon.run(with(&["--wait"])).expect(0, "", "");
+}
+
+#[test]
 fn a_file_is_counted_and_streamed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("payload");
