@@ -17,3 +17,4 @@ mod store;
 pub mod systemd;
 pub mod task;
 mod unix_socket;
+pub mod worker;

@@ -19,6 +19,7 @@ use receptord::systemd::{Notifier, Passed};
 use tokio::task::LocalSet;
 
 fn main() -> Exit {
+    receptord::worker::exec::intercept();
     let cli = Cli::parse();
     match start(cli) {
         Ok(exit) | Err(exit) => exit,

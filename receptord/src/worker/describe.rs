@@ -1,0 +1,288 @@
+//! Asking a plugin who it is.
+//!
+//! Owns the start of every process of a plugin up to its hello, which is the whole of a description,
+//! and the environment it is started with. Never keeps a plugin that breaks a rule of the hello.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use receptor_proto::ErrorBody;
+use receptor_proto::plugin::{
+    HostHello, HostMessage, Limits, MAX_HELLO, PROTOCOL_VERSION, PluginHello, PluginMessage, env,
+    excerpt, feature,
+};
+use tokio::time::timeout_at;
+
+use super::config::{HostConfig, PluginConfig, Times};
+use super::exec::Instruction;
+use super::job_dir;
+use super::outcome::{self, describe as describe_exit, plugin_start};
+use super::process::{Event, Process};
+use super::shared::Shared;
+use super::stderr::Source;
+
+/// An executable that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Executable {
+    /// The plugin's name.
+    pub name: String,
+    /// The file's name.
+    pub file_name: String,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// What a process is started for.
+#[derive(Debug)]
+pub(super) struct Purpose<'a> {
+    /// The name of its directory, and what it is called in the log.
+    pub job: &'a str,
+    /// More of its environment.
+    pub variables: Vec<(&'static str, OsString)>,
+}
+
+/// Starts a plugin in a directory of its own.
+///
+/// # Errors
+/// `plugin-start` when there is no room for it.
+pub(super) fn start(
+    shared: &Shared,
+    config: &HostConfig,
+    plugin: &Executable,
+    purpose: Purpose<'_>,
+) -> Result<Process, ErrorBody> {
+    let own = config.plugins.get(&plugin.name);
+    let default = PluginConfig::default();
+    let own = own.unwrap_or(&default);
+    let dir = config.jobs().join(purpose.job);
+    let mut environment = config.inherited.clone();
+    let fixed: [(&str, OsString); 6] = [
+        ("LC_ALL", "C.UTF-8".into()),
+        ("PYTHONUNBUFFERED", "1".into()),
+        ("TMPDIR", dir.clone().into()),
+        (env::PROTOCOL, PROTOCOL_VERSION.to_string().into()),
+        (env::NODE, config.node.as_str().into()),
+        (env::JOB_DIR, dir.clone().into()),
+    ];
+    let variables = fixed.into_iter().chain(purpose.variables);
+    environment.extend(variables.map(|(name, value)| (name.into(), value)));
+    let instruction = Instruction {
+        program: plugin.path.clone(),
+        dir,
+        parent: std::process::id(),
+        new_privileges: own.new_privileges,
+        user: own.user.clone(),
+        limits: own.limits.clone(),
+        environment,
+    };
+    let source = Source {
+        plugin: plugin.name.clone(),
+        job: purpose.job.to_owned(),
+    };
+    shared
+        .spawner
+        .spawn(&instruction, source)
+        .map_err(|e| plugin_start(&plugin.name, &e.to_string(), None, ""))
+}
+
+/// Creates the directory that a process is to run in.
+///
+/// # Errors
+/// `plugin-start` when that fails.
+pub(super) fn make_dir(
+    config: &HostConfig,
+    plugin: &Executable,
+    job: &str,
+) -> Result<PathBuf, ErrorBody> {
+    let dir = config.jobs().join(job);
+    let user = config.plugins.get(&plugin.name);
+    let user = user.and_then(|own| own.user.as_deref());
+    match job_dir::create(&dir, user) {
+        Ok(()) => Ok(dir),
+        Err(e) => Err(plugin_start(
+            &plugin.name,
+            &format!("the directory {} cannot be made: {e}", dir.display()),
+            None,
+            "",
+        )),
+    }
+}
+
+/// Reads the hello of a process that was just started. The process is the caller's to end.
+///
+/// # Errors
+/// `plugin-start`, with what is wrong.
+pub(super) async fn read_hello(
+    process: &mut Process,
+    plugin: &Executable,
+    times: &Times,
+) -> Result<PluginHello, ErrorBody> {
+    let mut deadline = tokio::time::Instant::now() + times.hello;
+    let failed = |process: &mut Process, what: &str| {
+        process.finish_stderr();
+        plugin_start(&plugin.name, what, process.status(), &process.stderr.tail())
+    };
+    let ended = |process: &mut Process| {
+        let how = describe_exit(process.status());
+        failed(process, &format!("it {how} before its hello"))
+    };
+    loop {
+        match process.line(MAX_HELLO) {
+            Ok(Some(line)) => return read(&line, plugin).map_err(|what| failed(process, &what)),
+            Ok(None) => {}
+            Err(long) => {
+                let what = format!(
+                    "its hello is longer than {MAX_HELLO} bytes and begins with {:?}",
+                    excerpt(&long.start)
+                );
+                return Err(failed(process, &what));
+            }
+        }
+        match timeout_at(deadline, process.next(true)).await {
+            Ok(Event::Output) => {}
+            // What it said before may still be in the pipe, which a child can hold open.
+            Ok(Event::Exited) => {
+                deadline = deadline.min(tokio::time::Instant::now() + times.drain);
+            }
+            Ok(Event::Closed) => {
+                let _ = timeout_at(deadline, exited(process)).await;
+                return Err(ended(process));
+            }
+            Err(_) if process.status().is_some() => return Err(ended(process)),
+            Err(_) => {
+                let within = humantime::format_duration(times.hello);
+                let what = format!("it said no hello within {within}");
+                return Err(failed(process, &what));
+            }
+        }
+    }
+}
+
+async fn exited(process: &mut Process) {
+    while process.status().is_none() {
+        process.next(false).await;
+    }
+}
+
+fn read(line: &[u8], plugin: &Executable) -> Result<PluginHello, String> {
+    let hello = match PluginMessage::decode(line) {
+        Ok(PluginMessage::Hello(hello)) => hello,
+        Ok(_) => {
+            let line = excerpt(line);
+            return Err(format!("its first line is no hello: {line:?}"));
+        }
+        Err(e) => {
+            let line = excerpt(line);
+            return Err(format!("its first line is no hello ({e}): {line:?}"));
+        }
+    };
+    hello
+        .validate(&plugin.file_name)
+        .map_err(|problem| format!("its hello is wrong: {problem}"))?;
+    Ok(hello)
+}
+
+/// The daemon's hello.
+pub(super) fn host_hello(config: &HostConfig, plugin: &str) -> HostMessage {
+    HostMessage::Hello(HostHello {
+        protocol: PROTOCOL_VERSION,
+        host: "receptord".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: config.node.to_string(),
+        features: [feature::CANCEL, feature::STATUS, feature::FILE]
+            .map(str::to_owned)
+            .into(),
+        limits: Limits::default(),
+        config: config
+            .plugins
+            .get(plugin)
+            .and_then(|own| own.config.clone()),
+    })
+}
+
+/// Starts the plugin, reads its hello, and lets it go.
+///
+/// # Errors
+/// `plugin-start`, with what is wrong.
+pub(super) async fn describe(
+    shared: Rc<Shared>,
+    config: Rc<HostConfig>,
+    plugin: Executable,
+) -> Result<PluginHello, ErrorBody> {
+    let job = format!("describe.{}.{}", plugin.name, shared.next_number());
+    let dir = make_dir(&config, &plugin, &job)?;
+    let purpose = Purpose {
+        job: &job,
+        variables: Vec::new(),
+    };
+    let begin = Instant::now();
+    let mut process = match start(&shared, &config, &plugin, purpose) {
+        Ok(process) => process,
+        Err(error) => {
+            super::sweep::remove(&dir);
+            return Err(error);
+        }
+    };
+    let hello = read_hello(&mut process, &plugin, &config.times).await;
+    let took = begin.elapsed();
+    if hello.is_ok() {
+        let said = let_go(&mut process, config.times.exit).await;
+        match said {
+            Parting::Exited => {}
+            Parting::Lingered => tracing::warn!(
+                plugin = plugin.name,
+                after = ?config.times.exit,
+                "the plugin does not exit when its stdin is closed: it was killed"
+            ),
+        }
+    }
+    process.kill_if_alive().await;
+    process.finish_stderr();
+    shared.sweeper.ended(process.root());
+    tracing::debug!(plugin = plugin.name, ?took, ok = hello.is_ok(), "described");
+    hello
+}
+
+/// How a process ended that was let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parting {
+    /// By itself.
+    Exited,
+    /// Not in time.
+    Lingered,
+}
+
+/// Closes stdin and waits for the exit. What it still says is not listened to.
+pub(super) async fn let_go(process: &mut Process, patience: Duration) -> Parting {
+    process.close_stdin();
+    let end = tokio::time::Instant::now() + patience;
+    while process.status().is_none() {
+        match timeout_at(end, process.next(true)).await {
+            Ok(Event::Output) => drop(process.bytes(usize::MAX)),
+            Ok(Event::Closed | Event::Exited) => {}
+            Err(_) => return Parting::Lingered,
+        }
+    }
+    Parting::Exited
+}
+
+/// Ends a process that did not end by itself: SIGTERM, some time, the whole tree.
+pub(super) async fn put_down(process: &mut Process, patience: Duration) {
+    process.terminate();
+    if let_go(process, patience).await == Parting::Lingered {
+        process.kill().await;
+    }
+}
+
+/// The plugin's own part of the configuration.
+pub(super) fn own_config(config: &HostConfig, plugin: &str) -> PluginConfig {
+    config.plugins.get(plugin).cloned().unwrap_or_default()
+}
+
+/// `plugin-exit` for a process that has ended.
+pub(super) fn exit_error(process: &mut Process, plugin: &str) -> ErrorBody {
+    process.finish_stderr();
+    outcome::plugin_exit(plugin, process.status(), &process.stderr.tail())
+}

@@ -1,0 +1,1087 @@
+//! The plugin host's own task.
+//!
+//! Owns what is known of every plugin and where every work is: waiting, or with which process. It decides
+//! who runs next and who is refused; talking to plugins is for the tasks that it starts. It never waits
+//! for a plugin, a disk or the engine: whatever takes time comes back as an event.
+//!
+//! ```text
+//! engine ── Command ──▶ Host ──▶ Lookout   what is installed
+//!   ▲                    │ ▲
+//!   │                    │ └──── Ends ◀─┐
+//!   │                    ├─▶ describe ──┤   one task each
+//!   ├── Report ◀── job ◀─┼─▶ job ───────┤
+//!   └── Report ◀─ serve ◀┴─▶ serve ─────┴──▶ Sweeper   what they leave behind
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::sys::prctl;
+use receptor_proto::lsa::{Capability, TEXT_MAX};
+use receptor_proto::plugin::{CancelReason, Mode, PluginHello};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::admission::Admission;
+use super::api::{Command, Job, JobPayload, PluginInfo, Report, ReportPayload};
+use super::config::{HostConfig, PluginConfig};
+use super::describe::{Executable, describe};
+use super::discover::{Found, Installed};
+use super::job::{self, until};
+use super::lookout::Lookout;
+use super::outcome::{Outcome, cut, error};
+use super::process::Spawner;
+use super::running::{Control, Why};
+use super::serve::{self, NewJob, Server, ServerEnd};
+use super::shared::{Promise, Shared, TaskEnd};
+use super::tree;
+use crate::task;
+
+/// Answers of the host itself that wait for the engine; with more no command is read.
+const MAX_OUTBOX: usize = 256;
+/// Commands taken in one turn, so that ended works give their places back in between.
+const COMMANDS: usize = 64;
+/// Descriptions under way at once.
+const MAX_DESCRIBING: usize = 4;
+/// Changes of what the node can do gather for this long while plugins are being described: each
+/// report is flooded through the mesh.
+const GATHER: Duration = Duration::from_secs(1);
+
+/// Why there can be no host.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// A directory of its own cannot be made.
+    #[error("the plugin host cannot use {path}")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refuses to hand orphans over.
+    #[error("the plugin host cannot become the parent of orphans")]
+    Subreaper(#[source] io::Error),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Host {
+    config: Rc<HostConfig>,
+    commands: mpsc::Receiver<Command>,
+    shared: Rc<Shared>,
+    admission: Admission,
+    lookout: Rc<Lookout>,
+    plugins: BTreeMap<String, Plugin>,
+    works: HashMap<MessageId, Work>,
+    outbox: VecDeque<Report>,
+    /// Gives waiting works their order over all plugins.
+    order: u64,
+    to_describe: BTreeSet<String>,
+    advertised: Option<Vec<Capability>>,
+    advertise_at: Option<Instant>,
+    engine_is_gone: bool,
+    stopping: Option<Stopping>,
+}
+
+#[derive(Debug)]
+struct Stopping {
+    /// When works that still run are ended.
+    at: Instant,
+    ended: bool,
+}
+
+/// What is known of one name.
+#[derive(Debug, Default)]
+struct Plugin {
+    /// `None` once it is gone, as long as works of it run.
+    found: Option<Found>,
+    /// What it said last.
+    hello: Option<Rc<PluginHello>>,
+    /// Why it cannot be used, when it cannot.
+    problem: Option<ErrorBody>,
+    /// Works wait for this description.
+    unknown: bool,
+    describing: Option<(u64, JoinHandle<()>)>,
+    ask_at: Option<Instant>,
+    waiting: VecDeque<(u64, Job)>,
+    server: Option<Rc<Server>>,
+    servers: usize,
+    crashes: VecDeque<Instant>,
+    paused_until: Option<Instant>,
+    /// It was stopped for its crashes.
+    stopped: Option<String>,
+}
+
+#[derive(Debug)]
+enum Work {
+    Waiting {
+        plugin: String,
+    },
+    Running {
+        plugin: String,
+        control: Rc<Control>,
+        server: Option<u64>,
+    },
+}
+
+impl Host {
+    /// Makes the host's directories and the kernel's promise that orphans come here.
+    ///
+    /// # Errors
+    /// When one of these cannot be had.
+    pub fn new(
+        config: HostConfig,
+        commands: mpsc::Receiver<Command>,
+        reports: mpsc::Sender<Report>,
+    ) -> Result<Self, HostError> {
+        for path in [config.jobs(), config.results()] {
+            make_private(&path).map_err(|source| HostError::Directory { path, source })?;
+        }
+        prctl::set_child_subreaper(true).map_err(|e| HostError::Subreaper(e.into()))?;
+        let shared = Shared::new(Spawner::new(config.helper.clone()), reports);
+        let admission = Admission::default();
+        admission.set_max(config.max_works);
+        let lookout = Lookout::new(config.dirs.clone(), config.allow_unsafe);
+        Ok(Self {
+            commands,
+            shared: Rc::new(shared),
+            admission,
+            lookout: Rc::new(lookout),
+            plugins: BTreeMap::new(),
+            works: HashMap::new(),
+            outbox: VecDeque::new(),
+            order: 0,
+            to_describe: BTreeSet::new(),
+            advertised: None,
+            advertise_at: None,
+            engine_is_gone: false,
+            stopping: None,
+            config: Rc::new(config),
+        })
+    }
+
+    /// The places for works, which the engine may give to those that just arrived.
+    #[must_use]
+    pub fn admission(&self) -> Admission {
+        self.admission.clone()
+    }
+
+    /// Runs until [`Command::Shutdown`], or until the engine is gone, and then until nothing is
+    /// left of any work.
+    pub async fn run(mut self) {
+        self.clear_away().await;
+        let sweeper = task::spawn("plugin sweeper", Rc::clone(&self.shared.sweeper).run());
+        let lookout = task::spawn("plugin lookout", Rc::clone(&self.lookout).run());
+        let installed = self.lookout.found().await;
+        self.installed(installed);
+        self.dirty();
+        while !self.is_over() {
+            self.turn().await;
+        }
+        lookout.abort();
+        self.shared.spawner.unpark();
+        for report in std::mem::take(&mut self.outbox) {
+            if self.shared.reports.send(report).await.is_err() {
+                break;
+            }
+        }
+        self.shared.sweeper.finish().await;
+        sweeper.abort();
+        self.clear_away().await;
+    }
+
+    /// Ends what an earlier daemon has left running, and removes what it has left lying about.
+    async fn clear_away(&self) {
+        let (jobs, results) = (self.config.jobs(), self.config.results());
+        let cleared = spawn_blocking(move || {
+            tree::sweep_below(&jobs);
+            for dir in [&jobs, &results] {
+                for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                    if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                        super::sweep::remove(&entry.path());
+                    } else {
+                        let _ = fs::remove_file(entry.path());
+                    }
+                }
+            }
+        });
+        if let Err(error) = cleared.await {
+            tracing::error!(%error, "clearing away what was left of works");
+        }
+    }
+
+    async fn turn(&mut self) {
+        self.describe_more();
+        self.start_more();
+        self.advertise();
+        let deadline = self.deadline();
+        let listens = self.outbox.len() < MAX_OUTBOX;
+        let shared = Rc::clone(&self.shared);
+        let lookout = Rc::clone(&self.lookout);
+        tokio::select! {
+            command = self.commands.recv(), if listens && !self.engine_is_gone => {
+                self.take_commands(command);
+            }
+            permit = shared.reports.reserve(), if !self.outbox.is_empty() => match permit {
+                Ok(permit) => {
+                    if let Some(report) = self.outbox.pop_front() {
+                        permit.send(report);
+                    }
+                }
+                Err(_) => self.outbox.clear(),
+            },
+            ends = shared.ends.next() => {
+                for end in ends {
+                    self.ended(end);
+                }
+            }
+            installed = lookout.found() => self.installed(installed),
+            () = shared.sweeper.progress(), if shared.sweeper.is_full() => {}
+            () = until(deadline) => self.keep_time(Instant::now()),
+        }
+    }
+
+    fn take_commands(&mut self, first: Option<Command>) {
+        let Some(first) = first else {
+            self.engine_is_gone = true;
+            self.shut_down(Duration::ZERO);
+            return;
+        };
+        self.command(first);
+        for _ in 1..COMMANDS {
+            match self.commands.try_recv() {
+                Ok(command) => self.command(command),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Run(job) => self.take(job),
+            Command::Start { work } => match self.works.get(&work) {
+                Some(Work::Running { control, .. }) => control.start(),
+                Some(Work::Waiting { .. }) | None => {
+                    tracing::debug!(%work, "a start of a work that is not to be started");
+                }
+            },
+            Command::Cancel { work, reason } => self.cancel(work, reason),
+            Command::Taken { work, results } => {
+                if let Some(Work::Running { control, .. }) = self.works.get(&work) {
+                    control.taken(results);
+                }
+            }
+            Command::SetConfig(config) => self.set_config(*config),
+            Command::Rescan => {
+                self.lookout.look();
+                self.describe_all();
+            }
+            Command::RestartPlugin { name, reply } => {
+                let _ = reply.send(self.restart(&name));
+            }
+            Command::List { reply } => {
+                let _ = reply.send(self.list());
+            }
+            Command::Shutdown { grace } => self.shut_down(grace),
+        }
+    }
+
+    // Works.
+
+    fn take(&mut self, job: Job) {
+        let name = job.directive.plugin().to_owned();
+        if self.stopping.is_some() {
+            // It is not started and so not lost: its entry stays in the engine's store.
+            self.give_back_if_admitted(&job);
+            return;
+        }
+        if let Err(problem) = self.check(&job) {
+            self.give_back_if_admitted(&job);
+            self.refuse(job.work, problem);
+            return;
+        }
+        if job.admitted {
+            self.start(&name, job);
+            return;
+        }
+        let max = self.config.max_waiting;
+        let Some(plugin) = self.plugins.get_mut(&name) else {
+            return;
+        };
+        let room = plugin.waiting.is_empty() && self.admission.has_room(&name);
+        if plugin.waiting.len() >= max && !room {
+            let message = format!("{max} works wait for {name} already");
+            self.refuse(job.work, error(ErrorCode::Busy, message));
+            return;
+        }
+        self.order += 1;
+        let work = job.work;
+        plugin.waiting.push_back((self.order, job));
+        self.admission.set_waiting(&name, plugin.waiting.len());
+        self.works.insert(work, Work::Waiting { plugin: name });
+        // At once, so that works which need not wait do not count as waiting for the next ones.
+        self.start_more();
+    }
+
+    fn give_back_if_admitted(&self, job: &Job) {
+        if job.admitted {
+            self.admission.give_back(job.directive.plugin());
+        }
+    }
+
+    /// Whether the work can be run here, as far as that is known now.
+    fn check(&self, job: &Job) -> Result<(), ErrorBody> {
+        let name = job.directive.plugin();
+        let plugin = self.plugins.get(name);
+        let no_such = || self.no_such_plugin(name);
+        let plugin = plugin.ok_or_else(no_such)?;
+        match &plugin.found {
+            Some(Found::Plugin { .. }) => {}
+            Some(Found::Refused { why, .. }) => {
+                let message = format!("{name} is installed but must not be run: {why}");
+                let refused = error(ErrorCode::PluginStart, message);
+                return Err(refused.with("retryable", false));
+            }
+            Some(Found::Masked { .. }) | None => return Err(no_such()),
+        }
+        if let Some(problem) = &plugin.problem {
+            return Err(problem.clone());
+        }
+        if let Some(why) = &plugin.stopped {
+            return Err(error(ErrorCode::NotReady, why.clone()));
+        }
+        if plugin.unknown {
+            return Ok(());
+        }
+        let Some(hello) = &plugin.hello else {
+            return Ok(());
+        };
+        let Some(action) = hello.actions.get(job.directive.action()) else {
+            let actions: Vec<&str> = hello.actions.keys().map(String::as_str).collect();
+            let message = format!(
+                "{name} has no action {:?}; it has {}",
+                job.directive.action(),
+                actions.join(", ")
+            );
+            return Err(error(ErrorCode::NoSuchAction, message).with("actions", actions));
+        };
+        let size = match &job.payload {
+            JobPayload::Inline(bytes) => u64::try_from(bytes.len()).unwrap_or(u64::MAX),
+            JobPayload::File { size, .. } => *size,
+        };
+        match action.max_payload {
+            Some(max) if size > max => {
+                let directive = &job.directive;
+                let message =
+                    format!("the payload has {size} bytes, and {directive} takes at most {max}");
+                Err(error(ErrorCode::PayloadTooLarge, message))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn no_such_plugin(&self, name: &str) -> ErrorBody {
+        let there = self
+            .plugins
+            .iter()
+            .filter(|(_, plugin)| plugin.is_installed());
+        let names: Vec<&str> = there.map(|(name, _)| name.as_str()).collect();
+        let installed = if names.is_empty() {
+            "none is installed".to_owned()
+        } else {
+            format!("installed: {}", names.join(", "))
+        };
+        let node = &self.config.node;
+        let message = format!("there is no plugin {name:?} on {node}; {installed}");
+        error(ErrorCode::NoSuchPlugin, message).with("plugins", names)
+    }
+
+    fn refuse(&mut self, work: MessageId, problem: ErrorBody) {
+        self.works.remove(&work);
+        let (eof, content, payload) = Outcome::Failed(problem).into_parts();
+        self.outbox.push_back(Report::Done {
+            work,
+            eof,
+            content,
+            payload: ReportPayload::Inline(payload),
+        });
+    }
+
+    fn cancel(&mut self, work: MessageId, reason: CancelReason) {
+        match self.works.get(&work) {
+            Some(Work::Running { control, .. }) => control.cancel(reason),
+            Some(Work::Waiting { plugin: name }) => {
+                let name = name.clone();
+                if let Some(plugin) = self.plugins.get_mut(&name) {
+                    plugin.waiting.retain(|(_, job)| job.work != work);
+                    self.admission.set_waiting(&name, plugin.waiting.len());
+                }
+                self.refuse(work, Why::Cancel(reason).error());
+            }
+            None => tracing::debug!(%work, "a cancel of a work that is not here"),
+        }
+    }
+
+    /// Starts works that wait, in the order in which they came, as far as there are places.
+    fn start_more(&mut self) {
+        while !self.shared.sweeper.is_full() {
+            let waiting = self.plugins.iter().filter_map(|(name, plugin)| {
+                let (order, _) = plugin.waiting.front()?;
+                let may = !plugin.unknown && self.admission.has_room(name);
+                may.then_some((order, name))
+            });
+            let Some(name) = waiting.min().map(|(_, name)| name.clone()) else {
+                return;
+            };
+            let Some(plugin) = self.plugins.get_mut(&name) else {
+                return;
+            };
+            let Some((_, job)) = plugin.waiting.pop_front() else {
+                return;
+            };
+            self.admission.set_waiting(&name, plugin.waiting.len());
+            // What it can do may have changed while the work waited.
+            if let Err(problem) = self.check(&job) {
+                self.refuse(job.work, problem);
+                continue;
+            }
+            self.admission.take(&name);
+            self.start(&name, job);
+        }
+    }
+
+    /// Gives a work that has a place to its plugin.
+    fn start(&mut self, name: &str, job: Job) {
+        let number = self.shared.next_number();
+        let Some(plugin) = self.plugins.get_mut(name) else {
+            return;
+        };
+        let (Some(Found::Plugin { executable, .. }), Some(hello)) = (&plugin.found, &plugin.hello)
+        else {
+            return;
+        };
+        let Some(action) = hello.actions.get(job.directive.action()).cloned() else {
+            return;
+        };
+        let work = job.work;
+        let (control, server) = match hello.mode {
+            Mode::Job => {
+                let control = Rc::new(Control::new(Rc::new(Notify::new())));
+                let task = job::Task {
+                    shared: Rc::clone(&self.shared),
+                    config: Rc::clone(&self.config),
+                    plugin: executable.clone(),
+                    hello: Rc::clone(hello),
+                    action,
+                    job,
+                    control: Rc::clone(&control),
+                };
+                let fallback = TaskEnd::Job { work, hello: None };
+                let promise = Promise::new(&self.shared.ends, fallback);
+                task::spawn("plugin job", async move {
+                    let hello = job::run(task).await.hello;
+                    promise.keep(TaskEnd::Job { work, hello });
+                });
+                (control, None)
+            }
+            Mode::Serve => {
+                let open = plugin.server.take().filter(|server| !server.is_closing());
+                let server = open.unwrap_or_else(|| {
+                    let server = Rc::new(Server::new(number));
+                    serve(&self.shared, &self.config, executable, &server);
+                    plugin.servers += 1;
+                    server
+                });
+                let control = Rc::new(Control::new(server.waker()));
+                server.push(NewJob {
+                    job,
+                    action,
+                    control: Rc::clone(&control),
+                });
+                let number = server.number;
+                plugin.server = Some(server);
+                (control, Some(number))
+            }
+        };
+        let plugin = name.to_owned();
+        self.works.insert(
+            work,
+            Work::Running {
+                plugin,
+                control,
+                server,
+            },
+        );
+    }
+
+    // What the tasks tell.
+
+    fn ended(&mut self, end: TaskEnd) {
+        match end {
+            TaskEnd::Job { work, hello } => {
+                if let Some(Work::Running { plugin, .. }) = self.works.remove(&work) {
+                    self.admission.give_back(&plugin);
+                    if let Some(hello) = hello {
+                        self.heard_hello(&plugin, hello);
+                    }
+                    self.forget_if_gone(&plugin);
+                }
+            }
+            TaskEnd::Served(work) => {
+                if let Some(Work::Running { plugin, .. }) = self.works.remove(&work) {
+                    self.admission.give_back(&plugin);
+                    self.forget_if_gone(&plugin);
+                }
+            }
+            TaskEnd::Server {
+                plugin,
+                number,
+                end,
+            } => self.server_ended(&plugin, number, end),
+            TaskEnd::Described {
+                plugin,
+                number,
+                result,
+            } => self.described(&plugin, number, result),
+        }
+    }
+
+    /// A job's own hello is as good as a description, and newer.
+    fn heard_hello(&mut self, name: &str, hello: PluginHello) {
+        let Some(plugin) = self.plugins.get_mut(name) else {
+            return;
+        };
+        let is_news = plugin.hello.as_ref().is_some_and(|old| **old != hello);
+        // While it is being described the file has perhaps changed since this one was started.
+        if is_news && plugin.describing.is_none() && !self.to_describe.contains(name) {
+            self.to_describe.insert(name.to_owned());
+        }
+    }
+
+    fn server_ended(&mut self, name: &str, number: u64, end: ServerEnd) {
+        let lost: Vec<MessageId> = self
+            .works
+            .iter()
+            .filter(
+                |(_, work)| matches!(work, Work::Running { server, .. } if *server == Some(number)),
+            )
+            .map(|(id, _)| *id)
+            .collect();
+        for work in lost {
+            self.admission.give_back(name);
+            let message = format!("the task of {name} failed");
+            self.refuse(work, error(ErrorCode::Internal, message));
+        }
+        let now = Instant::now();
+        let times = self.config.times.clone();
+        let Some(plugin) = self.plugins.get_mut(name) else {
+            return;
+        };
+        plugin.servers -= 1;
+        if plugin
+            .server
+            .as_ref()
+            .is_some_and(|server| server.number == number)
+        {
+            plugin.server = None;
+        }
+        if let ServerEnd::Crashed(why) = end {
+            plugin.crashes.push_back(now);
+            while let Some(first) = plugin.crashes.front()
+                && now.duration_since(*first) > times.crash_window
+            {
+                plugin.crashes.pop_front();
+            }
+            let count = plugin.crashes.len();
+            self.admission.set_open(name, false);
+            if count >= times.crashes {
+                let within = humantime::format_duration(times.crash_window);
+                let stopped = format!(
+                    "{name} was stopped after {count} crashes within {within}, the last one: {why}; replace the file, or run receptorctl plugin restart {name}"
+                );
+                tracing::error!(plugin = name, "{stopped}");
+                plugin.stopped = Some(stopped);
+                plugin.paused_until = None;
+                self.refuse_waiting(name);
+                self.dirty();
+            } else {
+                let doublings = u32::try_from(count - 1).unwrap_or(u32::MAX).min(16);
+                let pause = (times.backoff * 2_u32.pow(doublings)).min(times.backoff_max);
+                tracing::warn!(plugin = name, %why, ?pause, "a serving plugin has crashed");
+                plugin.paused_until = Some(now + pause);
+            }
+        }
+        self.forget_if_gone(name);
+    }
+
+    fn described(&mut self, name: &str, number: u64, result: Result<PluginHello, ErrorBody>) {
+        let now = Instant::now();
+        let Some(plugin) = self.plugins.get_mut(name) else {
+            return;
+        };
+        if plugin
+            .describing
+            .as_ref()
+            .is_none_or(|(latest, _)| *latest != number)
+        {
+            return;
+        }
+        plugin.describing = None;
+        plugin.unknown = false;
+        let ask_again = now + self.config.times.ask_again;
+        let before = plugin.hello.clone();
+        match result {
+            Ok(hello) => {
+                let is_news =
+                    before.is_none_or(|before| *before != hello) || plugin.problem.is_some();
+                if !hello.ready {
+                    plugin.ask_at = Some(ask_again);
+                    let reason = hello.reason.as_deref().unwrap_or_default();
+                    if is_news {
+                        tracing::warn!(plugin = name, reason, "the plugin is not ready");
+                    }
+                } else if is_news {
+                    tracing::info!(
+                        plugin = name,
+                        version = hello.version,
+                        "the plugin is ready"
+                    );
+                }
+                plugin.hello = Some(Rc::new(hello));
+                plugin.problem = None;
+                self.open(name);
+            }
+            Err(problem) => {
+                plugin.ask_at = Some(ask_again);
+                if plugin.problem.as_ref() != Some(&problem) {
+                    tracing::warn!(plugin = name, "{}", problem.message);
+                }
+                plugin.problem = Some(problem);
+                self.admission.set_open(name, false);
+                self.refuse_waiting(name);
+            }
+        }
+        self.dirty();
+        self.forget_if_gone(name);
+    }
+
+    /// Tells the admission what the plugin may do now.
+    fn open(&mut self, name: &str) {
+        let Some(plugin) = self.plugins.get(name) else {
+            return;
+        };
+        let Some(hello) = &plugin.hello else { return };
+        let own = self.config.plugins.get(name).and_then(|own| own.max_works);
+        let said = hello
+            .max_jobs
+            .map(|jobs| usize::try_from(jobs).unwrap_or(usize::MAX));
+        let actions = hello.actions.iter();
+        let actions = actions.map(|(name, action)| (name.clone(), action.idempotent));
+        let open = plugin.is_installed()
+            && plugin.problem.is_none()
+            && plugin.stopped.is_none()
+            && plugin.paused_until.is_none()
+            && !plugin.unknown;
+        let max = own.or(said).unwrap_or(usize::MAX);
+        self.admission
+            .set_plugin(name, open, max, actions.collect());
+    }
+
+    /// Refuses works that wait for what will not come.
+    fn refuse_waiting(&mut self, name: &str) {
+        let Some(plugin) = self.plugins.get_mut(name) else {
+            return;
+        };
+        let waiting = std::mem::take(&mut plugin.waiting);
+        let mut stay = VecDeque::new();
+        for (order, job) in waiting {
+            match self.check(&job) {
+                Ok(()) => stay.push_back((order, job)),
+                Err(problem) => self.refuse(job.work, problem),
+            }
+        }
+        self.admission.set_waiting(name, stay.len());
+        if let Some(plugin) = self.plugins.get_mut(name) {
+            plugin.waiting = stay;
+        }
+    }
+
+    // What is installed.
+
+    fn installed(&mut self, installed: Installed) {
+        let Installed { by_name, .. } = installed;
+        let gone: Vec<String> = self
+            .plugins
+            .iter()
+            .filter(|(name, plugin)| plugin.found.is_some() && !by_name.contains_key(*name))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            tracing::info!(plugin = name, "the plugin was removed");
+            self.replace(&name, None);
+        }
+        for (name, found) in by_name {
+            let plugin = self.plugins.entry(name.clone()).or_default();
+            if plugin.found.as_ref() == Some(&found) {
+                continue;
+            }
+            match &found {
+                Found::Plugin { executable, .. } => {
+                    let path = executable.path.display();
+                    tracing::info!(plugin = name, %path, "a plugin is installed");
+                }
+                Found::Masked { path } => {
+                    tracing::info!(plugin = name, path = %path.display(), "the plugin is masked");
+                }
+                Found::Refused { why, .. } => {
+                    tracing::warn!(plugin = name, "the plugin is refused: {why}");
+                }
+            }
+            self.replace(&name, Some(found));
+        }
+    }
+
+    /// Another file, or none, stands for this name from now on.
+    fn replace(&mut self, name: &str, found: Option<Found>) {
+        let Some(plugin) = self.plugins.get_mut(name) else {
+            return;
+        };
+        let is_plugin = matches!(found, Some(Found::Plugin { .. }));
+        plugin.found = found;
+        plugin.problem = None;
+        plugin.forgive();
+        plugin.let_server_go();
+        plugin.stop_describing();
+        plugin.ask_at = None;
+        plugin.unknown = is_plugin;
+        if is_plugin {
+            self.admission.set_open(name, false);
+            self.to_describe.insert(name.to_owned());
+        } else {
+            plugin.hello = None;
+            self.admission.remove_plugin(name);
+            self.refuse_waiting(name);
+            self.dirty();
+        }
+        self.forget_if_gone(name);
+    }
+
+    /// Forgets a name that stands for nothing any more.
+    fn forget_if_gone(&mut self, name: &str) {
+        let is_gone = self.plugins.get(name).is_some_and(|plugin| {
+            plugin.found.is_none() && plugin.servers == 0 && plugin.waiting.is_empty()
+        });
+        if is_gone && self.admission.used_by(name) == 0 {
+            self.plugins.remove(name);
+            self.admission.remove_plugin(name);
+        }
+    }
+
+    fn describe_all(&mut self) {
+        let installed = self
+            .plugins
+            .iter()
+            .filter(|(_, plugin)| plugin.is_installed());
+        self.to_describe
+            .extend(installed.map(|(name, _)| name.clone()));
+    }
+
+    fn describe_more(&mut self) {
+        let mut busy = self
+            .plugins
+            .values()
+            .filter(|p| p.describing.is_some())
+            .count();
+        while busy < MAX_DESCRIBING
+            && self.stopping.is_none()
+            && let Some(name) = self.to_describe.pop_first()
+        {
+            let number = self.shared.next_number();
+            let Some(plugin) = self.plugins.get_mut(&name) else {
+                continue;
+            };
+            let Some(Found::Plugin { executable, .. }) = &plugin.found else {
+                continue;
+            };
+            let work = describe(
+                Rc::clone(&self.shared),
+                Rc::clone(&self.config),
+                executable.clone(),
+            );
+            let fallback = TaskEnd::Described {
+                plugin: name.clone(),
+                number,
+                result: Err(error(ErrorCode::Internal, "the description failed")),
+            };
+            let promise = Promise::new(&self.shared.ends, fallback);
+            plugin.stop_describing();
+            plugin.ask_at = None;
+            let handle = task::spawn("plugin description", async move {
+                let result = work.await;
+                promise.keep(TaskEnd::Described {
+                    plugin: name,
+                    number,
+                    result,
+                });
+            });
+            plugin.describing = Some((number, handle));
+            busy += 1;
+        }
+    }
+
+    /// What the node can do has perhaps changed.
+    fn dirty(&mut self) {
+        self.advertise_at.get_or_insert(Instant::now() + GATHER);
+    }
+
+    fn advertise(&mut self) {
+        let Some(at) = self.advertise_at else { return };
+        let quiet = self.to_describe.is_empty()
+            && self
+                .plugins
+                .values()
+                .all(|plugin| plugin.describing.is_none());
+        if !quiet && Instant::now() < at {
+            return;
+        }
+        self.advertise_at = None;
+        let capabilities: Vec<Capability> = self
+            .plugins
+            .iter()
+            .filter_map(|(name, plugin)| plugin.capability(name))
+            .collect();
+        if self.advertised.as_ref() != Some(&capabilities) {
+            self.outbox
+                .push_back(Report::Capabilities(capabilities.clone()));
+            self.advertised = Some(capabilities);
+        }
+    }
+
+    fn list(&self) -> Vec<PluginInfo> {
+        let there = self.plugins.iter();
+        there
+            .filter_map(|(name, plugin)| {
+                let found = plugin.found.as_ref()?;
+                let hello = plugin.hello.as_deref();
+                let reason = plugin.reason();
+                Some(PluginInfo {
+                    name: name.clone(),
+                    path: found.path().to_owned(),
+                    ready: hello.is_some() && reason.is_none(),
+                    reason,
+                    masked: matches!(found, Found::Masked { .. }),
+                    mode: hello.map(|hello| hello.mode),
+                    hello: hello.cloned(),
+                    running: self.admission.used_by(name),
+                    waiting: plugin.waiting.len(),
+                })
+            })
+            .collect()
+    }
+
+    // The operator's wishes.
+
+    fn set_config(&mut self, config: HostConfig) {
+        let old = std::mem::replace(&mut self.config, Rc::new(config));
+        let config = Rc::clone(&self.config);
+        self.admission.set_max(config.max_works);
+        let default = PluginConfig::default();
+        for (name, plugin) in &mut self.plugins {
+            let of = |config: &HostConfig| config.plugins.get(name).unwrap_or(&default).clone();
+            if of(&old) != of(&config) {
+                // It gets its configuration with the daemon's hello, once.
+                plugin.let_server_go();
+            }
+        }
+        let names: Vec<String> = self.plugins.keys().cloned().collect();
+        for name in names {
+            self.open(&name);
+        }
+        self.lookout.set(config.dirs.clone(), config.allow_unsafe);
+        self.describe_all();
+    }
+
+    fn restart(&mut self, name: &str) -> bool {
+        let Some(plugin) = self.plugins.get_mut(name).filter(|p| p.is_installed()) else {
+            return false;
+        };
+        plugin.forgive();
+        plugin.let_server_go();
+        self.to_describe.insert(name.to_owned());
+        self.open(name);
+        self.dirty();
+        true
+    }
+
+    fn shut_down(&mut self, grace: Duration) {
+        if let Some(stopping) = &mut self.stopping {
+            stopping.at = stopping.at.min(Instant::now() + grace);
+            return;
+        }
+        self.stopping = Some(Stopping {
+            at: Instant::now() + grace,
+            ended: false,
+        });
+        self.admission.close();
+        self.to_describe.clear();
+        for (name, plugin) in &mut self.plugins {
+            for (_, job) in plugin.waiting.drain(..) {
+                self.works.remove(&job.work);
+            }
+            self.admission.set_waiting(name, 0);
+            plugin.stop_describing();
+            plugin.let_server_go();
+        }
+        self.keep_time(Instant::now());
+    }
+
+    fn is_over(&self) -> bool {
+        self.stopping.is_some()
+            && self.works.is_empty()
+            && self.plugins.values().all(|plugin| plugin.servers == 0)
+    }
+
+    // Time.
+
+    fn deadline(&self) -> Option<Instant> {
+        let plugins = self.plugins.values();
+        let plugins = plugins.flat_map(|plugin| [plugin.ask_at, plugin.paused_until]);
+        let stop = self
+            .stopping
+            .as_ref()
+            .filter(|stop| !stop.ended)
+            .map(|stop| stop.at);
+        let parked = self.shared.spawner.expire(Instant::now());
+        let others = [self.advertise_at, stop, parked];
+        plugins.chain(others).flatten().min()
+    }
+
+    fn keep_time(&mut self, now: Instant) {
+        let mut reopened = Vec::new();
+        for (name, plugin) in &mut self.plugins {
+            if plugin.ask_at.is_some_and(|at| now >= at) {
+                plugin.ask_at = None;
+                self.to_describe.insert(name.clone());
+            }
+            if plugin.paused_until.is_some_and(|at| now >= at) {
+                plugin.paused_until = None;
+                reopened.push(name.clone());
+            }
+        }
+        for name in reopened {
+            self.open(&name);
+        }
+        if let Some(stopping) = &mut self.stopping
+            && !stopping.ended
+            && now >= stopping.at
+        {
+            stopping.ended = true;
+            for work in self.works.values() {
+                if let Work::Running { control, .. } = work {
+                    control.cancel(CancelReason::Shutdown);
+                }
+            }
+        }
+    }
+}
+
+impl Plugin {
+    fn is_installed(&self) -> bool {
+        matches!(self.found, Some(Found::Plugin { .. }))
+    }
+
+    /// Forgets its crashes.
+    fn forgive(&mut self) {
+        self.crashes.clear();
+        self.paused_until = None;
+        self.stopped = None;
+    }
+
+    /// New works get a new process.
+    fn let_server_go(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.close();
+        }
+    }
+
+    fn stop_describing(&mut self) {
+        if let Some((_, handle)) = self.describing.take() {
+            handle.abort();
+        }
+    }
+
+    /// Why it gets no works, or has little chance with them.
+    fn reason(&self) -> Option<String> {
+        match &self.found {
+            Some(Found::Refused { why, .. }) => return Some(why.clone()),
+            Some(Found::Masked { .. }) => return Some("masked by a link to /dev/null".to_owned()),
+            Some(Found::Plugin { .. }) | None => {}
+        }
+        if let Some(problem) = &self.problem {
+            return Some(problem.message.clone());
+        }
+        if self.stopped.is_some() {
+            return self.stopped.clone();
+        }
+        let hello = self.hello.as_ref()?;
+        let reason = hello.reason.clone();
+        (!hello.ready).then(|| reason.unwrap_or_else(|| "it does not say why".to_owned()))
+    }
+
+    fn capability(&self, name: &str) -> Option<Capability> {
+        let hello = self.hello.as_ref().filter(|_| self.is_installed())?;
+        if self.problem.is_some() {
+            return None;
+        }
+        Some(Capability {
+            plugin: name.to_owned(),
+            version: cut(hello.version.clone(), TEXT_MAX),
+            ready: self.reason().is_none(),
+            actions: hello.actions.keys().cloned().collect(),
+        })
+    }
+}
+
+/// Starts a serving process.
+fn serve(
+    shared: &Rc<Shared>,
+    config: &Rc<HostConfig>,
+    executable: &Executable,
+    server: &Rc<Server>,
+) {
+    let task = serve::Task {
+        shared: Rc::clone(shared),
+        config: Rc::clone(config),
+        plugin: executable.clone(),
+        server: Rc::clone(server),
+    };
+    let (plugin, number) = (executable.name.clone(), server.number);
+    let fallback = TaskEnd::Server {
+        plugin: plugin.clone(),
+        number,
+        end: ServerEnd::Crashed("its task failed".to_owned()),
+    };
+    let promise = Promise::new(&shared.ends, fallback);
+    task::spawn("serving plugin", async move {
+        let end = serve::run(task).await;
+        promise.keep(TaskEnd::Server {
+            plugin,
+            number,
+            end,
+        });
+    });
+}
+
+/// Makes a directory that nobody else can look into.
+fn make_private(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+}

@@ -1,0 +1,482 @@
+//! The directory of one job, what goes into it and what comes out.
+//!
+//! Owns the private directory that a plugin runs in, the way of a payload to the plugin (in a line, or
+//! as a file there), and the way of a result file out of it. Never follows a link that a plugin made,
+//! and never reads a payload into memory that is larger than a line.
+//!
+//! No `payload_sha256` is sent and no `sha256` of a result is checked: between daemon and plugin
+//! nothing but the local file system can damage a file, and hashing takes longer than moving it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufReader, Read, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat};
+use nix::unistd::{User, chown};
+use receptor_proto::packet::Content;
+use receptor_proto::plugin::{
+    ActionDescriptor, FileRef, Json, MAX_INLINE, MAX_LINE, Payload, PayloadKind, is_relative_path,
+};
+use receptor_proto::{ErrorBody, ErrorCode};
+use tokio::task::spawn_blocking;
+
+use super::api::JobPayload;
+use super::outcome::error;
+
+/// Largest payload of arbitrary bytes that goes into a line, in base64, in bytes. Above it a file is
+/// cheaper for both sides.
+const MAX_BASE64: u64 = 16 * 1024;
+/// Room that the rest of an `execute` line may take, in bytes.
+const LINE_ROOM: usize = 8 * 1024;
+/// Bytes read at once when a file is checked or copied.
+const CHUNK: usize = 64 * 1024;
+
+/// Creates a job's directory, for the daemon alone or for the user that the plugin will become. One
+/// of this name that is left from before is removed.
+///
+/// # Errors
+/// When the data directory cannot take it, or there is no such user.
+pub(super) fn create(path: &Path, user: Option<&str>) -> io::Result<()> {
+    let make = || DirBuilder::new().mode(0o700).create(path);
+    match make() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_dir_all(path)?;
+            make()?;
+        }
+        other => other?,
+    }
+    give(path, user)
+}
+
+/// Gives a path to a plugin's user.
+fn give(path: &Path, user: Option<&str>) -> io::Result<()> {
+    let Some(name) = user else { return Ok(()) };
+    let user = User::from_name(name)?;
+    let user = user.ok_or_else(|| io::Error::other(format!("there is no user {name}")))?;
+    chown(path, Some(user.uid), Some(user.gid))?;
+    Ok(())
+}
+
+/// How a payload is to reach its plugin.
+#[derive(Debug, Clone)]
+pub(super) struct Handover {
+    /// The plugin's process runs here.
+    pub dir: PathBuf,
+    /// The payload's file in it, when there must be one.
+    pub file_name: String,
+    /// Who runs there.
+    pub user: Option<String>,
+    /// The plugin reads payloads by file.
+    pub reads_files: bool,
+}
+
+impl Handover {
+    /// Checks the payload against the action and brings it into the form for the plugin.
+    ///
+    /// # Errors
+    /// `invalid-payload`, `payload-too-large`, or `internal` when the disk fails.
+    pub(super) async fn prepare(
+        self,
+        payload: JobPayload,
+        content: Content,
+        action: &ActionDescriptor,
+    ) -> Result<Option<Payload>, ErrorBody> {
+        let kind = action.payload;
+        if kind == PayloadKind::None {
+            return Ok(None);
+        }
+        if content == Content::None && matches!(kind, PayloadKind::Json | PayloadKind::Text) {
+            return Err(invalid(kind, "there is none"));
+        }
+        match payload {
+            JobPayload::Inline(bytes) => self.inline(&bytes, kind),
+            JobPayload::File { path, size } => {
+                let prepared = spawn_blocking(move || self.file(&path, size, kind));
+                prepared.await.unwrap_or_else(|e| Err(failed(&e)))
+            }
+        }
+        .map(Some)
+    }
+
+    fn inline(&self, bytes: &[u8], kind: PayloadKind) -> Result<Payload, ErrorBody> {
+        let by_line = match kind {
+            PayloadKind::None | PayloadKind::File => None,
+            PayloadKind::Json => Some(Payload::Json(json(bytes)?)),
+            PayloadKind::Text => Some(Payload::Text(text(bytes)?)),
+            PayloadKind::Bytes => (!self.reads_files || len(bytes) <= MAX_BASE64)
+                .then(|| Payload::Bytes(bytes.to_vec())),
+        };
+        if let Some(payload) = by_line {
+            return Ok(payload);
+        }
+        let path = self.dir.join(&self.file_name);
+        let written = new_file(&path).and_then(|mut file| file.write_all(bytes));
+        written.map_err(|e| failed(&e))?;
+        self.by_file(&path, len(bytes))
+    }
+
+    fn file(&self, source: &Path, size: u64, kind: PayloadKind) -> Result<Payload, ErrorBody> {
+        let limit = if self.reads_files {
+            match kind {
+                PayloadKind::None | PayloadKind::File => 0,
+                PayloadKind::Json | PayloadKind::Text => MAX_INLINE,
+                PayloadKind::Bytes => usize::try_from(MAX_BASE64).unwrap_or(0),
+            }
+        } else {
+            match kind {
+                PayloadKind::None | PayloadKind::File => 0,
+                PayloadKind::Json => MAX_LINE - LINE_ROOM,
+                // Each byte can take up to six in a JSON string; base64 takes a third more.
+                PayloadKind::Text => MAX_INLINE,
+                PayloadKind::Bytes => (MAX_LINE - LINE_ROOM) / 4 * 3,
+            }
+        };
+        if usize::try_from(size).is_ok_and(|size| size <= limit) {
+            let bytes = fs::read(source).map_err(|e| failed(&e))?;
+            return self.inline(&bytes, kind);
+        }
+        if !self.reads_files && kind != PayloadKind::File {
+            return Err(error(
+                ErrorCode::PayloadTooLarge,
+                format!(
+                    "the payload has {size} bytes, and the plugin takes at most {limit}: it does not read payloads by file"
+                ),
+            ));
+        }
+        let open = || File::open(source).map_err(|e| failed(&e));
+        match kind {
+            PayloadKind::Json => check_json(open()?)?,
+            PayloadKind::Text => check_text(open()?)?,
+            PayloadKind::Bytes | PayloadKind::File | PayloadKind::None => {}
+        }
+        let path = self.dir.join(&self.file_name);
+        // A link costs nothing, whatever the size. A plugin that runs as another user needs a
+        // file of its own; so does one on another file system.
+        if self.user.is_some() || fs::hard_link(source, &path).is_err() {
+            let mut from = open()?;
+            let copied = new_file(&path).and_then(|mut to| io::copy(&mut from, &mut to));
+            copied.map_err(|e| failed(&e))?;
+        }
+        self.by_file(&path, size)
+    }
+
+    fn by_file(&self, path: &Path, size: u64) -> Result<Payload, ErrorBody> {
+        give(path, self.user.as_deref()).map_err(|e| failed(&e))?;
+        Ok(Payload::File(FileRef {
+            size: Some(size),
+            ..FileRef::new(&self.file_name)
+        }))
+    }
+}
+
+fn len(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
+fn invalid(kind: PayloadKind, why: &str) -> ErrorBody {
+    let what = match kind {
+        PayloadKind::Json => "JSON",
+        PayloadKind::Text => "UTF-8 text",
+        PayloadKind::Bytes | PayloadKind::File => "bytes",
+        PayloadKind::None => "no payload",
+    };
+    error(
+        ErrorCode::InvalidPayload,
+        format!("the action takes {what} as payload: {why}"),
+    )
+}
+
+fn failed(error: &dyn std::error::Error) -> ErrorBody {
+    super::outcome::error(
+        ErrorCode::Internal,
+        format!("the payload cannot be handed over: {error}"),
+    )
+}
+
+fn json(bytes: &[u8]) -> Result<Json, ErrorBody> {
+    Json::parse(bytes).map_err(|e| invalid(PayloadKind::Json, &e.to_string()))
+}
+
+fn text(bytes: &[u8]) -> Result<String, ErrorBody> {
+    let text = str::from_utf8(bytes).map_err(|e| invalid(PayloadKind::Text, &e.to_string()))?;
+    Ok(text.to_owned())
+}
+
+/// Checks a file of any size in constant memory.
+fn check_json(file: File) -> Result<(), ErrorBody> {
+    let reader = BufReader::with_capacity(CHUNK, file);
+    let checked: Result<serde::de::IgnoredAny, _> = serde_json::from_reader(reader);
+    checked
+        .map(drop)
+        .map_err(|e| invalid(PayloadKind::Json, &e.to_string()))
+}
+
+/// Checks a file of any size in constant memory.
+fn check_text(mut file: File) -> Result<(), ErrorBody> {
+    let mut buffer = vec![0; CHUNK];
+    let mut kept = 0;
+    loop {
+        let free = buffer.get_mut(kept..).unwrap_or_default();
+        let count = file.read(free).map_err(|e| failed(&e))?;
+        let read = buffer.get(..kept + count).unwrap_or_default();
+        let valid = match str::from_utf8(read) {
+            Ok(_) => read.len(),
+            // A character may be cut by the end of the chunk, not by the end of the file.
+            Err(e) if e.error_len().is_none() && count > 0 => e.valid_up_to(),
+            Err(e) => return Err(invalid(PayloadKind::Text, &e.to_string())),
+        };
+        if count == 0 {
+            return Ok(());
+        }
+        kept = read.len() - valid;
+        buffer.copy_within(valid..valid + kept, 0);
+    }
+}
+
+/// Why a result file was not taken, for the plugin's author.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum FileProblem {
+    /// The path is absolute or leads up.
+    #[error("the file {0:?} is not a relative path below the job directory")]
+    Path(String),
+    /// A part of the path is a link.
+    #[error("the file {0:?} is, or is reached through, a symbolic link")]
+    Link(String),
+    /// It is not there.
+    #[error("the file {path:?} cannot be taken: {error}")]
+    Io {
+        /// Its path.
+        path: String,
+        /// Why.
+        error: Errno,
+    },
+    /// It is a directory, a pipe, or the like.
+    #[error("{0:?} is not a regular file")]
+    Kind(String),
+    /// Its size is not what was said.
+    #[error("the file {path:?} has {size} bytes and not {said}")]
+    Size {
+        /// Its path.
+        path: String,
+        /// What it has.
+        size: u64,
+        /// What the plugin said.
+        said: u64,
+    },
+}
+
+/// Moves a result out of the job's directory, and returns its size. The plugin may still run and
+/// change what it likes meanwhile: parts of the path are opened one by one and never through a link,
+/// and what was moved is looked at again in its new place, which the plugin cannot reach.
+///
+/// # Errors
+/// When there is no such regular file in the directory, or its size is another.
+pub(super) fn take_result(dir: &Path, file: &FileRef, to: &Path) -> Result<u64, FileProblem> {
+    if !is_relative_path(&file.path) {
+        return Err(FileProblem::Path(file.path.clone()));
+    }
+    let problem = |error: Errno| match error {
+        Errno::ELOOP | Errno::ENOTDIR => FileProblem::Link(file.path.clone()),
+        error => FileProblem::Io {
+            path: file.path.clone(),
+            error,
+        },
+    };
+    let (parent, name) = open_parent(dir, &file.path).map_err(problem)?;
+    let before = fstatat(&parent, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(problem)?;
+    check_kind(before.st_mode, file)?;
+    renameat(&parent, name, nix::fcntl::AT_FDCWD, to).map_err(problem)?;
+    match look_at(to, file) {
+        Ok(size) => Ok(size),
+        Err(error) => {
+            // It is not wanted here, whatever it has become.
+            let _ = fs::remove_file(to).or_else(|_| fs::remove_dir_all(to));
+            Err(error)
+        }
+    }
+}
+
+/// The directory that holds the last part of the path, and that part.
+fn open_parent<'a>(dir: &Path, path: &'a str) -> Result<(OwnedFd, &'a str), Errno> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut parent = open(dir, flags, Mode::empty())?;
+    let mut parts = path.split('/');
+    let name = parts.next_back().unwrap_or(path);
+    for part in parts {
+        parent = openat(&parent, part, flags, Mode::empty())?;
+    }
+    Ok((parent, name))
+}
+
+fn check_kind(mode: nix::libc::mode_t, file: &FileRef) -> Result<(), FileProblem> {
+    match SFlag::from_bits_truncate(mode & SFlag::S_IFMT.bits()) {
+        SFlag::S_IFREG => Ok(()),
+        SFlag::S_IFLNK => Err(FileProblem::Link(file.path.clone())),
+        _ => Err(FileProblem::Kind(file.path.clone())),
+    }
+}
+
+fn look_at(to: &Path, file: &FileRef) -> Result<u64, FileProblem> {
+    let problem = |error: Errno| FileProblem::Io {
+        path: file.path.clone(),
+        error,
+    };
+    // Non-blocking, because it may have become a pipe.
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let opened = open(to, flags, Mode::empty()).map_err(problem)?;
+    let stat = fstat(&opened).map_err(problem)?;
+    check_kind(stat.st_mode, file)?;
+    fchmod(&opened, Mode::S_IRUSR | Mode::S_IWUSR).map_err(problem)?;
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    if let Some(said) = file.size
+        && said != size
+    {
+        return Err(FileProblem::Size {
+            path: file.path.clone(),
+            size,
+            said,
+        });
+    }
+    Ok(size)
+}
+
+/// Writes a result that is too large to be passed on inline.
+///
+/// # Errors
+/// When the disk fails or is full.
+pub(super) async fn write_result(to: PathBuf, bytes: Bytes) -> io::Result<u64> {
+    let written = spawn_blocking(move || {
+        new_file(&to)?.write_all(&bytes)?;
+        Ok(len(&bytes))
+    });
+    written.await.unwrap_or_else(|e| Err(io::Error::other(e)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+
+    struct Place {
+        _temp: tempfile::TempDir,
+        dir: PathBuf,
+        to: PathBuf,
+    }
+
+    fn place() -> Place {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("job");
+        create(&dir, None).unwrap();
+        let to = temp.path().join("result");
+        Place {
+            dir,
+            to,
+            _temp: temp,
+        }
+    }
+
+    fn take(place: &Place, path: &str, size: Option<u64>) -> Result<u64, FileProblem> {
+        let file = FileRef {
+            size,
+            ..FileRef::new(path)
+        };
+        take_result(&place.dir, &file, &place.to)
+    }
+
+    #[test]
+    fn a_result_is_moved_out() {
+        let place = place();
+        fs::create_dir_all(place.dir.join("out/deep")).unwrap();
+        fs::write(place.dir.join("out/deep/a.zip"), b"12345").unwrap();
+        assert_eq!(take(&place, "out/deep/a.zip", Some(5)), Ok(5));
+        assert_eq!(fs::read(&place.to).unwrap(), b"12345");
+        assert!(!place.dir.join("out/deep/a.zip").exists());
+        assert_eq!(fs::metadata(&place.to).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn nothing_leads_out_of_the_directory() {
+        let place = place();
+        let secret = place.dir.parent().unwrap().join("secret");
+        fs::write(&secret, b"secret").unwrap();
+        symlink(&secret, place.dir.join("link")).unwrap();
+        symlink(secret.parent().unwrap(), place.dir.join("up")).unwrap();
+        symlink("elsewhere", place.dir.join("dangling")).unwrap();
+        fs::create_dir(place.dir.join("dir")).unwrap();
+        nix::unistd::mkfifo(&place.dir.join("pipe"), Mode::S_IRWXU).unwrap();
+        for path in ["link", "up/secret", "dangling"] {
+            assert_eq!(
+                take(&place, path, None),
+                Err(FileProblem::Link(path.to_owned()))
+            );
+        }
+        for path in ["../secret", "/etc/passwd", "dir/../../secret", "", "."] {
+            assert_eq!(
+                take(&place, path, None),
+                Err(FileProblem::Path(path.to_owned()))
+            );
+        }
+        for path in ["dir", "pipe"] {
+            assert_eq!(
+                take(&place, path, None),
+                Err(FileProblem::Kind(path.to_owned()))
+            );
+        }
+        assert!(matches!(
+            take(&place, "absent", None),
+            Err(FileProblem::Io { .. })
+        ));
+        assert!(!place.to.exists());
+        assert_eq!(fs::read(&secret).unwrap(), b"secret");
+    }
+
+    #[test]
+    fn a_wrong_size_is_noticed_and_nothing_kept() {
+        let place = place();
+        fs::write(place.dir.join("a"), b"123").unwrap();
+        let error = take(&place, "a", Some(4)).unwrap_err();
+        assert!(matches!(
+            error,
+            FileProblem::Size {
+                size: 3,
+                said: 4,
+                ..
+            }
+        ));
+        assert!(!place.to.exists());
+    }
+
+    #[test]
+    fn text_is_checked_across_chunks() {
+        let mut file = tempfile::tempfile().unwrap();
+        let mut bytes = vec![b'a'; CHUNK - 1];
+        bytes.extend("éé".as_bytes());
+        let check = |file: &mut File, bytes: &[u8]| {
+            use std::io::Seek as _;
+            file.rewind().unwrap();
+            file.set_len(0).unwrap();
+            file.write_all(bytes).unwrap();
+            file.rewind().unwrap();
+            check_text(file.try_clone().unwrap()).is_ok()
+        };
+        assert!(check(&mut file, &bytes));
+        bytes.pop();
+        assert!(!check(&mut file, &bytes));
+        bytes.push(b'x');
+        assert!(!check(&mut file, &bytes));
+        assert!(check(&mut file, b""));
+    }
+}

@@ -1,0 +1,109 @@
+//! Lines out of a stream of bytes.
+//!
+//! Owns the buffer between a plugin's stdout and the protocol, and its bound: one line of the
+//! longest length plus one read. Never looks into a line.
+
+use bytes::{Bytes, BytesMut};
+
+/// A line was longer than allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TooLong {
+    /// Its beginning.
+    pub start: Bytes,
+}
+
+/// Bytes read and not yet taken.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    buffer: BytesMut,
+    /// So many bytes at the front are known to hold no newline.
+    searched: usize,
+}
+
+impl Lines {
+    /// Where to read into.
+    pub(super) fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    /// The next line with its newline, when it is complete.
+    ///
+    /// # Errors
+    /// When more than `limit` bytes have come without a newline.
+    pub(super) fn next(&mut self, limit: usize) -> Result<Option<BytesMut>, TooLong> {
+        let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
+        let found = unsearched.iter().position(|byte| *byte == b'\n');
+        let len = match found {
+            Some(at) => self.searched + at + 1,
+            None => {
+                self.searched = self.buffer.len();
+                // Room for the newline that must still come.
+                self.searched + 1
+            }
+        };
+        if len > limit {
+            self.searched = 0;
+            let start = self.buffer.get(..limit.min(self.buffer.len()));
+            return Err(TooLong {
+                start: Bytes::copy_from_slice(start.unwrap_or_default()),
+            });
+        }
+        if found.is_none() {
+            return Ok(None);
+        }
+        self.searched = 0;
+        Ok(Some(self.buffer.split_to(len)))
+    }
+
+    /// Everything, at the end of the stream or when lines do not matter.
+    pub(super) fn rest(&mut self, limit: usize) -> BytesMut {
+        self.searched = 0;
+        let len = self.buffer.len().min(limit);
+        self.buffer.split_to(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feed(lines: &mut Lines, bytes: &[u8]) {
+        lines.buffer().extend_from_slice(bytes);
+    }
+
+    #[test]
+    fn lines_come_out_as_they_went_in_however_they_are_cut() {
+        let text = b"one\n\ntwo and more\nlast";
+        for cut in 0..text.len() {
+            let mut lines = Lines::default();
+            let mut out = Vec::new();
+            for part in [&text[..cut], &text[cut..]] {
+                feed(&mut lines, part);
+                while let Some(line) = lines.next(64).unwrap() {
+                    out.push(line.to_vec());
+                }
+            }
+            assert_eq!(
+                out,
+                [&b"one\n"[..], b"\n", b"two and more\n"],
+                "cut at {cut}"
+            );
+            assert_eq!(lines.rest(64), &b"last"[..]);
+        }
+    }
+
+    #[test]
+    fn the_limit_counts_the_newline() {
+        let mut lines = Lines::default();
+        feed(&mut lines, b"1234567\n");
+        assert_eq!(lines.next(8).unwrap().unwrap(), &b"1234567\n"[..]);
+        feed(&mut lines, b"1234567");
+        assert_eq!(lines.next(8), Ok(None));
+        feed(&mut lines, b"8");
+        let error = lines.next(8).unwrap_err();
+        assert_eq!(error.start, &b"12345678"[..]);
+        let mut lines = Lines::default();
+        feed(&mut lines, b"12345678\n");
+        assert!(lines.next(8).is_err());
+    }
+}

@@ -1,0 +1,407 @@
+//! One process of a plugin, and its three pipes.
+//!
+//! Owns the spawn (always through `exec-plugin`, often through one that is parked already), what
+//! waits to be written, what was read and not yet understood, and the end: signals to the group, the
+//! whole tree, the exit status. Never knows what a line means, and never holds more than one line
+//! and one read of it.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, BytesMut};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
+use tokio::task::spawn_blocking;
+
+use super::exec::{Instruction, WORD};
+use super::lines::{Lines, TooLong};
+use super::stderr::{Source, Stderr};
+use super::tree::{self, Awaited, Root};
+
+/// Bytes asked for in one read at first. A plugin that fills it gets [`LARGE_READ`].
+const SMALL_READ: usize = 8 * 1024;
+/// Bytes asked for in one read of a plugin that says much: what a pipe holds.
+const LARGE_READ: usize = 64 * 1024;
+/// A parked helper that nobody needed for this long is let go: an idle node holds no process.
+const PARKED: Duration = Duration::from_secs(60);
+
+/// Starts processes.
+///
+/// The helper takes as long to start as a small plugin. So after each start the next helper is
+/// started at once and parked until there is a job for it: a job then costs one `exec` and is begun
+/// faster than by an ordinary spawn.
+#[derive(Debug)]
+pub(super) struct Spawner {
+    helper: PathBuf,
+    parked: RefCell<Option<Parked>>,
+}
+
+#[derive(Debug)]
+struct Parked {
+    raw: Raw,
+    since: Instant,
+}
+
+/// A helper without an instruction.
+#[derive(Debug)]
+struct Raw {
+    pid: i32,
+    child: Child,
+    stdin: pipe::Sender,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+    awaited: Awaited,
+}
+
+impl Spawner {
+    pub(super) fn new(helper: PathBuf) -> Self {
+        Self {
+            helper,
+            parked: RefCell::new(None),
+        }
+    }
+
+    /// Starts a plugin.
+    ///
+    /// # Errors
+    /// When there is no room for a process or for pipes. What goes wrong later is told by an exit
+    /// before the hello.
+    pub(super) fn spawn(&self, instruction: &Instruction, source: Source) -> io::Result<Process> {
+        let parked = self.parked.take().and_then(|mut parked| {
+            // It may have been killed by somebody while it was parked.
+            matches!(parked.raw.child.try_wait(), Ok(None)).then_some(parked.raw)
+        });
+        let raw = match parked {
+            Some(raw) => raw,
+            None => self.start()?,
+        };
+        raw.awaited.runs_plugin();
+        let now = Instant::now();
+        let mut process = Process {
+            pid: raw.pid,
+            dir: instruction.dir.clone(),
+            child: raw.child,
+            stdin: Some(raw.stdin),
+            unsent: BytesMut::new(),
+            close_when_sent: false,
+            stdout: Some(raw.stdout),
+            lines: Lines::default(),
+            read: Cell::new(SMALL_READ),
+            stderr_pipe: Some(raw.stderr),
+            stderr: Stderr::new(source, now),
+            status: None,
+            _awaited: raw.awaited,
+        };
+        process.send(&instruction.encode());
+        Ok(process)
+    }
+
+    /// Makes the next start a fast one. To be called when there is time.
+    pub(super) fn park(&self) {
+        if self.parked.borrow().is_some() {
+            return;
+        }
+        match self.start() {
+            Ok(raw) => {
+                let since = Instant::now();
+                self.parked.replace(Some(Parked { raw, since }));
+            }
+            Err(error) => tracing::debug!(%error, "no helper can be parked"),
+        }
+    }
+
+    /// Lets a helper go that has not been needed for a while. Returns when to ask again.
+    pub(super) fn expire(&self, now: Instant) -> Option<Instant> {
+        let until = self.parked.borrow().as_ref()?.since + PARKED;
+        if now < until {
+            return Some(until);
+        }
+        self.unpark();
+        None
+    }
+
+    /// Lets a parked helper go.
+    pub(super) fn unpark(&self) {
+        // Its stdin closes and it ends; the runtime reaps it.
+        drop(self.parked.take());
+    }
+
+    fn start(&self) -> io::Result<Raw> {
+        let mut command = std::process::Command::new(&self.helper);
+        command
+            .arg0("receptord")
+            .arg(WORD)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut command = Command::from(command);
+        let mut child = command.kill_on_drop(true).spawn()?;
+        let gone = || io::Error::other("it has ended at once");
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        let pid = pid.ok_or_else(gone)?;
+        let awaited = Awaited::new(pid);
+        let stdin = child.stdin.take().ok_or_else(gone)?.into_owned_fd()?;
+        let stdout = child.stdout.take().ok_or_else(gone)?.into_owned_fd()?;
+        let stderr = child.stderr.take().ok_or_else(gone)?.into_owned_fd()?;
+        Ok(Raw {
+            pid,
+            child,
+            stdin: pipe::Sender::from_owned_fd(stdin)?,
+            stdout: pipe::Receiver::from_owned_fd(stdout)?,
+            stderr: pipe::Receiver::from_owned_fd(stderr)?,
+            awaited,
+        })
+    }
+}
+
+/// What has happened to a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Event {
+    /// There are new bytes for [`Process::line`] or [`Process::bytes`].
+    Output,
+    /// Stdout was closed.
+    Closed,
+    /// The process has ended. What it wrote may still be in the pipe.
+    Exited,
+}
+
+/// A running plugin. Dropped while it runs, it is killed.
+#[derive(Debug)]
+pub(super) struct Process {
+    pid: i32,
+    dir: PathBuf,
+    child: Child,
+    stdin: Option<pipe::Sender>,
+    unsent: BytesMut,
+    close_when_sent: bool,
+    stdout: Option<pipe::Receiver>,
+    lines: Lines,
+    read: Cell<usize>,
+    stderr_pipe: Option<pipe::Receiver>,
+    /// Its log lines.
+    pub stderr: Stderr,
+    status: Option<ExitStatus>,
+    _awaited: Awaited,
+}
+
+impl Process {
+    /// For the sweep after its end.
+    pub(super) fn root(&self) -> Root {
+        Root {
+            pid: self.pid,
+            dir: self.dir.clone(),
+        }
+    }
+
+    /// The process id.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn status(&self) -> Option<ExitStatus> {
+        self.status
+    }
+
+    /// Whether stdout may still bring something.
+    pub(super) fn is_open(&self) -> bool {
+        self.stdout.is_some()
+    }
+
+    /// Queues bytes for stdin and writes what the pipe takes at once. Nothing happens when the
+    /// plugin has closed its end: its exit will tell.
+    pub(super) fn send(&mut self, bytes: &[u8]) {
+        let Some(stdin) = &self.stdin else { return };
+        let mut bytes = bytes;
+        if self.unsent.is_empty() {
+            match stdin.try_write(bytes) {
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => {
+                    self.stdin = None;
+                    return;
+                }
+            }
+        }
+        self.unsent.extend_from_slice(bytes);
+    }
+
+    /// Whether the plugin has not taken all that was sent to it.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Closes stdin when everything is written.
+    pub(super) fn close_stdin(&mut self) {
+        self.close_when_sent = true;
+        if self.unsent.is_empty() {
+            self.stdin = None;
+        }
+    }
+
+    /// A complete line with its newline.
+    ///
+    /// # Errors
+    /// When it is longer than `limit`.
+    pub(super) fn line(&mut self, limit: usize) -> Result<Option<BytesMut>, TooLong> {
+        self.lines.next(limit)
+    }
+
+    /// What was read and not taken, at most `limit` bytes of it.
+    pub(super) fn bytes(&mut self, limit: usize) -> BytesMut {
+        self.lines.rest(limit)
+    }
+
+    /// Waits for the next event, and meanwhile writes what is queued and logs what comes on stderr.
+    /// Reads stdout only if `read`. Can be dropped at any await without a loss.
+    pub(super) async fn next(&mut self, read: bool) -> Event {
+        loop {
+            let writes = self.stdin.is_some() && !self.unsent.is_empty();
+            // Not biased: a flood on one pipe must not keep the others from their turn.
+            tokio::select! {
+                count = read_some(&mut self.stdout, self.lines.buffer(), &self.read), if read => {
+                    if count == 0 {
+                        self.stdout = None;
+                        return Event::Closed;
+                    }
+                    return Event::Output;
+                }
+                ready = writable(self.stdin.as_ref()), if writes => {
+                    if ready.is_err() || self.write().is_err() {
+                        self.stdin = None;
+                        self.unsent.clear();
+                    }
+                }
+                count = read_some(&mut self.stderr_pipe, &mut self.stderr.buffer, &self.read) => {
+                    let now = Instant::now();
+                    if count == 0 {
+                        self.stderr_pipe = None;
+                        self.stderr.finish(now);
+                    } else {
+                        self.stderr.take(now);
+                    }
+                }
+                status = self.child.wait(), if self.status.is_none() => {
+                    self.status = Some(status.unwrap_or_else(|error| {
+                        tracing::error!(%error, pid = self.pid, "waiting for a plugin");
+                        ExitStatus::default()
+                    }));
+                    return Event::Exited;
+                }
+            }
+        }
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let Some(stdin) = &self.stdin else {
+            return Ok(());
+        };
+        match stdin.try_write(&self.unsent) {
+            Ok(written) => self.unsent.advance(written),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        if self.unsent.is_empty() {
+            // A large payload must not leave its buffer behind for the rest of a job.
+            self.unsent = BytesMut::new();
+            if self.close_when_sent {
+                self.stdin = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the plugin's process group to end.
+    pub(super) fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if self.status.is_some() {
+            return;
+        }
+        // Before its `setsid` it is in no group of its own.
+        if kill(Pid::from_raw(-self.pid), signal) == Err(Errno::ESRCH) {
+            let _ = kill(Pid::from_raw(self.pid), signal);
+        }
+    }
+
+    /// Kills the plugin and all of its descendants, and waits until they are dead.
+    pub(super) async fn kill(&mut self) {
+        if self.status.is_none() {
+            self.signal(Signal::SIGSTOP);
+        }
+        let root = self.root();
+        if let Err(error) = spawn_blocking(move || tree::kill_all(&root)).await {
+            tracing::error!(%error, "killing a plugin");
+        }
+        self.signal(Signal::SIGKILL);
+        if self.status.is_none() {
+            self.status = Some(self.child.wait().await.unwrap_or_default());
+        }
+    }
+
+    /// As [`Self::kill`], for one that may have ended by itself.
+    pub(super) async fn kill_if_alive(&mut self) {
+        if self.status.is_none() {
+            self.kill().await;
+        }
+    }
+
+    /// Takes what is left on stderr without waiting for more.
+    pub(super) fn finish_stderr(&mut self) {
+        let now = Instant::now();
+        if let Some(pipe) = &self.stderr_pipe {
+            while let Ok(1..) = pipe.try_read_buf(&mut self.stderr.buffer) {
+                self.stderr.take(now);
+            }
+        }
+        self.stderr_pipe = None;
+        self.stderr.finish(now);
+    }
+}
+
+async fn writable(stdin: Option<&pipe::Sender>) -> io::Result<()> {
+    match stdin {
+        Some(stdin) => stdin.writable().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads into the buffer; 0 at the end, and for ever pending after it.
+async fn read_some(
+    pipe: &mut Option<pipe::Receiver>,
+    buffer: &mut BytesMut,
+    size: &Cell<usize>,
+) -> usize {
+    let Some(pipe) = pipe else {
+        return std::future::pending().await;
+    };
+    buffer.reserve(size.get());
+    // An error on a pipe is as good as its end.
+    let count = read_once(Pin::new(pipe), buffer, size.get()).await;
+    if count == size.get() {
+        size.set(LARGE_READ);
+    }
+    count
+}
+
+async fn read_once<R: AsyncRead>(
+    mut pipe: Pin<&mut R>,
+    buffer: &mut BytesMut,
+    most: usize,
+) -> usize {
+    use bytes::BufMut as _;
+    let mut limited = buffer.limit(most);
+    pipe.read_buf(&mut limited).await.unwrap_or(0)
+}

@@ -1,0 +1,468 @@
+//! One job, whichever process it runs in.
+//!
+//! Owns what job mode and serve mode have in common: the window of results that the engine has not
+//! confirmed, the times, the quota, the latest status, the form in which results leave. [`Control`]
+//! is the part that the host's own task shares with the task that talks to the plugin.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use receptor_proto::packet::{Content, RESULT_NAME_MAX, SEGMENT_MAX};
+use receptor_proto::plugin::{
+    ActionDescriptor, CancelReason, FileRef, MAX_STATUS_PER_SECOND, Payload, Status,
+};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId};
+use tokio::sync::Notify;
+
+use super::api::{Report, ReportPayload, WINDOW_BYTES, WINDOW_RESULTS};
+use super::config::PluginConfig;
+use super::job_dir::{self, take_result};
+use super::outcome::{self, Outcome, cut, error};
+
+/// Longest `state` of a status in bytes.
+const MAX_STATE: usize = 64;
+/// Longest `message` of a status in bytes.
+const MAX_STATUS: usize = 1024;
+/// Time between two statuses that are passed on.
+const STATUS_PAUSE: Duration = Duration::from_millis(1000 / MAX_STATUS_PER_SECOND as u64);
+
+/// What the host tells the task that runs a job.
+#[derive(Debug)]
+pub(super) struct Control {
+    go: Cell<bool>,
+    cancel: RefCell<Option<CancelReason>>,
+    /// Bytes in memory of each result that was not confirmed, oldest first.
+    unconfirmed: RefCell<VecDeque<usize>>,
+    held: Cell<usize>,
+    changed: Rc<Notify>,
+}
+
+impl Control {
+    /// `changed` wakes the task.
+    pub(super) fn new(changed: Rc<Notify>) -> Self {
+        Self {
+            go: Cell::new(false),
+            cancel: RefCell::new(None),
+            unconfirmed: RefCell::new(VecDeque::new()),
+            held: Cell::new(0),
+            changed,
+        }
+    }
+
+    /// The start is on the disk.
+    pub(super) fn start(&self) {
+        self.go.set(true);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn may_start(&self) -> bool {
+        self.go.get()
+    }
+
+    /// The first reason stands.
+    pub(super) fn cancel(&self, reason: CancelReason) {
+        self.cancel.borrow_mut().get_or_insert(reason);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn cancelled(&self) -> Option<CancelReason> {
+        self.cancel.borrow().clone()
+    }
+
+    /// The engine has confirmed results.
+    pub(super) fn taken(&self, results: usize) {
+        let mut unconfirmed = self.unconfirmed.borrow_mut();
+        for _ in 0..results {
+            if let Some(bytes) = unconfirmed.pop_front() {
+                self.held.set(self.held.get() - bytes);
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// Whether one more result may be sent.
+    pub(super) fn has_room(&self) -> bool {
+        self.unconfirmed.borrow().len() < WINDOW_RESULTS && self.held.get() < WINDOW_BYTES
+    }
+
+    fn sent(&self, payload: &ReportPayload) {
+        let bytes = match payload {
+            ReportPayload::Inline(bytes) => bytes.len(),
+            ReportPayload::File { .. } => 0,
+        };
+        self.unconfirmed.borrow_mut().push_back(bytes);
+        self.held.set(self.held.get() + bytes);
+    }
+
+    /// Waits for any of the above.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+/// Why the host ends a job.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Why {
+    /// It was told to.
+    Cancel(CancelReason),
+    /// It ran for too long.
+    Timeout(Duration),
+    /// It was silent for too long.
+    Idle(Duration),
+    /// Its results are more than its plugin may have.
+    Results(u64),
+    /// Its results were not taken and held up the other jobs of its plugin.
+    Stalled,
+    /// It broke a rule, or this node cannot go on with it.
+    Broken(ErrorBody),
+}
+
+impl Why {
+    /// The word for the plugin.
+    pub(super) fn reason(&self) -> CancelReason {
+        match self {
+            Self::Cancel(reason) => reason.clone(),
+            Self::Timeout(_) | Self::Idle(_) => CancelReason::Timeout,
+            Self::Results(_) | Self::Stalled => CancelReason::Quota,
+            Self::Broken(_) => CancelReason::Other("protocol-error".to_owned()),
+        }
+    }
+
+    /// The job's end, when it had to be ended for this.
+    pub(super) fn error(&self) -> ErrorBody {
+        match self {
+            Self::Cancel(CancelReason::Shutdown) => {
+                error(ErrorCode::Interrupted, "the node shut down")
+            }
+            Self::Cancel(CancelReason::Quota) => error(
+                ErrorCode::ResultQuota,
+                "its results are more than this node keeps",
+            ),
+            Self::Cancel(CancelReason::SenderGone) => {
+                error(ErrorCode::Cancelled, "cancelled: its sender is gone")
+            }
+            Self::Cancel(_) => error(ErrorCode::Cancelled, "cancelled"),
+            Self::Timeout(limit) => {
+                let limit = humantime::format_duration(*limit);
+                error(ErrorCode::Timeout, format!("it ran longer than {limit}"))
+            }
+            Self::Idle(limit) => {
+                let limit = humantime::format_duration(*limit);
+                error(
+                    ErrorCode::IdleTimeout,
+                    format!("it said nothing for {limit}"),
+                )
+            }
+            Self::Results(limit) => error(
+                ErrorCode::ResultQuota,
+                format!("its results have more than {limit} bytes"),
+            ),
+            Self::Stalled => error(
+                ErrorCode::ResultQuota,
+                "its results were not taken as fast as it made them, and held up the other works of its plugin",
+            ),
+            Self::Broken(problem) => problem.clone(),
+        }
+    }
+
+    /// How a job ended that was told to end: a plugin's own answer stands, unless it only says that
+    /// it was stopped and the host knows better why, or the job did well but its results are not
+    /// complete.
+    fn judge(&self, said: Option<Outcome>, complete: bool) -> Outcome {
+        match said {
+            _ if matches!(self, Self::Broken(_)) || !complete => Outcome::Failed(self.error()),
+            Some(done @ Outcome::Done { .. }) => done,
+            Some(Outcome::Failed(own)) => {
+                let stopped = matches!(
+                    own.code,
+                    ErrorCode::Cancelled | ErrorCode::Timeout | ErrorCode::IdleTimeout
+                );
+                let asked = matches!(
+                    self,
+                    Self::Cancel(CancelReason::User | CancelReason::SenderGone)
+                );
+                if stopped && !asked {
+                    Outcome::Failed(self.error())
+                } else {
+                    Outcome::Failed(own)
+                }
+            }
+            None => Outcome::Failed(self.error()),
+        }
+    }
+}
+
+/// Where a job's files are.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
+    /// The directory its process runs in.
+    pub dir: PathBuf,
+    /// The directory for results.
+    pub results: PathBuf,
+}
+
+/// A job that a plugin has, or is about to get.
+#[derive(Debug)]
+pub(super) struct Running {
+    /// Whose it is.
+    pub work: MessageId,
+    /// Its id in the plugin protocol.
+    pub id: String,
+    /// What the host says.
+    pub control: Rc<Control>,
+    /// Why it is being ended, if it is.
+    pub why: Option<Why>,
+    timeout: Option<Duration>,
+    idle: Option<Duration>,
+    max_results: Option<u64>,
+    began: Instant,
+    heard: Instant,
+    results: u64,
+    files: u32,
+    complete: bool,
+    status: Option<Status>,
+    status_sent: Option<Instant>,
+}
+
+impl Running {
+    pub(super) fn new(
+        work: MessageId,
+        control: Rc<Control>,
+        action: &ActionDescriptor,
+        config: &PluginConfig,
+        now: Instant,
+    ) -> Self {
+        let seconds = |limit: Option<u64>| limit.map(Duration::from_secs);
+        Self {
+            work,
+            id: work.to_string(),
+            control,
+            why: None,
+            timeout: config.timeout.or(seconds(action.timeout_s)),
+            idle: config.idle_timeout.or(seconds(action.idle_timeout_s)),
+            max_results: config.max_results,
+            began: now,
+            heard: now,
+            results: 0,
+            files: 0,
+            complete: true,
+            status: None,
+            status_sent: None,
+        }
+    }
+
+    /// A result of it was not passed on.
+    pub(super) fn lose_result(&mut self) {
+        self.complete = false;
+    }
+
+    /// How it ended, from what the plugin said and what the host knows. `None` when the plugin said
+    /// nothing and the host did not end it.
+    pub(super) fn judge(&self, said: Option<Outcome>) -> Option<Outcome> {
+        match &self.why {
+            Some(why) => Some(why.judge(said, self.complete)),
+            None => said,
+        }
+    }
+
+    /// Its time begins now.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.began = now;
+        self.heard = now;
+    }
+
+    /// For the plugin.
+    pub(super) fn timeout_ms(&self) -> Option<u64> {
+        u64::try_from(self.timeout?.as_millis()).ok()
+    }
+
+    /// It gave a sign of life, or could not because the host did not listen.
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.heard = now;
+    }
+
+    /// When it was heard last.
+    pub(super) fn last_heard(&self) -> Instant {
+        self.heard
+    }
+
+    /// When to look at [`Self::overdue`] or [`Self::take_status`] again.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let limits = [
+            self.timeout.and_then(|limit| self.began.checked_add(limit)),
+            self.idle.and_then(|limit| self.heard.checked_add(limit)),
+        ];
+        let limits = limits.into_iter().flatten().filter(|_| self.why.is_none());
+        let status = self.status.is_some().then_some(self.status_sent).flatten();
+        limits.chain(status.map(|sent| sent + STATUS_PAUSE)).min()
+    }
+
+    /// Whether it has run, or been silent, for too long.
+    pub(super) fn overdue(&self, now: Instant) -> Option<Why> {
+        let passed = |since: Instant, limit: &Duration| now.duration_since(since) >= *limit;
+        if self.why.is_some() {
+            return None;
+        }
+        if let Some(limit) = self.timeout.filter(|limit| passed(self.began, limit)) {
+            return Some(Why::Timeout(limit));
+        }
+        let limit = self.idle.filter(|limit| passed(self.heard, limit))?;
+        Some(Why::Idle(limit))
+    }
+
+    /// Keeps a status until it may be passed on.
+    pub(super) fn set_status(&mut self, status: Status) {
+        self.status = Some(status);
+    }
+
+    /// The latest status, if it is time for one.
+    pub(super) fn take_status(&mut self, now: Instant) -> Option<Report> {
+        let early = |sent: Instant| now.duration_since(sent) < STATUS_PAUSE;
+        if self.status_sent.is_some_and(early) {
+            return None;
+        }
+        let status = self.status.take()?;
+        self.status_sent = Some(now);
+        Some(Report::Status {
+            work: self.work,
+            state: status.state.map(|state| cut(state, MAX_STATE)),
+            message: status.message.map(|message| cut(message, MAX_STATUS)),
+            progress: status.progress,
+        })
+    }
+
+    /// Brings a result into the form for the engine.
+    ///
+    /// # Errors
+    /// [`Flaw::Quota`] when it is one too many; [`Flaw::Plugin`] when its file cannot be taken.
+    pub(super) async fn result(&mut self, body: Payload, at: &Places) -> Result<Report, Flaw> {
+        let (content, name, payload) = match body {
+            Payload::Json(json) => {
+                let bytes = Bytes::copy_from_slice(json.get().as_bytes());
+                (Content::Json, None, self.inline(bytes, at).await?)
+            }
+            Payload::Text(text) => (Content::Text, None, self.inline(text.into(), at).await?),
+            Payload::Bytes(bytes) => (Content::Bytes, None, self.inline(bytes.into(), at).await?),
+            Payload::File(file) => {
+                let payload = self.file(&file, at)?;
+                let path_name = || file.path.rsplit('/').next().map(str::to_owned);
+                let name = file.name.clone().or_else(path_name);
+                (Content::Bytes, name, payload)
+            }
+        };
+        self.control.sent(&payload);
+        Ok(Report::Data {
+            work: self.work,
+            content,
+            name: name.map(|name| cut(name, RESULT_NAME_MAX)),
+            payload,
+        })
+    }
+
+    /// As [`Self::result`], for a plugin that does not speak in messages.
+    pub(super) async fn raw(
+        &mut self,
+        content: Content,
+        bytes: Bytes,
+        at: &Places,
+    ) -> Result<Report, Flaw> {
+        let payload = self.inline(bytes, at).await?;
+        self.control.sent(&payload);
+        Ok(Report::Data {
+            work: self.work,
+            content,
+            name: None,
+            payload,
+        })
+    }
+
+    /// The last report.
+    pub(super) async fn done(&mut self, outcome: Outcome, at: &Places) -> Report {
+        let (mut eof, mut content, bytes) = outcome.into_parts();
+        let payload = match self.spill(bytes, at).await {
+            Ok(payload) => payload,
+            Err(lost) => {
+                content = Content::None;
+                eof.code = 1;
+                eof.error = Some(lost);
+                ReportPayload::Inline(Bytes::new())
+            }
+        };
+        Report::Done {
+            work: self.work,
+            eof,
+            content,
+            payload,
+        }
+    }
+
+    async fn inline(&mut self, bytes: Bytes, at: &Places) -> Result<ReportPayload, Flaw> {
+        self.count(u64::try_from(bytes.len()).unwrap_or(u64::MAX))?;
+        self.spill(bytes, at).await.map_err(Flaw::Host)
+    }
+
+    /// The engine wants what is larger than a segment as a file.
+    async fn spill(&mut self, bytes: Bytes, at: &Places) -> Result<ReportPayload, ErrorBody> {
+        if bytes.len() <= SEGMENT_MAX {
+            return Ok(ReportPayload::Inline(bytes));
+        }
+        let path = self.next_file(at);
+        match job_dir::write_result(path.clone(), bytes).await {
+            Ok(size) => Ok(ReportPayload::File { path, size }),
+            Err(problem) => Err(error(
+                ErrorCode::Internal,
+                format!("a result cannot be stored: {problem}"),
+            )),
+        }
+    }
+
+    fn file(&mut self, file: &FileRef, at: &Places) -> Result<ReportPayload, Flaw> {
+        let path = self.next_file(at);
+        let size = take_result(&at.dir, file, &path).map_err(|e| Flaw::Plugin(e.to_string()))?;
+        if let Err(quota) = self.count(size) {
+            let _ = std::fs::remove_file(&path);
+            return Err(quota);
+        }
+        Ok(ReportPayload::File { path, size })
+    }
+
+    fn count(&mut self, size: u64) -> Result<(), Flaw> {
+        self.results = self.results.saturating_add(size);
+        match self.max_results {
+            Some(max) if self.results > max => {
+                self.lose_result();
+                Err(Flaw::Quota(max))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn next_file(&mut self, at: &Places) -> PathBuf {
+        self.files += 1;
+        at.results.join(format!("{}.{}", self.id, self.files))
+    }
+}
+
+/// Why a result cannot be passed on.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Flaw {
+    /// Its results are more than so many bytes.
+    Quota(u64),
+    /// The plugin's mistake.
+    Plugin(String),
+    /// This node's.
+    Host(ErrorBody),
+}
+
+/// What to say of a plugin whose result cannot be passed on.
+pub(super) fn flaw_error(plugin: &str, flaw: Flaw) -> ErrorBody {
+    match flaw {
+        Flaw::Quota(max) => Why::Results(max).error(),
+        Flaw::Plugin(what) => outcome::protocol_error(plugin, &what, None),
+        Flaw::Host(error) => error,
+    }
+}

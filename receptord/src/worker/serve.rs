@@ -1,0 +1,811 @@
+//! Serve mode: one process for many works.
+//!
+//! Owns the process of one serving plugin and all jobs in it, in one task. A job costs no task and no
+//! process of its own: the host puts it into [`Server`], this task writes it to the pipe, several in one
+//! write when several have come.
+//!
+//! ```text
+//! host ── Server.inbox ──▶ this task ── stdin ──▶ plugin
+//!   ▲                          │  ◀──── stdout ───
+//!   └── Ends ◀─────────────────┴──▶ reports to the engine
+//! ```
+//!
+//! All jobs share one pipe, so that a job whose results nobody takes would stop the others: it is
+//! waited for as long as `Times::serve_stall` says and then cancelled with `quota`. A job that ignores its
+//! cancel costs the process, and with it the other jobs.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use receptor_proto::plugin::{
+    ActionDescriptor, Cancel, CancelReason, Data, Execute, HostMessage, MAX_LINE, Payload, Ping,
+    PluginHello, PluginMessage, Shutdown, feature,
+};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::error::TrySendError;
+
+use super::api::{Job, JobPayload, Report};
+use super::config::HostConfig;
+use super::describe::{
+    Executable, Purpose, exit_error, host_hello, let_go, make_dir, own_config, put_down,
+    read_hello, start,
+};
+use super::job::{MAX_LOG, until};
+use super::job_dir::Handover;
+use super::outcome::{Outcome, cut, describe, error, protocol_error};
+use super::process::{Event, Process};
+use super::running::{Control, Flaw, Places, Running, Why, flaw_error};
+use super::shared::{Shared, TaskEnd};
+use super::sweep;
+use crate::task;
+
+/// Ids of ended jobs that are remembered, so that a word too many about one is not taken for a word
+/// about a job that never was.
+const REMEMBERED: usize = 64;
+
+/// A serving process, as the host's own task sees it.
+#[derive(Debug)]
+pub(super) struct Server {
+    /// Tells it from its predecessors and successors.
+    pub number: u64,
+    inbox: RefCell<VecDeque<NewJob>>,
+    prepared: RefCell<Vec<(MessageId, Prepared)>>,
+    closing: Cell<bool>,
+    changed: Rc<Notify>,
+}
+
+type Prepared = Result<Option<Payload>, ErrorBody>;
+
+/// A job for it.
+#[derive(Debug)]
+pub(super) struct NewJob {
+    /// The work.
+    pub job: Job,
+    /// What its action is.
+    pub action: ActionDescriptor,
+    /// What the host says meanwhile.
+    pub control: Rc<Control>,
+}
+
+impl Server {
+    pub(super) fn new(number: u64) -> Self {
+        Self {
+            number,
+            inbox: RefCell::new(VecDeque::new()),
+            prepared: RefCell::new(Vec::new()),
+            closing: Cell::new(false),
+            changed: Rc::new(Notify::new()),
+        }
+    }
+
+    /// Wakes the process's task; for [`Control::new`].
+    pub(super) fn waker(&self) -> Rc<Notify> {
+        Rc::clone(&self.changed)
+    }
+
+    /// Gives it a job. Not to be called when it is closing.
+    pub(super) fn push(&self, job: NewJob) {
+        self.inbox.borrow_mut().push_back(job);
+        self.changed.notify_one();
+    }
+
+    /// It takes no new jobs.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    /// Lets it finish what it has, and then go.
+    pub(super) fn close(&self) {
+        self.closing.set(true);
+        self.changed.notify_one();
+    }
+}
+
+/// How a serving process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ServerEnd {
+    /// It was let go, or ended by the host because of one of its jobs.
+    Stopped,
+    /// It could not be started, died, or broke the protocol.
+    Crashed(String),
+}
+
+/// All that the process's task needs.
+#[derive(Debug)]
+pub(super) struct Task {
+    /// For every task.
+    pub shared: Rc<Shared>,
+    /// As of its start.
+    pub config: Rc<HostConfig>,
+    /// What to run.
+    pub plugin: Executable,
+    /// The link to the host.
+    pub server: Rc<Server>,
+}
+
+/// Runs the process until it ends or is not needed any more.
+pub(super) async fn run(task: Task) -> ServerEnd {
+    let name = format!("serve.{}.{}", task.plugin.name, task.server.number);
+    let (mut process, hello, dir) = match open(&task, &name).await {
+        Ok(opened) => opened,
+        Err(problem) => {
+            refuse_all(&task, &problem).await;
+            return ServerEnd::Crashed(problem.message);
+        }
+    };
+    tracing::debug!(plugin = task.plugin.name, pid = process.pid(), "serving");
+    let mut serving = Serving {
+        places: Places {
+            dir,
+            results: task.config.results(),
+        },
+        name: &task.plugin.name,
+        task: &task,
+        process: &mut process,
+        hello,
+        jobs: HashMap::new(),
+        ended: VecDeque::new(),
+        outbox: VecDeque::new(),
+        held: None,
+        idle_since: Instant::now(),
+        ping: PingState::default(),
+    };
+    let end = serving.run().await;
+    // From here on the host starts another process for new jobs.
+    task.server.close();
+    let Serving {
+        outbox, mut jobs, ..
+    } = serving;
+    let flush = async {
+        for report in outbox {
+            if task.shared.reports.send(report).await.is_err() {
+                return;
+            }
+        }
+    };
+    jobs.clear();
+    let finish = async {
+        process.kill_if_alive().await;
+        process.finish_stderr();
+    };
+    tokio::join!(flush, finish);
+    task.shared.sweeper.ended(process.root());
+    let late = error(
+        ErrorCode::PluginExit,
+        format!("{} ended before it got the work", task.plugin.name),
+    );
+    refuse_all(&task, &late).await;
+    end
+}
+
+/// Starts the process and reads its hello.
+async fn open(task: &Task, name: &str) -> Result<(Process, PluginHello, PathBuf), ErrorBody> {
+    let dir = make_dir(&task.config, &task.plugin, name)?;
+    let purpose = Purpose {
+        job: name,
+        variables: Vec::new(),
+    };
+    let mut process = match start(&task.shared, &task.config, &task.plugin, purpose) {
+        Ok(process) => process,
+        Err(problem) => {
+            sweep::remove(&dir);
+            return Err(problem);
+        }
+    };
+    match read_hello(&mut process, &task.plugin, &task.config.times).await {
+        Ok(hello) => {
+            if let Ok(line) = host_hello(&task.config, &task.plugin.name).to_line() {
+                process.send(&line);
+            }
+            Ok((process, hello, dir))
+        }
+        Err(problem) => {
+            task.server.close();
+            process.kill_if_alive().await;
+            task.shared.sweeper.ended(process.root());
+            Err(problem)
+        }
+    }
+}
+
+/// Answers for jobs that the process never got.
+async fn refuse_all(task: &Task, problem: &ErrorBody) {
+    task.server.close();
+    loop {
+        let Some(new) = task.server.inbox.borrow_mut().pop_front() else {
+            return;
+        };
+        let problem = match new.control.cancelled() {
+            Some(reason) => Why::Cancel(reason).error(),
+            None => problem.clone(),
+        };
+        let (eof, content, payload) = Outcome::Failed(problem).into_parts();
+        let report = Report::Done {
+            work: new.job.work,
+            eof,
+            content,
+            payload: super::api::ReportPayload::Inline(payload),
+        };
+        let _ = task.shared.reports.send(report).await;
+        task.shared.ends.push(TaskEnd::Served(new.job.work));
+    }
+}
+
+/// A job in the process.
+#[derive(Debug)]
+struct Entry {
+    running: Running,
+    stage: Stage,
+    job: Job,
+    action: ActionDescriptor,
+    /// Its payload is a file in the process's directory.
+    has_file: bool,
+    /// The process is ended when the job has not ended by then.
+    stop_at: Option<Instant>,
+}
+
+/// How far a job is.
+#[derive(Debug)]
+enum Stage {
+    /// Its payload is being looked at.
+    Preparing,
+    /// Its start is not on the disk yet.
+    Ready(Option<Payload>),
+    /// The plugin has it.
+    Executing,
+}
+
+#[derive(Debug, Default)]
+struct PingState {
+    nonce: u64,
+    sent: Option<Instant>,
+    answered: bool,
+    warned: bool,
+}
+
+struct Serving<'a> {
+    task: &'a Task,
+    name: &'a str,
+    process: &'a mut Process,
+    hello: PluginHello,
+    places: Places,
+    jobs: HashMap<String, Entry>,
+    ended: VecDeque<String>,
+    /// Reports that did not fit the channel at once; while there are any, nothing more is read.
+    outbox: VecDeque<Report>,
+    /// A result for which its job has no room, and since when; it holds up everything else.
+    held: Option<(Data, Instant)>,
+    idle_since: Instant,
+    ping: PingState,
+}
+
+impl Serving<'_> {
+    async fn run(&mut self) -> ServerEnd {
+        let mut closed_at = None;
+        loop {
+            self.take_new().await;
+            self.obey().await;
+            if let Err(problem) = self.read().await {
+                let what = problem.message.clone();
+                self.process.kill_if_alive().await;
+                self.fail_all(&problem).await;
+                return ServerEnd::Crashed(what);
+            }
+            let now = Instant::now();
+            if self.process.status().is_some() || closed_at.is_some_and(|at| now >= at) {
+                return self.exited().await;
+            }
+            if self
+                .jobs
+                .values()
+                .any(|job| job.stop_at.is_some_and(|at| now >= at))
+            {
+                return self.give_up().await;
+            }
+            self.keep_time(now);
+            let idle = self.jobs.is_empty() && self.task.server.inbox.borrow().is_empty();
+            let idle_at = self.idle_since + self.task.config.times.serve_idle;
+            if idle && (now >= idle_at || self.task.server.is_closing()) {
+                self.part().await;
+                return ServerEnd::Stopped;
+            }
+            let deadline = self
+                .deadline(idle.then_some(idle_at))
+                .into_iter()
+                .chain(closed_at);
+            self.wait(deadline.min(), &mut closed_at).await;
+        }
+    }
+
+    async fn wait(&mut self, deadline: Option<Instant>, closed_at: &mut Option<Instant>) {
+        let read = self.may_read();
+        let reports = &self.task.shared.reports;
+        tokio::select! {
+            () = self.task.server.changed.notified() => {}
+            permit = reports.reserve(), if !self.outbox.is_empty() => match permit {
+                Ok(permit) => {
+                    if let Some(report) = self.outbox.pop_front() {
+                        permit.send(report);
+                    }
+                }
+                Err(_) => {
+                    self.outbox.clear();
+                    self.task.server.close();
+                }
+            },
+            event = self.process.next(read) => {
+                if event == Event::Closed {
+                    *closed_at = Some(Instant::now() + self.task.config.times.exit);
+                }
+            }
+            () = until(deadline) => {}
+        }
+    }
+
+    fn may_read(&self) -> bool {
+        self.outbox.is_empty() && self.held.is_none()
+    }
+
+    /// Takes jobs from the host, and payloads that have become ready.
+    async fn take_new(&mut self) {
+        loop {
+            let Some(new) = self.task.server.inbox.borrow_mut().pop_front() else {
+                break;
+            };
+            self.take(new).await;
+        }
+        loop {
+            let Some((work, prepared)) = self.task.server.prepared.borrow_mut().pop() else {
+                break;
+            };
+            self.prepared(&work.to_string(), prepared).await;
+        }
+    }
+
+    async fn take(&mut self, new: NewJob) {
+        let NewJob {
+            job,
+            action,
+            control,
+        } = new;
+        let own = own_config(&self.task.config, self.name);
+        let running = Running::new(job.work, control, &action, &own, Instant::now());
+        let id = running.id.clone();
+        let handover = Handover {
+            dir: self.places.dir.clone(),
+            file_name: payload_file(&id),
+            user: own.user,
+            reads_files: self.hello.has(feature::FILE),
+        };
+        let (payload, content, descriptor) = (job.payload.clone(), job.content, action.clone());
+        let in_memory = matches!(payload, JobPayload::Inline(_));
+        let entry = Entry {
+            running,
+            stage: Stage::Preparing,
+            action,
+            has_file: false,
+            stop_at: None,
+            job,
+        };
+        let work = entry.job.work;
+        self.jobs.insert(id.clone(), entry);
+        if in_memory {
+            let prepared = handover.prepare(payload, content, &descriptor).await;
+            self.prepared(&id, prepared).await;
+            return;
+        }
+        // A look at a large file takes long; the other jobs go on meanwhile.
+        let server = Rc::clone(&self.task.server);
+        task::spawn("payload of a serving plugin", async move {
+            let prepared = handover.prepare(payload, content, &descriptor).await;
+            server.prepared.borrow_mut().push((work, prepared));
+            server.changed.notify_one();
+        });
+    }
+
+    async fn prepared(&mut self, id: &str, prepared: Prepared) {
+        let Some(entry) = self.jobs.get_mut(id) else {
+            // Cancelled meanwhile.
+            let _ = std::fs::remove_file(self.places.dir.join(payload_file(id)));
+            return;
+        };
+        match prepared {
+            Ok(payload) => {
+                entry.has_file = matches!(payload, Some(Payload::File(_)));
+                entry.stage = Stage::Ready(payload);
+                if !entry.job.admitted {
+                    let started = Report::Started {
+                        work: entry.running.work,
+                        idempotent: entry.action.idempotent,
+                    };
+                    self.emit(started);
+                }
+            }
+            Err(problem) => self.finish(id, Outcome::Failed(problem)).await,
+        }
+    }
+
+    /// Does what the host has asked for since the last time: starts and cancels.
+    async fn obey(&mut self) {
+        let mut unstarted = Vec::new();
+        let mut lines = Vec::new();
+        let mut starting = Vec::new();
+        for (id, entry) in &mut self.jobs {
+            match (entry.running.control.cancelled(), &entry.stage) {
+                (Some(reason), Stage::Preparing | Stage::Ready(_)) => {
+                    unstarted.push((id.clone(), Why::Cancel(reason).error()));
+                }
+                (Some(_), Stage::Executing) if entry.running.why.is_none() => {
+                    starting.push(id.clone());
+                }
+                (None, Stage::Ready(_)) if entry.running.control.may_start() => {
+                    match execute(entry) {
+                        Ok(line) => lines.extend(line),
+                        Err(problem) => unstarted.push((id.clone(), problem)),
+                    }
+                }
+                (Some(_) | None, Stage::Executing) | (None, Stage::Preparing | Stage::Ready(_)) => {
+                }
+            }
+        }
+        if !lines.is_empty() {
+            self.process.send(&lines);
+        }
+        for id in starting {
+            let reason = self
+                .jobs
+                .get(&id)
+                .and_then(|job| job.running.control.cancelled());
+            self.end(&id, Why::Cancel(reason.unwrap_or(CancelReason::User)));
+        }
+        for (id, problem) in unstarted {
+            self.finish(&id, Outcome::Failed(problem)).await;
+        }
+    }
+
+    /// Understands what was read, as far as there is room for what it says.
+    async fn read(&mut self) -> Result<(), ErrorBody> {
+        if let Some((data, since)) = self.held.take() {
+            self.data(data, since).await;
+        }
+        while self.may_read() {
+            match self.process.line(MAX_LINE) {
+                Ok(Some(line)) => self.message(&line).await?,
+                Ok(None) => return Ok(()),
+                Err(long) => {
+                    let what = format!("a line is longer than {MAX_LINE} bytes");
+                    return Err(protocol_error(self.name, &what, Some(&long.start)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn message(&mut self, line: &[u8]) -> Result<(), ErrorBody> {
+        let broken = |what: &str| protocol_error(self.name, what, Some(line));
+        let message = match PluginMessage::decode(line) {
+            Ok(message) => message,
+            Err(problem) => return Err(broken(&format!("a line is no message: {problem}"))),
+        };
+        let now = Instant::now();
+        if let Some(id) = message.id() {
+            match self.jobs.get_mut(id) {
+                Some(job) if matches!(job.stage, Stage::Executing) => job.running.heard(now),
+                Some(_) | None if self.ended.iter().any(|ended| ended == id) => {
+                    tracing::warn!(plugin = self.name, job = id, "a message about an ended job");
+                    return Ok(());
+                }
+                Some(_) | None => return Err(broken(&format!("there is no job {id:?}"))),
+            }
+        }
+        match message {
+            PluginMessage::Data(data) => self.data(data, now).await,
+            PluginMessage::Status(status) => {
+                if let Some(job) = self.jobs.get_mut(&status.id) {
+                    job.running.set_status(status);
+                }
+            }
+            PluginMessage::Log(log) => {
+                let text = cut(log.message, MAX_LOG);
+                self.process.stderr.log(log.level, &text, now);
+            }
+            PluginMessage::Done(done) => {
+                let outcome = Outcome::Done {
+                    code: done.code,
+                    result: done.result,
+                };
+                self.said(&done.id, outcome).await;
+            }
+            PluginMessage::Error(failed) => {
+                self.said(&failed.id, Outcome::of_plugin(failed.error))
+                    .await;
+            }
+            PluginMessage::Pong(pong) => self.ping.answered |= pong.nonce == self.ping.nonce,
+            PluginMessage::Hello(_) => return Err(broken("a second hello")),
+            // Newer plugins may say more than is known here.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn data(&mut self, data: Data, since: Instant) {
+        let Some(job) = self.jobs.get_mut(&data.id) else {
+            // It ended while its result waited for room.
+            return;
+        };
+        if !job.running.control.has_room() {
+            if job.running.why.is_none() {
+                job.running.heard(Instant::now());
+                self.held = Some((data, since));
+            } else {
+                job.running.lose_result();
+            }
+            return;
+        }
+        match job.running.result(data.body, &self.places).await {
+            Ok(report) => self.emit(report),
+            Err(Flaw::Quota(max)) => self.end(&data.id, Why::Results(max)),
+            Err(flaw) => {
+                let problem = flaw_error(self.name, flaw);
+                self.end(&data.id, Why::Broken(problem));
+            }
+        }
+    }
+
+    async fn said(&mut self, id: &str, outcome: Outcome) {
+        let judged = self
+            .jobs
+            .get(id)
+            .map(|job| job.running.judge(Some(outcome)));
+        if let Some(outcome) = judged.flatten() {
+            self.finish(id, outcome).await;
+        }
+    }
+
+    /// Begins to end one job.
+    fn end(&mut self, id: &str, why: Why) {
+        let alone = self.jobs.len() == 1;
+        let Some(job) = self.jobs.get_mut(id) else {
+            return;
+        };
+        if job.running.why.is_some() {
+            return;
+        }
+        let grace = self.task.config.times.cancel_grace;
+        let mut stop_at = Instant::now() + grace;
+        if self.hello.has(feature::CANCEL) && !self.process.has_unsent() {
+            let cancel = HostMessage::Cancel(Cancel {
+                id: id.to_owned(),
+                reason: why.reason(),
+                grace_ms: millis(grace),
+            });
+            if let Ok(line) = cancel.to_line() {
+                self.process.send(&line);
+            }
+        } else if alone {
+            // It cannot be told, and there is nobody to spare.
+            stop_at = Instant::now();
+        }
+        job.stop_at = Some(stop_at);
+        job.running.why = Some(why);
+    }
+
+    /// A job has reached its end.
+    async fn finish(&mut self, id: &str, outcome: Outcome) {
+        let Some(mut job) = self.jobs.remove(id) else {
+            return;
+        };
+        if self.held.as_ref().is_some_and(|(data, _)| data.id == id) {
+            self.held = None;
+        }
+        let report = job.running.done(outcome, &self.places).await;
+        if job.has_file {
+            let _ = std::fs::remove_file(self.places.dir.join(payload_file(id)));
+        }
+        self.ended.push_back(id.to_owned());
+        if self.ended.len() > REMEMBERED {
+            self.ended.pop_front();
+        }
+        self.idle_since = Instant::now();
+        self.emit(report);
+        self.task
+            .shared
+            .ends
+            .push(TaskEnd::Served(job.running.work));
+    }
+
+    /// To the engine, behind what waits for it already.
+    fn emit(&mut self, report: Report) {
+        if !self.outbox.is_empty() {
+            self.outbox.push_back(report);
+            return;
+        }
+        match self.task.shared.reports.try_send(report) {
+            Ok(()) => {}
+            Err(TrySendError::Full(report)) => self.outbox.push_back(report),
+            Err(TrySendError::Closed(_)) => self.task.server.close(),
+        }
+    }
+
+    /// Statuses, limits of time, pings, and the job whose results nobody takes.
+    fn keep_time(&mut self, now: Instant) {
+        let mut overdue = Vec::new();
+        for (id, job) in &mut self.jobs {
+            if !matches!(job.stage, Stage::Executing) {
+                continue;
+            }
+            if let Some(report) = job.running.take_status(now) {
+                // The latest wins, so that one that finds no room may be lost.
+                let _ = self.task.shared.reports.try_send(report);
+            }
+            if let Some(why) = job.running.overdue(now) {
+                overdue.push((id.clone(), why));
+            }
+        }
+        for (id, why) in overdue {
+            self.end(&id, why);
+        }
+        if let Some((data, since)) = &self.held
+            && now >= *since + self.task.config.times.serve_stall
+        {
+            let id = data.id.clone();
+            self.held = None;
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.running.lose_result();
+            }
+            self.end(&id, Why::Stalled);
+            // There may be more to read in the buffer, which no event will tell.
+            self.task.server.changed.notify_one();
+        }
+        self.keep_pinging(now);
+    }
+
+    fn ping_at(&self) -> Option<Instant> {
+        let executing = self
+            .jobs
+            .values()
+            .filter(|j| matches!(j.stage, Stage::Executing));
+        let silent = executing.map(|job| job.running.last_heard()).min()?;
+        let since = self.ping.sent.map_or(silent, |sent| sent.max(silent));
+        Some(since + self.task.config.times.ping_after)
+    }
+
+    fn keep_pinging(&mut self, now: Instant) {
+        if self.ping_at().is_none_or(|at| now < at) {
+            return;
+        }
+        if self.ping.sent.is_some() && !self.ping.answered && !self.ping.warned {
+            self.ping.warned = true;
+            tracing::warn!(
+                plugin = self.name,
+                pid = self.process.pid(),
+                "a job is silent and the plugin does not answer a ping: perhaps it hangs"
+            );
+        }
+        self.ping.nonce += 1;
+        self.ping.sent = Some(now);
+        self.ping.answered = false;
+        let ping = HostMessage::Ping(Ping {
+            nonce: self.ping.nonce,
+        });
+        if let Ok(line) = ping.to_line()
+            && !self.process.has_unsent()
+        {
+            self.process.send(&line);
+        }
+    }
+
+    fn deadline(&self, idle_at: Option<Instant>) -> Option<Instant> {
+        let jobs = self.jobs.values();
+        let jobs = jobs.filter(|job| matches!(job.stage, Stage::Executing));
+        let jobs = jobs.flat_map(|job| [job.running.deadline(), job.stop_at]);
+        let stall = self.task.config.times.serve_stall;
+        let held = self.held.as_ref().map(|(_, since)| *since + stall);
+        jobs.chain([self.ping_at(), held, idle_at]).flatten().min()
+    }
+
+    /// The process has ended, or closed its stdout for good.
+    async fn exited(&mut self) -> ServerEnd {
+        // What it said before it died may still be in the pipe.
+        let drained = Instant::now() + self.task.config.times.drain;
+        while self.process.is_open() && Instant::now() < drained {
+            tokio::select! {
+                _ = self.process.next(true) => {}
+                () = until(Some(drained)) => {}
+            }
+            if self.read().await.is_err() {
+                break;
+            }
+            if !self.may_read() {
+                // Results without room are lost with the process.
+                break;
+            }
+        }
+        self.process.kill_if_alive().await;
+        let was_clean = self.process.status().is_some_and(|status| status.success());
+        if self.jobs.is_empty() && was_clean {
+            return ServerEnd::Stopped;
+        }
+        let problem = exit_error(self.process, self.name);
+        self.fail_all(&problem).await;
+        ServerEnd::Crashed(problem.message)
+    }
+
+    /// A job was told to end and did not.
+    async fn give_up(&mut self) -> ServerEnd {
+        tracing::warn!(
+            plugin = self.name,
+            pid = self.process.pid(),
+            "a job ignores its cancel: the process is ended, with all of its jobs"
+        );
+        self.task.server.close();
+        put_down(self.process, self.task.config.times.term_grace).await;
+        let how = describe(self.process.status());
+        let name = self.name;
+        let problem = error(
+            ErrorCode::PluginExit,
+            format!("{name} {how}: it was ended because another of its works ignored its cancel"),
+        );
+        self.fail_all(&problem).await;
+        ServerEnd::Stopped
+    }
+
+    async fn fail_all(&mut self, problem: &ErrorBody) {
+        let ids: BTreeMap<String, Option<Why>> = self
+            .jobs
+            .iter()
+            .map(|(id, job)| (id.clone(), job.running.why.clone()))
+            .collect();
+        for (id, why) in ids {
+            let problem = why.map_or_else(|| problem.clone(), |why| why.error());
+            self.finish(&id, Outcome::Failed(problem)).await;
+        }
+    }
+
+    /// Lets an idle process go.
+    async fn part(&mut self) {
+        self.task.server.close();
+        let times = &self.task.config.times;
+        let shutdown = HostMessage::Shutdown(Shutdown {
+            grace_ms: millis(times.shutdown_grace),
+        });
+        if let Ok(line) = shutdown.to_line() {
+            self.process.send(&line);
+        }
+        if let_go(self.process, times.shutdown_grace).await == super::describe::Parting::Lingered {
+            put_down(self.process, times.term_grace).await;
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn payload_file(id: &str) -> String {
+    format!("{id}.payload")
+}
+
+/// The line that hands a job over.
+fn execute(entry: &mut Entry) -> Result<Vec<u8>, ErrorBody> {
+    let Stage::Ready(payload) = std::mem::replace(&mut entry.stage, Stage::Executing) else {
+        return Ok(Vec::new());
+    };
+    entry.running.begin(Instant::now());
+    let execute = HostMessage::Execute(Execute {
+        id: entry.running.id.clone(),
+        action: entry.job.directive.action().to_owned(),
+        sender: entry.job.sender.to_string(),
+        payload,
+        timeout_ms: entry.running.timeout_ms(),
+        attempt: entry.job.attempt,
+    });
+    execute.to_line().map_err(|problem| {
+        let message = format!("the payload does not fit a line: {problem}");
+        error(ErrorCode::PayloadTooLarge, message)
+    })
+}

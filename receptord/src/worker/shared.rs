@@ -1,0 +1,135 @@
+//! What all tasks of the plugin host use together.
+//!
+//! Owns nothing of a single plugin or job. The host's tasks run on one thread; this is shared by
+//! counting references, never by locks.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use receptor_proto::plugin::PluginHello;
+use receptor_proto::{ErrorBody, MessageId};
+use tokio::sync::{Notify, mpsc};
+
+use super::api::Report;
+use super::process::Spawner;
+use super::serve::ServerEnd;
+use super::sweep::Sweeper;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Starts processes.
+    pub spawner: Spawner,
+    /// Clears up after them.
+    pub sweeper: Rc<Sweeper>,
+    /// To the engine.
+    pub reports: mpsc::Sender<Report>,
+    /// To the host's own task.
+    pub ends: Rc<Ends>,
+    number: Cell<u64>,
+}
+
+impl Shared {
+    pub(super) fn new(spawner: Spawner, reports: mpsc::Sender<Report>) -> Self {
+        Self {
+            spawner,
+            sweeper: Rc::new(Sweeper::default()),
+            reports,
+            ends: Rc::new(Ends::default()),
+            number: Cell::new(0),
+        }
+    }
+
+    /// A number that was not given out before.
+    pub(super) fn next_number(&self) -> u64 {
+        self.number.set(self.number.get() + 1);
+        self.number.get()
+    }
+}
+
+/// What has ended, for the host's own task.
+#[derive(Debug)]
+pub(super) enum TaskEnd {
+    /// A work in a process of its own, and all that belongs to it.
+    Job {
+        /// Which.
+        work: MessageId,
+        /// What the plugin said of itself this time, if it did.
+        hello: Option<PluginHello>,
+    },
+    /// A work of a serving plugin.
+    Served(MessageId),
+    /// A serving process. Its works have ended before it.
+    Server {
+        /// Whose.
+        plugin: String,
+        /// Which of its processes.
+        number: u64,
+        /// How.
+        end: ServerEnd,
+    },
+    /// A description.
+    Described {
+        /// Of which plugin.
+        plugin: String,
+        /// Which attempt; a later one makes it void.
+        number: u64,
+        /// What the plugin said, or why it cannot be used.
+        result: Result<PluginHello, ErrorBody>,
+    },
+}
+
+/// A list of them. It is never longer than there are tasks and jobs, and these are bounded.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    list: RefCell<Vec<TaskEnd>>,
+    more: Notify,
+}
+
+impl Ends {
+    pub(super) fn push(&self, end: TaskEnd) {
+        self.list.borrow_mut().push(end);
+        self.more.notify_one();
+    }
+
+    /// Waits for some.
+    pub(super) async fn next(&self) -> Vec<TaskEnd> {
+        loop {
+            let list = self.list.take();
+            if !list.is_empty() {
+                return list;
+            }
+            self.more.notified().await;
+        }
+    }
+}
+
+/// Makes sure that the host's own task learns of a task's end, also when it fails.
+#[derive(Debug)]
+pub(super) struct Promise {
+    ends: Rc<Ends>,
+    end: Option<TaskEnd>,
+}
+
+impl Promise {
+    /// `fallback` is told if nothing else is.
+    pub(super) fn new(ends: &Rc<Ends>, fallback: TaskEnd) -> Self {
+        Self {
+            ends: Rc::clone(ends),
+            end: Some(fallback),
+        }
+    }
+
+    /// Tells how the task ended.
+    pub(super) fn keep(mut self, end: TaskEnd) {
+        self.end = Some(end);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if let Some(end) = self.end.take() {
+            self.ends.push(end);
+        }
+    }
+}

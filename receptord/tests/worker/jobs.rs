@@ -1,0 +1,466 @@
+//! Works of plugins that keep the rules, in a process of their own.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use receptor_proto::packet::Content;
+use receptord::worker::{Command, JobPayload, PluginConfig, Report};
+use serde_json::{Value, json};
+
+use crate::rig::{Rig, install, run};
+
+#[test]
+fn a_job_runs() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let work = rig.run("rogue:good", r#"{"module": "ping"}"#).await;
+        assert_eq!(work.started, Some(false));
+        assert_eq!(work.data.len(), 1);
+        assert_eq!(work.data[0].content, Content::Json);
+        // JSON is passed on as the text it was, as Python wrote it.
+        assert_eq!(work.data[0].bytes, &br#"{"module": "ping"}"#[..]);
+        assert_eq!(work.result(), json!({"status": "successful"}));
+        let admission = rig.admission.clone();
+        rig.until_seen("the place is free", || admission.used() == 0)
+            .await;
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn a_bad_answer_and_an_error_are_told_apart() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let work = rig.run("rogue:failed", "").await;
+        let done = work.done.unwrap();
+        assert_eq!((done.eof.code, done.eof.error), (1, None));
+        let answer: Value = serde_json::from_slice(&done.bytes).unwrap();
+        assert_eq!(answer, json!({"code": 2, "result": {"failed": ["db1"]}}));
+        let work = rig.run("rogue:refuses", "").await;
+        assert_eq!(work.code(), "missing-dependency");
+        assert_eq!(work.error().detail["command"], "frobnicate");
+        assert_eq!(work.error().detail["caused_by"], json!(["no such file"]));
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn what_cannot_run_is_refused_with_what_can() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let work = rig.run("nobody:good", "{}").await;
+        assert_eq!(work.code(), "no-such-plugin");
+        assert_eq!(work.error().detail["plugins"], json!(["rogue"]));
+        assert!(work.error().message.contains("node-b"), "{work:?}");
+        let work = rig.run("rogue:nothing", "{}").await;
+        assert_eq!(work.code(), "no-such-action");
+        assert!(work.error().message.contains("good"), "{work:?}");
+        let work = rig.run("rogue:good", "{not json").await;
+        assert_eq!(work.code(), "invalid-payload");
+        let none = JobPayload::Inline(Bytes::new());
+        let id = rig.submit("rogue:good", Content::None, none).await;
+        assert_eq!(rig.finish(id).await.code(), "invalid-payload");
+        let long = JobPayload::Inline(vec![b'x'; 101].into());
+        let id = rig.submit("rogue:small", Content::Text, long).await;
+        assert_eq!(rig.finish(id).await.code(), "payload-too-large");
+        let bytes = JobPayload::Inline(Bytes::from_static(b"\xff"));
+        let id = rig.submit("rogue:small", Content::Bytes, bytes).await;
+        assert_eq!(rig.finish(id).await.code(), "invalid-payload");
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn payloads_go_by_file_when_they_are_large_or_asked_for() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let small = JobPayload::Inline(Bytes::from_static(b"\x00\xff"));
+        let id = rig.submit("rogue:by-file", Content::Bytes, small).await;
+        let work = rig.finish(id).await;
+        let seen = json!({"size": 2, "path": "payload", "mode": "0o600"});
+        assert_eq!(work.json(0), seen);
+
+        let path = rig.root().join("stored");
+        let text = format!("\"{}\"", "x".repeat(300_000));
+        std::fs::write(&path, &text).unwrap();
+        crate::rig::chmod(&path, 0o600);
+        let size = u64::try_from(text.len()).unwrap();
+        let file = JobPayload::File {
+            path: path.clone(),
+            size,
+        };
+        let id = rig
+            .submit("rogue:by-file", Content::Json, file.clone())
+            .await;
+        assert_eq!(rig.finish(id).await.json(0)["size"], size);
+        // The action takes JSON in the line as well as by file, and gets the name of the file here.
+        let id = rig.submit("rogue:good", Content::Json, file.clone()).await;
+        assert_eq!(rig.finish(id).await.json(0), "payload");
+        std::fs::write(&path, &text[1..]).unwrap();
+        let id = rig.submit("rogue:good", Content::Json, file).await;
+        assert_eq!(rig.finish(id).await.code(), "invalid-payload");
+        assert!(path.exists(), "the engine's file stays");
+
+        // Between a segment and a line: read and put into the line.
+        let text = format!("[\"{}\"]", "y".repeat(100_000));
+        std::fs::write(&path, &text).unwrap();
+        let size = u64::try_from(text.len()).unwrap();
+        let file = JobPayload::File { path, size };
+        let id = rig.submit("rogue:good", Content::Json, file).await;
+        let work = rig.finish(id).await;
+        assert_eq!(work.data[0].bytes, text.as_bytes());
+        assert!(work.data[0].by_file);
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn a_plugin_sees_only_what_is_meant_for_it() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let work = rig.run("rogue:surroundings", "").await;
+        let seen = work.json(0);
+        let dir = seen["cwd"].as_str().unwrap();
+        let environment = seen["environment"].as_object().unwrap();
+        for (name, value) in [
+            ("RECEPTOR_PLUGIN_PROTOCOL", "1"),
+            ("RECEPTOR_NODE", "node-b"),
+            ("RECEPTOR_ACTION", "surroundings"),
+            ("RECEPTOR_SENDER", "controller"),
+            ("RECEPTOR_JOB_DIR", dir),
+            ("TMPDIR", dir),
+            ("LC_ALL", "C.UTF-8"),
+            ("PYTHONUNBUFFERED", "1"),
+        ] {
+            assert_eq!(environment[name], value, "{name}");
+        }
+        // A wrapper around the interpreter may have put something in front.
+        let path = environment["PATH"].as_str().unwrap();
+        assert!(path.ends_with(&std::env::var("PATH").unwrap()), "{path}");
+        for name in environment.keys() {
+            let known = [
+                "RECEPTOR_JOB_ID",
+                "PATH",
+                "HOME",
+                "LANG",
+                "TZ",
+                "RECEPTOR_PLUGIN_PROTOCOL",
+                "RECEPTOR_NODE",
+                "RECEPTOR_ACTION",
+                "RECEPTOR_SENDER",
+                "RECEPTOR_JOB_DIR",
+                "TMPDIR",
+                "LC_ALL",
+                "PYTHONUNBUFFERED",
+            ];
+            assert!(known.contains(&name.as_str()), "{name}");
+        }
+        assert_eq!(seen["umask"], 0o077);
+        assert_eq!(seen["mode"], 0o700);
+        assert_eq!(seen["session"], true);
+        assert_eq!(seen["no_new_privs"], "1");
+        assert_eq!(seen["blocked"], "0000000000000000");
+        assert_eq!(seen["descriptors"], json!([0, 1, 2]));
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn result_files_are_handed_over() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let work = rig.run("rogue:result-file", "").await;
+        assert_eq!(work.data[0].name.as_deref(), Some("artifacts.zip"));
+        assert_eq!(work.data[0].content, Content::Bytes);
+        assert!(work.data[0].by_file);
+        assert_eq!(work.data[0].bytes, vec![b'x'; 100_000]);
+        assert_eq!(work.data[1].bytes, &[0, 1, 2, 3][..]);
+        assert!(!work.data[1].by_file);
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn text_and_bytes_are_results_until_the_exit() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let work = rig.run("rogue:text", "").await;
+        let lines: Vec<_> = work.data.iter().map(|d| d.bytes.clone()).collect();
+        let last = "last without newline";
+        assert_eq!(lines, ["one", "", "two \u{fffd}", last]);
+        assert!(work.data.iter().all(|d| d.content == Content::Text));
+        let done = work.done.unwrap();
+        assert_eq!(done.eof.code, 1);
+        assert_eq!(done.bytes, &br#"{"code":4,"result":null}"#[..]);
+
+        let work = rig.run("rogue:stream", "").await;
+        let bytes: Vec<u8> = work.data.iter().flat_map(|d| d.bytes.to_vec()).collect();
+        assert_eq!(bytes, b"\x00\xff\n".repeat(50_000));
+        assert_eq!(work.result(), Value::Null);
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn statuses_are_thinned_and_the_latest_wins() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let work = rig.run("rogue:statuses", "").await;
+        let count = work.statuses.len();
+        assert!((2..=6).contains(&count), "{count} statuses");
+        let texts = work.statuses.iter().map(|report| match report {
+            Report::Status { message, .. } => message.clone().unwrap_or_default(),
+            other => panic!("{other:?}"),
+        });
+        let texts: Vec<String> = texts.collect();
+        assert!(texts.contains(&"step 999".to_owned()), "{texts:?}");
+        assert!(texts.iter().all(|text| text.len() <= 1024));
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn works_wait_in_order_and_no_more_of_them_than_may() {
+    run(async {
+        let mut rig = Rig::new(&["two-at-once"], |config| {
+            config.max_waiting = 3;
+            config.max_works = 8;
+        })
+        .await;
+        let mut works = Vec::new();
+        for _ in 0..2 {
+            works.push(rig.send("two-at-once:sleepy", "").await);
+        }
+        for _ in 0..3 {
+            works.push(rig.send("two-at-once:slow", "").await);
+        }
+        let refused = rig.run("two-at-once:slow", "").await;
+        assert_eq!(refused.code(), "busy");
+        assert_eq!(refused.error().detail["retryable"], true);
+        rig.until_data(works[0], 1).await;
+        rig.until_data(works[1], 1).await;
+        assert_eq!(rig.admission.used(), 2);
+        let info = rig.list().await;
+        assert_eq!(
+            (info["two-at-once"].running, info["two-at-once"].waiting),
+            (2, 3)
+        );
+        // One that waits can be cancelled without ever having been started.
+        rig.cancel(works[3]).await;
+        let cancelled = rig.finish(works[3]).await;
+        assert_eq!(
+            (cancelled.code().as_str(), cancelled.started),
+            ("cancelled", None)
+        );
+        rig.cancel(works[0]).await;
+        rig.finish(works[2]).await.result();
+        assert!(rig.work(works[4]).is_none_or(|w| w.done.is_none()));
+        rig.finish(works[4]).await.result();
+        rig.cancel(works[1]).await;
+        rig.finish(works[0]).await;
+        rig.finish(works[1]).await;
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn the_node_s_own_limit_holds_over_all_plugins() {
+    run(async {
+        let mut rig = Rig::new(&["rogue", "other"], |config| config.max_works = 1).await;
+        let first = rig.send("rogue:slow", "").await;
+        let second = rig.send("other:slow", "").await;
+        let third = rig.send("rogue:slow", "").await;
+        rig.finish(first).await.result();
+        assert!(rig.work(third).is_none());
+        rig.finish(second).await.result();
+        rig.finish(third).await.result();
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn an_admitted_work_needs_no_question() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |config| config.max_works = 1).await;
+        let payload = JobPayload::Inline(Bytes::from_static(b"1"));
+        let mut job = rig.job("rogue:good", Content::Json, payload);
+        assert!(rig.admission.try_admit(&job.directive).is_some());
+        assert!(rig.admission.try_admit(&job.directive).is_none());
+        job.admitted = true;
+        let work = job.work;
+        rig.command(Command::Run(job)).await;
+        rig.command(Command::Start { work }).await;
+        let work = rig.finish(work).await;
+        assert_eq!((work.started, work.json(0)), (None, json!(1)));
+        rig.until_seen("the place is given back", || true).await;
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn nothing_is_handed_over_before_its_start_is_on_the_disk() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |config| config.max_works = 1).await;
+        let payload = JobPayload::Inline(Bytes::from_static(b"1"));
+        let mut job = rig.job("rogue:good", Content::Json, payload);
+        assert!(rig.admission.try_admit(&job.directive).is_some());
+        job.admitted = true;
+        let work = job.work;
+        rig.command(Command::Run(job)).await;
+        assert!(!rig.soon().await, "it must wait");
+        rig.cancel(work).await;
+        let work = rig.finish(work).await;
+        assert_eq!((work.code().as_str(), work.data.len()), ("cancelled", 0));
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn results_stop_while_nobody_takes_them() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        rig.takes.set(false);
+        let work = rig.send("rogue:many", r#"{"count": 1000}"#).await;
+        let window = receptord::worker::WINDOW_RESULTS;
+        rig.until_data(work, window).await;
+        assert!(!rig.soon().await, "more than the window");
+        assert_eq!(rig.work(work).unwrap().data.len(), window);
+        rig.takes.set(true);
+        let results = window;
+        rig.command(Command::Taken { work, results }).await;
+        let work = rig.finish(work).await;
+        assert_eq!(work.data.len(), 1000);
+        for (at, datum) in work.data.iter().enumerate() {
+            let value: Value = serde_json::from_slice(&datum.bytes).unwrap();
+            assert_eq!(value["n"], at);
+        }
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn the_window_counts_bytes_as_well() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        rig.takes.set(false);
+        let work = rig
+            .send("rogue:many", r#"{"count": 100, "size": 60000}"#)
+            .await;
+        rig.until_data(work, 5).await;
+        while rig.soon().await {}
+        let held: usize = rig
+            .work(work)
+            .unwrap()
+            .data
+            .iter()
+            .map(|d| d.bytes.len())
+            .sum();
+        assert!(held < receptord::worker::WINDOW_BYTES + 65_536, "{held}");
+        rig.cancel(work).await;
+        assert_eq!(rig.finish(work).await.code(), "cancelled");
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn limits_of_time_and_size_come_from_the_configuration() {
+    run(async {
+        let mut rig = Rig::new(&["rogue", "idler", "hoarder"], |config| {
+            let timeout = PluginConfig {
+                timeout: Some(Duration::from_secs(1)),
+                ..PluginConfig::default()
+            };
+            let idle = PluginConfig {
+                idle_timeout: Some(Duration::from_secs(1)),
+                ..PluginConfig::default()
+            };
+            let quota = PluginConfig {
+                max_results: Some(10_000),
+                ..PluginConfig::default()
+            };
+            config.plugins.insert("rogue".into(), timeout);
+            config.plugins.insert("idler".into(), idle);
+            config.plugins.insert("hoarder".into(), quota);
+        })
+        .await;
+        assert_eq!(rig.run("rogue:sleepy", "").await.code(), "timeout");
+        let work = rig.run("idler:sleepy", "").await;
+        assert_eq!((work.code().as_str(), work.data.len()), ("idle-timeout", 1));
+        let work = rig
+            .run("hoarder:many", r#"{"count": 100, "size": 1000}"#)
+            .await;
+        assert_eq!(work.code(), "result-quota");
+        assert!(work.data.len() < 10);
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn a_cancel_is_a_message_for_those_who_listen() {
+    run(async {
+        let mut rig = Rig::new(&["rogue-cancel"], |_| {}).await;
+        let work = rig.send("rogue-cancel:cancel-message", "").await;
+        rig.until(|rig| rig.work(work).is_some_and(|w| w.started.is_some()))
+            .await;
+        rig.cancel(work).await;
+        let ended = rig.finish(work).await;
+        assert_eq!(ended.code(), "cancelled");
+        // Cancelled before the plugin had the job, it is not told.
+        if let Some(message) = ended.data.first() {
+            let message: Value = serde_json::from_slice(&message.bytes).unwrap();
+            assert_eq!(
+                (&message["reason"], &message["grace_ms"]),
+                (&json!("user"), &json!(300))
+            );
+            assert_eq!(ended.error().message, "as you wish");
+        }
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn a_shut_down_host_ends_what_runs_and_forgets_what_waits() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |config| config.max_works = 1).await;
+        let running = rig.send("rogue:sleepy", "").await;
+        rig.until_data(running, 1).await;
+        let waiting = rig.send("rogue:good", "1").await;
+        let grace = Duration::from_millis(100);
+        rig.command(Command::Shutdown { grace }).await;
+        let ended = rig.finish(running).await;
+        assert_eq!(ended.code(), "interrupted");
+        assert!(rig.work(waiting).is_none());
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn a_reload_changes_limits_and_places() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |config| config.max_works = 1).await;
+        let mut config = rig.config.clone();
+        config.max_works = 2;
+        config.dirs.remove(0);
+        install(&rig.dirs[1], "other");
+        rig.command(Command::SetConfig(Box::new(config))).await;
+        rig.until_advertised(|c| c.len() == 1 && c[0].plugin == "other")
+            .await;
+        let work = rig.run("rogue:good", "1").await;
+        assert_eq!(work.code(), "no-such-plugin");
+        let works = [
+            rig.send("other:slow", "").await,
+            rig.send("other:slow", "").await,
+        ];
+        rig.until(|rig| {
+            works
+                .iter()
+                .all(|w| rig.work(*w).is_some_and(|w| w.started.is_some()))
+        })
+        .await;
+        assert_eq!(rig.admission.used(), 2);
+        for work in works {
+            rig.finish(work).await.result();
+        }
+        rig.stop().await;
+    });
+}

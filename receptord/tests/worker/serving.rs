@@ -1,0 +1,1 @@
+//! Works of plugins that serve.
