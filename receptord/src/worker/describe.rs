@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use receptor_proto::ErrorBody;
 use receptor_proto::plugin::{
-    HostHello, HostMessage, Limits, MAX_HELLO, PROTOCOL_VERSION, PluginHello, PluginMessage, env,
-    excerpt, feature,
+    HostHello, HostMessage, Limits, MAX_HELLO, MAX_LINE, PROTOCOL_VERSION, PluginHello,
+    PluginMessage, env, excerpt, feature,
 };
 use tokio::time::timeout_at;
 
@@ -227,21 +227,49 @@ pub(super) async fn describe(
     };
     let hello = read_hello(&mut process, &plugin, &config.times).await;
     let took = begin.elapsed();
-    if hello.is_ok() {
-        let said = let_go(&mut process, config.times.exit).await;
-        match said {
-            Parting::Exited => {}
-            Parting::Lingered => tracing::warn!(
-                plugin = plugin.name,
-                after = ?config.times.exit,
-                "the plugin does not exit when its stdin is closed: it was killed"
-            ),
-        }
-    }
+    let hello = match hello {
+        Ok(hello) => Ok(second_thoughts(&mut process, &config, hello).await),
+        Err(problem) => Err(problem),
+    };
     process.kill_if_alive().await;
     process.finish_stderr();
     shared.sweeper.ended(process.root());
     tracing::debug!(plugin = plugin.name, ?took, ok = hello.is_ok(), "described");
+    hello
+}
+
+/// Shows the plugin its configuration and lets it go; meanwhile it may say whether it is ready with
+/// that.
+async fn second_thoughts(
+    process: &mut Process,
+    config: &HostConfig,
+    mut hello: PluginHello,
+) -> PluginHello {
+    if let Ok(line) = host_hello(config, &hello.name).to_line() {
+        process.send(&line);
+    }
+    process.close_stdin();
+    let end = tokio::time::Instant::now() + config.times.exit;
+    while process.status().is_none() || process.is_open() {
+        match process.line(MAX_LINE) {
+            Ok(Some(line)) => {
+                if let Ok(PluginMessage::Ready(ready)) = PluginMessage::decode(&line) {
+                    hello.ready = ready.ready;
+                    hello.reason = ready.reason;
+                }
+            }
+            Ok(None) if timeout_at(end, process.next(true)).await.is_err() => break,
+            Ok(None) => {}
+            Err(_) => break,
+        }
+    }
+    if process.status().is_none() {
+        tracing::warn!(
+            plugin = hello.name,
+            after = ?config.times.exit,
+            "the plugin does not exit when its stdin is closed: it was killed"
+        );
+    }
     hello
 }
 

@@ -101,7 +101,7 @@ fn entries(dir: &Path) -> Vec<String> {
         match entry.file_name().into_string() {
             Ok(name) => names.push(name),
             Err(name) => {
-                tracing::debug!(dir = %dir.display(), ?name, "passed over: no plugin name")
+                tracing::debug!(dir = %dir.display(), ?name, "passed over: no plugin name");
             }
         }
     }
@@ -172,10 +172,11 @@ fn judge(
         let shown = path.display();
         return refused(format!("{shown} is not executable: run chmod +x {shown}"));
     }
-    if !dir.trusted && !allow_unsafe {
-        if let Err(why) = trust::check(path, geteuid().as_raw()) {
-            return refused(why);
-        }
+    if !dir.trusted
+        && !allow_unsafe
+        && let Err(why) = trust::check(path, geteuid().as_raw())
+    {
+        return refused(why);
     }
     Some(Found::Plugin {
         executable: Executable {
@@ -303,7 +304,7 @@ mod tests {
         let elsewhere = put(&dirs[1], "real.bak", 0o755);
         symlink(&elsewhere, dirs[0].path.join("echo")).unwrap();
         let before = scan(&dirs, false);
-        assert_eq!(before.linked, [elsewhere.clone()]);
+        assert_eq!(before.linked, std::slice::from_ref(&elsewhere));
         assert_eq!(before, scan(&dirs, false));
         fs::write(&elsewhere, b"#!/bin/sh\n# changed\n").unwrap();
         assert_ne!(before, scan(&dirs, false));

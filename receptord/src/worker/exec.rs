@@ -296,11 +296,13 @@ fn execute(instruction: &Instruction) -> String {
         }
         std::thread::sleep(BUSY_PAUSE);
     }
-    let hint = match error.kind() {
+    let hint = if error.kind() == io::ErrorKind::NotFound {
         // The file was there a moment ago, or the daemon would not have started it.
-        io::ErrorKind::NotFound => " (or the interpreter in its first line)",
-        io::ErrorKind::PermissionDenied => " (is it on a file system mounted noexec?)",
-        _ => "",
+        " (or the interpreter in its first line)"
+    } else if error.kind() == io::ErrorKind::PermissionDenied {
+        " (is it on a file system mounted noexec?)"
+    } else {
+        ""
     };
     format!("cannot execute {}: {error}{hint}", program.display())
 }

@@ -545,6 +545,17 @@ impl Host {
                 number,
                 end,
             } => self.server_ended(&plugin, number, end),
+            TaskEnd::Ready { plugin, ready } => {
+                if let Some(plugin) = self.plugins.get_mut(&plugin)
+                    && let Some(hello) = &mut plugin.hello
+                    && (hello.ready, &hello.reason) != (ready.ready, &ready.reason)
+                {
+                    let hello = Rc::make_mut(hello);
+                    hello.ready = ready.ready;
+                    hello.reason = ready.reason;
+                    self.dirty();
+                }
+            }
             TaskEnd::Described {
                 plugin,
                 number,

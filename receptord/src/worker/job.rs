@@ -97,14 +97,14 @@ pub(super) async fn run(task: Task) -> Ended {
     let begun = begin(&task, &mut running, &mut process, payload).await;
     let mut outbox = VecDeque::new();
     let outcome = match begun {
-        Ok(hello) => {
+        Ok(mut hello) => {
             let mut conversation = Conversation {
                 task: &task,
                 running: &mut running,
                 process: &mut process,
                 places: &places,
                 outbox: &mut outbox,
-                hello: &hello,
+                hello: &mut hello,
                 stop: Stop::No,
                 drained_at: None,
             };
@@ -286,7 +286,7 @@ struct Conversation<'a> {
     places: &'a Places,
     /// Reports that did not fit the channel at once; while there are any, nothing more is read.
     outbox: &'a mut VecDeque<Report>,
-    hello: &'a PluginHello,
+    hello: &'a mut PluginHello,
     stop: Stop,
     /// When to give up on the end of stdout.
     drained_at: Option<Instant>,
@@ -458,8 +458,13 @@ impl Conversation<'_> {
             }),
             PluginMessage::Error(failed) => Step::End(Outcome::of_plugin(failed.error)),
             PluginMessage::Hello(_) => self.broken("a second hello", Some(line)),
-            // Newer plugins may say more than is known here, and pongs are for serving ones.
-            _ => Step::More,
+            PluginMessage::Ready(ready) => {
+                self.hello.ready = ready.ready;
+                self.hello.reason = ready.reason;
+                Step::More
+            }
+            // Newer plugins may say more than is known here.
+            PluginMessage::Pong(_) | PluginMessage::Unknown { .. } => Step::More,
         }
     }
 

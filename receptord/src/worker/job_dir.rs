@@ -288,12 +288,14 @@ pub(super) fn take_result(dir: &Path, file: &FileRef, to: &Path) -> Result<u64, 
     if !is_relative_path(&file.path) {
         return Err(FileProblem::Path(file.path.clone()));
     }
-    let problem = |error: Errno| match error {
-        Errno::ELOOP | Errno::ENOTDIR => FileProblem::Link(file.path.clone()),
-        error => FileProblem::Io {
+    let problem = |error: Errno| {
+        if error == Errno::ELOOP || error == Errno::ENOTDIR {
+            return FileProblem::Link(file.path.clone());
+        }
+        FileProblem::Io {
             path: file.path.clone(),
             error,
-        },
+        }
     };
     let (parent, name) = open_parent(dir, &file.path).map_err(problem)?;
     let before = fstatat(&parent, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(problem)?;

@@ -89,11 +89,12 @@ pub(super) fn error(code: ErrorCode, message: impl Into<String>) -> ErrorBody {
 }
 
 fn translate(error: PluginError) -> ErrorBody {
-    let code = match error.code {
-        plugin::ErrorCode::Canceled => ErrorCode::Cancelled,
-        plugin::ErrorCode::UnknownPlugin => ErrorCode::NoSuchPlugin,
-        plugin::ErrorCode::UnknownAction => ErrorCode::NoSuchAction,
-        other => match other.as_str().parse() {
+    // Three are called otherwise in the mesh.
+    let code = match error.code.as_str() {
+        "canceled" => ErrorCode::Cancelled,
+        "unknown-plugin" => ErrorCode::NoSuchPlugin,
+        "unknown-action" => ErrorCode::NoSuchAction,
+        other => match other.parse() {
             Ok(code) => code,
             Err(never) => match never {},
         },
@@ -116,7 +117,9 @@ fn translate(error: PluginError) -> ErrorBody {
 
 /// Shortens a text to at most so many bytes.
 pub(super) fn cut(mut text: String, most: usize) -> String {
-    text.truncate(text.floor_char_boundary(most));
+    if let Some(end) = (0..=most.min(text.len())).rfind(|end| text.is_char_boundary(*end)) {
+        text.truncate(end);
+    }
     text
 }
 

@@ -526,8 +526,12 @@ impl Serving<'_> {
             }
             PluginMessage::Pong(pong) => self.ping.answered |= pong.nonce == self.ping.nonce,
             PluginMessage::Hello(_) => return Err(broken("a second hello")),
+            PluginMessage::Ready(ready) => {
+                let plugin = self.name.to_owned();
+                self.task.shared.ends.push(TaskEnd::Ready { plugin, ready });
+            }
             // Newer plugins may say more than is known here.
-            _ => {}
+            PluginMessage::Unknown { .. } => {}
         }
         Ok(())
     }

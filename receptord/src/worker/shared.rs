@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use receptor_proto::plugin::PluginHello;
+use receptor_proto::plugin::{PluginHello, Ready};
 use receptor_proto::{ErrorBody, MessageId};
 use tokio::sync::{Notify, mpsc};
 
@@ -68,6 +68,13 @@ pub(super) enum TaskEnd {
         /// How.
         end: ServerEnd,
     },
+    /// Not an end: a serving plugin says whether works have a chance.
+    Ready {
+        /// Which.
+        plugin: String,
+        /// What it says.
+        ready: Ready,
+    },
     /// A description.
     Described {
         /// Of which plugin.
@@ -79,7 +86,7 @@ pub(super) enum TaskEnd {
     },
 }
 
-/// A list of them. It is never longer than there are tasks and jobs, and these are bounded.
+/// A list of them. It is never longer than there are tasks, jobs, and lines in one read of each.
 #[derive(Debug, Default)]
 pub(super) struct Ends {
     list: RefCell<Vec<TaskEnd>>,

@@ -106,7 +106,7 @@ async fn death(deaths: &mut Option<Signal>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Removes a job directory with all that is in it.

@@ -210,7 +210,10 @@ fn statuses_are_thinned_and_the_latest_wins() {
         assert!((2..=6).contains(&count), "{count} statuses");
         let texts = work.statuses.iter().map(|report| match report {
             Report::Status { message, .. } => message.clone().unwrap_or_default(),
-            other => panic!("{other:?}"),
+            Report::Started { .. }
+            | Report::Data { .. }
+            | Report::Done { .. }
+            | Report::Capabilities(_) => panic!("{report:?}"),
         });
         let texts: Vec<String> = texts.collect();
         assert!(texts.contains(&"step 999".to_owned()), "{texts:?}");

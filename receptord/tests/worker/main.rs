@@ -2,6 +2,10 @@
 
 mod discovery;
 mod jobs;
+#[expect(
+    clippy::unwrap_used,
+    reason = "a helper of tests, where a panic is a failed test"
+)]
 mod rig;
 mod rogues;
 mod serving;

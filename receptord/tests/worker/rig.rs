@@ -150,7 +150,7 @@ impl Rig {
             commands,
             reports,
             admission: host.admission(),
-            host: tokio::task::spawn_local(host.run()),
+            host: receptord::task::spawn("plugin host", host.run()),
             works: HashMap::new(),
             capabilities: None,
             takes: Cell::new(true),
@@ -337,6 +337,24 @@ impl Rig {
     pub(crate) async fn until_advertised(&mut self, what: impl Fn(&[Capability]) -> bool) {
         self.until(|rig| rig.capabilities.as_ref().is_some_and(|c| what(c)))
             .await;
+    }
+
+    /// Sends works to `serve:later` until one comes to another process than this; all others end
+    /// with that process.
+    pub(crate) async fn until_other_process(&mut self, pid: i32) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            assert!(Instant::now() < deadline, "no other process");
+            let work = self.send("serve:later", "").await;
+            self.until_data(work, 1).await;
+            let is_other = self.work(work).unwrap().pid() != pid;
+            if is_other {
+                self.run("serve:wake", "").await;
+                self.finish(work).await;
+                return;
+            }
+            self.soon().await;
+        }
     }
 
     /// Names of what is advertised.

@@ -408,6 +408,37 @@ def finish_when_cancelled(job, payload):
     say(type="done", id=job, code=0, result="just done")
 
 
+# Served.
+
+@action(payload="none")
+def later(job, payload):
+    """Answers when the next job is done."""
+    LATER.append(job)
+    say(type="data", id=job, data={"pid": os.getpid()})
+
+
+@action(payload="none")
+def wake(job, payload):
+    say(type="done", id=job, code=0)
+    while LATER:
+        say(type="done", id=LATER.pop(), code=0, result="later")
+
+
+@action(payload="none")
+def about_ended(job, payload):
+    say(type="done", id=job, code=0)
+    say(type="data", id=job, text="one more thing")
+
+
+@action(payload="none")
+def exit_clean(job, payload):
+    say(type="done", id=job, code=0)
+    os._exit(0)
+
+
+LATER = []
+
+
 def execute(message):
     function, descriptor = ACTIONS[message["action"]]
     for key in ("payload", "payload_text", "payload_base64", "payload_file"):
@@ -451,6 +482,14 @@ def main():
         deaf()
     for line in sys.stdin:
         message = json.loads(line)
+        if message["type"] == "hello" and NAME == "thinks-twice":
+            missing = message.get("config", {}).get("command")
+            say(type="ready", ready=not missing, reason=f"{missing} was not found")
+        if message["type"] == "ping" and "pong" in NAME:
+            say(type="pong", nonce=message["nonce"])
+        if message["type"] == "cancel" and "obedient" in NAME and message["id"] in LATER:
+            LATER.remove(message["id"])
+            say(type="error", id=message["id"], error={"code": "canceled", "message": "stopped"})
         if message["type"] != "execute":
             continue
         if NAME == "not-ready-mute":

@@ -175,7 +175,7 @@ fn a_line_that_is_too_long() {
 #[test]
 fn a_line_that_does_not_end() {
     rogue("endless-line", |work| {
-        assert_eq!(work.code(), "protocol-error")
+        assert_eq!(work.code(), "protocol-error");
     });
 }
 
@@ -191,7 +191,7 @@ fn an_unknown_id() {
 #[test]
 fn a_second_hello() {
     rogue("second-hello", |work| {
-        assert_eq!(work.code(), "protocol-error")
+        assert_eq!(work.code(), "protocol-error");
     });
 }
 
@@ -258,7 +258,7 @@ fn a_last_line_without_its_newline_still_counts() {
 #[test]
 fn a_closed_stdout() {
     rogue("closes-stdout", |work| {
-        assert_eq!(work.code(), "plugin-exit")
+        assert_eq!(work.code(), "plugin-exit");
     });
 }
 
