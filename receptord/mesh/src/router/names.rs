@@ -161,11 +161,11 @@ mod tests {
             for name in &names {
                 let id = NodeId::new(name).unwrap();
                 prop_assert_eq!(found(&table, &ids, &id), map.get(&id).copied());
-                if !map.contains_key(&id) {
-                    let index = Index::try_from(ids.len()).unwrap();
+                let index = Index::try_from(ids.len()).unwrap();
+                if let alloc::collections::btree_map::Entry::Vacant(entry) = map.entry(id.clone()) {
+                    entry.insert(index);
                     table.insert(&id, index, |index| ids.get(index as usize));
-                    ids.push(id.clone());
-                    map.insert(id, index);
+                    ids.push(id);
                 }
             }
             map.retain(|_, index| (keep >> (*index % 64)) & 1 == 1);

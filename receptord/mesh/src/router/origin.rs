@@ -272,7 +272,7 @@ impl Router {
         match standing {
             Standing::Older => self.answer_with_newer(now, id, Some(key)),
             Standing::Same if !foreign || lsa.remaining_s == 0 => {
-                self.acknowledge(now, id, lsa, Some(key))
+                self.acknowledge(now, id, lsa, Some(key));
             }
             Standing::Same | Standing::Unknown | Standing::Newer => {
                 self.acknowledge(now, id, lsa, Some(key));
