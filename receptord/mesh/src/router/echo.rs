@@ -25,7 +25,8 @@ pub(crate) struct EchoRequest {
 /// Who waits for an answer.
 #[derive(Debug, Clone, Copy)]
 enum For {
-    Client(EchoId),
+    /// A client, and whether it set the hop limit, so that its end is an answer.
+    Client(EchoId, bool),
     /// The check of the newcomer on this link.
     Check(LinkId),
 }
@@ -85,7 +86,13 @@ impl Router {
             out.push_back(Output::EchoResult { id, result });
             return id;
         }
-        self.expect(now, node.clone(), nonce, now + timeout, For::Client(id));
+        self.expect(
+            now,
+            node.clone(),
+            nonce,
+            now + timeout,
+            For::Client(id, hop_limit.is_some()),
+        );
         id
     }
 
@@ -152,7 +159,16 @@ impl Router {
         };
         match echo.purpose {
             For::Check(link) => self.rival_answered(now, link, reply.arrived, out),
-            For::Client(id) => {
+            For::Client(id, false) if !reply.arrived => {
+                let text = format!(
+                    "the echo to {} went through {} nodes; {from} was the last",
+                    echo.node,
+                    u32::from(reply.hops) + 1
+                );
+                let result = Err(ErrorBody::new(ErrorCode::HopLimit, text));
+                out.push_back(Output::EchoResult { id, result });
+            }
+            For::Client(id, _) => {
                 let own = from == self.config.node;
                 let result = Ok(EchoAnswer {
                     from,
@@ -188,7 +204,7 @@ impl Router {
                 return self.rival_answered(now, link, false, out);
             }
             For::Check(_) => return,
-            For::Client(id) => id,
+            For::Client(id, _) => id,
         };
         let own = *reporter == self.config.node;
         let no_route = code == ErrorCode::NoRoute;
@@ -220,7 +236,7 @@ impl Router {
                 return;
             };
             // The check of a newcomer has its own timer.
-            if let For::Client(id) = echo.purpose {
+            if let For::Client(id, _) = echo.purpose {
                 let waited = deadline.since(echo.sent);
                 let text = format!("no answer from {} within {waited:?}", echo.node);
                 let result = Err(ErrorBody::new(ErrorCode::Timeout, text));

@@ -82,6 +82,21 @@ fn traceroute_names_every_node_on_the_way() {
 }
 
 #[test]
+fn an_echo_that_goes_in_circles_has_not_arrived() {
+    let mut net = Net::new();
+    let mut config = Net::config("a", 100);
+    config.hop_limit = 1;
+    net.add_with(config);
+    for name in ["b", "c", "d"] {
+        net.add(name);
+        net.connect(net.hosts.len() - 2, net.hosts.len() - 1);
+    }
+    net.settle();
+    assert_eq!(net.echo(0, "c").unwrap().hops, 2);
+    assert_eq!(net.echo(0, "d").unwrap_err().code, ErrorCode::HopLimit);
+}
+
+#[test]
 fn an_echo_to_nowhere_says_why() {
     let (mut net, links) = chain(&["a", "b", "c"]);
     net.settle();
