@@ -89,23 +89,31 @@ pub(super) fn check(path: &Path, report: &mut Report) -> Result<bool, Failure> {
     }
 }
 
-/// What others could write, and how to mend it.
+/// What others could write or replace on the way to the plugin, and how to mend it: as the daemon judges it.
 fn owners(path: &Path) -> Vec<(String, String)> {
-    let mut found = Vec::new();
     let own = geteuid().as_raw();
-    for place in path.ancestors() {
-        let Ok(metadata) = fs::metadata(place) else {
+    let named = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let real = fs::canonicalize(path).unwrap_or_default();
+    let mut places: Vec<&Path> = Vec::new();
+    for place in named.ancestors().chain(real.ancestors()) {
+        if !places.contains(&place) {
+            places.push(place);
+        }
+    }
+    let mut found = Vec::new();
+    for place in places {
+        let Ok(metadata) = fs::symlink_metadata(place) else {
             continue;
         };
         let shown = place.display();
         if ![0, own].contains(&metadata.uid()) {
             let what = format!("{shown} belongs to user {}", metadata.uid());
-            found.push((what, format!("chown root {shown}")));
+            found.push((what, format!("chown -h root {shown}")));
         }
         let mode = metadata.mode() & 0o7777;
-        // In a sticky directory others cannot replace what is not theirs.
-        let sticky = metadata.is_dir() && mode & 0o1000 != 0;
-        if mode & 0o022 != 0 && !sticky {
+        // In a sticky directory others cannot replace what is not theirs; a link's mode means nothing.
+        let harmless = metadata.is_symlink() || (metadata.is_dir() && mode & 0o1000 != 0);
+        if mode & 0o022 != 0 && !harmless {
             let what = format!("{shown} of mode {mode:04o} can be written by others");
             found.push((what, format!("chmod go-w {shown}")));
         }

@@ -291,6 +291,20 @@ fn file_owner() {
         &["--strict"],
         "of mode 0775 can be written by others",
     );
+    // A directory on the way counts like the file, however the path is written.
+    fs::set_permissions(&plugin.path, Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(plugin.dir.path(), Permissions::from_mode(0o777)).unwrap();
+    let output = program()
+        .args(["plugin", "check", "./bad", "--strict"])
+        .current_dir(plugin.dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let dir = plugin.dir.path().display();
+    assert!(
+        text.contains(&format!("{dir} of mode 0777 can be written by others")),
+        "{text}"
+    );
     // Where a plugin is written, and not installed, it is only told.
     assert_eq!(plugin.finding("file", "owner", &[])["result"], "skip");
 }
