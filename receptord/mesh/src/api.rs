@@ -32,7 +32,8 @@ pub struct Config {
     pub hold_time: Duration,
     /// How many nodes a packet may pass through.
     pub hop_limit: u8,
-    /// How long this node's LSAs stay valid without being repeated; they are repeated at half of it.
+    /// How long this node's LSAs stay valid without being repeated; they are repeated at half of
+    /// it. Between a minute and a day; anything else is taken as the nearer of them.
     pub lsa_lifetime: Duration,
     /// How long the LSAs of a node that cannot be reached are kept.
     pub dead_node_retention: Duration,

@@ -185,12 +185,13 @@ impl Router {
                     .then(|| ErrorBody::new(ErrorCode::BadFrame, "the credit is out of range"))
             });
         let own = hello.node == self.config.node;
-        let index = self.lsdb.intern(&hello.node, now);
-        let fault = fault.or_else(|| {
-            index
-                .is_none()
-                .then(|| ErrorBody::new(ErrorCode::Busy, "this node has no room for more nodes"))
-        });
+        let index = if fault.is_some() {
+            None
+        } else {
+            self.lsdb.intern(&hello.node, now)
+        };
+        let full = || ErrorBody::new(ErrorCode::Busy, "this node has no room for more nodes");
+        let fault = fault.or_else(|| index.is_none().then(full));
         let hold = Duration::from_millis(u64::from(hello.hold_time_ms)).max(HOLD_FLOOR);
         link.peer = Some(Peer {
             index: index.unwrap_or(Index::MAX),
@@ -385,7 +386,7 @@ impl Router {
 
     /// The links of this node are not what they were.
     fn adjacencies_changed(&mut self, now: Instant) {
-        self.links_changed = true;
+        self.routes_changed = true;
         self.request_statement(now, LsaKind::LINKS);
         self.request_routes(now);
     }

@@ -33,14 +33,21 @@ struct Arrived {
 #[derive(Debug, Default)]
 pub(super) struct Transit {
     arrived: VecDeque<Arrived>,
-    /// Packets of links that are gone.
+    /// Packets that wait for routes because their link is gone.
     stranded: VecDeque<Queued>,
+    /// Bytes of them.
+    waiting: usize,
     notices: BTreeMap<(NodeId, NodeId), Instant>,
 }
 
 impl Transit {
-    pub(super) fn is_pending(&self) -> bool {
-        !self.arrived.is_empty() || !self.stranded.is_empty()
+    pub(super) fn is_pending(&self, stale: bool) -> bool {
+        !self.arrived.is_empty() || !stale && !self.stranded.is_empty()
+    }
+
+    fn strand(&mut self, queued: Queued) {
+        self.waiting += queued.size;
+        self.stranded.push_back(queued);
     }
 
     /// Whether a notice to this source about this destination may go out now.
@@ -139,6 +146,17 @@ impl Router {
             Ok(keeps) => {
                 self.counters.forwarded += 1;
                 keeps
+            }
+            // The way is being looked for at this very moment.
+            Err((packet, ErrorCode::NoRoute))
+                if self.routes_stale && self.transit.waiting < self.config.limits.link_queue =>
+            {
+                self.transit.strand(Queued {
+                    packet,
+                    size,
+                    keeps: None,
+                });
+                false
             }
             Err((packet, code)) => {
                 self.refuse(now, &packet, code);
@@ -295,13 +313,17 @@ impl Router {
             }
             let own = queued.packet.source == self.config.node;
             if !own || queued.packet.priority == Priority::Control {
-                self.transit.stranded.push_back(queued);
+                self.transit.strand(queued);
             }
         }
     }
 
     /// Routes anew what waited for links that are gone.
     pub(super) fn rescue(&mut self, now: Instant) {
+        if self.routes_stale {
+            return;
+        }
+        self.transit.waiting = 0;
         while let Some(queued) = self.transit.stranded.pop_front() {
             if let Err((packet, code)) = self.enqueue(queued.packet, queued.size, None) {
                 self.refuse(now, &packet, code);

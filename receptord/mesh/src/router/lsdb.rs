@@ -7,6 +7,7 @@
 //! A node that cannot be reached for long is *hidden*: its statements are left out of digests,
 //! summaries, flooding and views, but kept until they expire. So they cannot come back through a
 //! neighbor that hides it a little later, and the node is there at once when a way to it appears.
+//! When the database is nearly full they go at once.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -38,7 +39,7 @@ const KINDS_MAX: usize = 8;
 /// does not bring it back.
 pub(super) const PURGE_KEEP: Duration = Duration::from_secs(60);
 /// The longest lifetime that is believed, whatever an LSA says.
-const LIFETIME_MAX_S: u32 = 24 * 3600;
+pub(super) const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Sequence numbers from here on are refused, so that a node can always state something newer.
 /// `instance << 20` of a wall clock in milliseconds stays below it until the year 200000.
 pub(super) const SEQ_MAX: u64 = 1 << 63;
@@ -318,7 +319,7 @@ impl Lsdb {
         let lifetime = if purged {
             PURGE_KEEP
         } else {
-            Duration::from_secs(u64::from(lsa.remaining_s.min(LIFETIME_MAX_S)))
+            Duration::from_secs(u64::from(lsa.remaining_s)).min(LIFETIME_MAX)
         };
         let stored = Stored {
             kind,
@@ -498,14 +499,16 @@ impl Lsdb {
         let mut referred: BTreeSet<Index> = BTreeSet::new();
         let mut bare: Vec<Index> = Vec::new();
         let mut stale: Vec<Index> = Vec::new();
+        let crowded = self.len >= self.limit - self.limit / 4;
         for (index, node) in (0..).zip(&mut self.nodes) {
             let Some(node) = node else { continue };
             let known = node.known();
             let digest = &mut self.digests[node.hash.bucket()];
-            if index != OWN && node.lsas.iter().any(|lsa| lsa.expires <= now) {
+            let drop = crowded && node.hidden;
+            if index != OWN && (drop || node.lsas.iter().any(|lsa| lsa.expires <= now)) {
                 *digest = digest.wrapping_sub(node.digest());
                 self.len -= node.lsas.len();
-                node.lsas.retain(|lsa| lsa.expires > now);
+                node.lsas.retain(|lsa| !drop && lsa.expires > now);
                 self.len += node.lsas.len();
                 *digest = digest.wrapping_add(node.digest());
                 node.capabilities = None;
@@ -735,6 +738,21 @@ mod tests {
         assert_eq!((swept.forgotten, swept.topology), (vec![id(1)], true));
         assert_eq!((lsdb.len(), lsdb.iter().count()), (0, 1));
         assert_eq!(lsdb.digests(), empty(10).digests());
+    }
+
+    #[test]
+    fn hidden_nodes_make_room() {
+        let mut lsdb = empty(8);
+        let start = Instant::default();
+        let retention = Duration::from_secs(10);
+        for node in 1..8 {
+            lsdb.install(start, &links(node, 1, &[])).unwrap();
+        }
+        let later = start + retention;
+        for _ in 0..2 {
+            lsdb.sweep(later, retention, &BTreeSet::new());
+        }
+        assert_eq!((lsdb.len(), lsdb.iter().count()), (0, 1));
     }
 
     #[test]

@@ -43,7 +43,7 @@ use self::adjacency::Neighbor;
 use self::echo::{EchoRequest, Echoes};
 use self::forward::Transit;
 use self::link::{Link, State};
-use self::lsdb::{Index, Lsdb};
+use self::lsdb::{Index, LIFETIME_MAX, Lsdb};
 use self::origin::Own;
 use self::pace::Pace;
 use self::spf::{Route, Spf};
@@ -52,6 +52,9 @@ use crate::wiring::Net;
 use crate::{Config, Counters, Event, Instant, LinkId, Output, Reachability};
 
 type Out = VecDeque<Output>;
+
+/// The shortest [`Config::lsa_lifetime`] that is used; less would be lost on a long way.
+const LIFETIME_FLOOR: Duration = Duration::from_secs(60);
 
 /// A packet that has arrived.
 #[derive(Debug)]
@@ -87,9 +90,10 @@ pub(crate) struct Router {
     routes: Vec<Route>,
     old_routes: Vec<Route>,
     routes_pace: Pace,
+    /// A route, or a link that one uses or could use, has changed.
     routes_changed: bool,
-    /// A link that was used, or could be, has changed.
-    links_changed: bool,
+    /// A neighbor is gone and routes still lead through it; they are computed any moment.
+    routes_stale: bool,
     /// Where a leaf sends what it knows no way for.
     gateway: Option<Index>,
 
@@ -98,7 +102,8 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    pub(crate) fn new(config: Config, now: Instant) -> Self {
+    pub(crate) fn new(mut config: Config, now: Instant) -> Self {
+        config.lsa_lifetime = config.lsa_lifetime.clamp(LIFETIME_FLOOR, LIFETIME_MAX);
         let mut rng = fastrand::Rng::with_seed(config.seed);
         let mut router = Self {
             counters: Counters::default(),
@@ -117,7 +122,7 @@ impl Router {
             old_routes: Vec::new(),
             routes_pace: Pace::new(routes::PACE),
             routes_changed: false,
-            links_changed: false,
+            routes_stale: false,
             gateway: None,
             transit: Transit::default(),
             echoes: Echoes::default(),
@@ -241,7 +246,7 @@ impl Router {
         self.update_routes(now, out);
         self.rescue(now);
         self.recheck(now, out);
-        core::mem::take(&mut self.routes_changed) | core::mem::take(&mut self.links_changed)
+        core::mem::take(&mut self.routes_changed)
     }
 
     /// Moves what waits onto links with room. Whether a queue that was full has room again.
@@ -293,10 +298,9 @@ impl Router {
     /// Whether [`Self::next_local`], [`Self::update`] or [`Self::pump`] have something to do.
     pub(crate) fn is_pending(&self, now: Instant) -> bool {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        self.transit.is_pending()
+        self.transit.is_pending(self.routes_stale)
             || !self.ready.is_empty()
             || self.routes_changed
-            || self.links_changed
             || self.recheck && self.checking > 0
             || due(self.own.due())
             || due(self.routes_pace.due())

@@ -38,6 +38,7 @@ impl Router {
 
     /// An adjacency of this node is gone.
     pub(super) fn request_routes_now(&mut self, now: Instant) {
+        self.routes_stale = true;
         let due = self.routes_pace.urgent(now, URGENT_GAP);
         self.timers.set_earlier(Timer::Routes, due);
     }
@@ -48,6 +49,7 @@ impl Router {
             return;
         }
         self.timers.clear(Timer::Routes);
+        self.routes_stale = false;
         self.counters.spf_runs += 1;
         let mut neighbors: Vec<_> = self.neighbors.iter().collect();
         neighbors.sort_unstable_by(|a, b| a.1.node.cmp(&b.1.node));

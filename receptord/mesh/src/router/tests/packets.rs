@@ -360,6 +360,30 @@ fn what_waits_for_a_failed_link_takes_the_other_way() {
 }
 
 #[test]
+fn packets_wait_for_routes_that_are_being_computed() {
+    let mut net = Net::new();
+    for name in ["a", "b", "c", "e"] {
+        net.add(name);
+    }
+    let direct = net.connect_at(0, 1, 1);
+    net.connect_at(0, 2, 5);
+    net.connect_at(2, 1, 5);
+    let other = net.connect_at(0, 3, 1);
+    let link = net.wire_to_test(0);
+    net.say(0, link, Frame::Hello(Net::hello("x", 1)));
+    net.run(Duration::from_secs(1));
+    // The first failure is answered at once, so the second has to wait a moment.
+    net.cut(other);
+    net.cut(direct);
+    let unknown = Body::Unknown { kind: 99 };
+    net.say(0, link, Frame::Packet(packet("x", "b", &unknown)));
+    net.say(0, link, Frame::Packet(packet("x", "e", &unknown)));
+    net.run(50 * MS);
+    assert_eq!(net.mesh(1).counters().unknown, 1);
+    assert_eq!(net.mesh(0).counters().dropped_no_route, 1);
+}
+
+#[test]
 fn garbage_is_counted_and_harmless() {
     let (mut net, link, _) = between();
     let mut rng = fastrand::Rng::with_seed(3);
