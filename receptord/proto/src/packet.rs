@@ -794,9 +794,11 @@ fn encode_error(error: &ErrorBody) -> Vec<u8> {
     }
     // A character takes at most six bytes in JSON (a control character's escape).
     let message: String = error.message.chars().take(ERROR_MAX / 8).collect();
-    let code = match &error.code {
-        ErrorCode::Unknown(text) if text.len() > NAME_MAX => ErrorCode::Internal,
-        code => code.clone(),
+    let made_up = error.code.as_str().len() > NAME_MAX;
+    let code = if made_up {
+        ErrorCode::Internal
+    } else {
+        error.code.clone()
     };
     serde_json::to_vec(&ErrorBody::new(code, message)).unwrap_or_default()
 }

@@ -76,7 +76,7 @@ pub enum Transport {
 pub enum StoreKind {
     /// Everything that was confirmed, and any prefix of what was not.
     Disk,
-    /// Nothing. What is promised then is told in [`crate::ledger`].
+    /// Nothing. What is promised then is told in the module `ledger`.
     Memory,
 }
 
