@@ -23,7 +23,7 @@ use crate::config::{
 };
 use crate::control::{Context, ControlError, ControlSocket, ReloadRequest};
 use crate::data_dir::DataDir;
-use crate::engine::{Engine, EngineHandle, Input};
+use crate::engine::{Engine, EngineHandle, HostLink, Input};
 use crate::exit::Exit;
 use crate::instance;
 use crate::link::{self, Bound, Links, ListenError};
@@ -31,10 +31,17 @@ use crate::log::{self, LogHandle};
 use crate::store::Store;
 use crate::systemd::{Notifier, Passed};
 use crate::task;
+use crate::worker::{Command, Host, HostConfig};
 
 /// Time for the goodbyes to leave when the daemon stops; a peer that does not read must not
 /// hold it up.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
+
+/// Commands that may wait for the plugin host; more wait at the engine.
+const HOST_COMMANDS: usize = 256;
+/// Reports that may wait for the engine; a plugin host that finds no room waits, and with it
+/// its plugins.
+const HOST_REPORTS: usize = 256;
 
 /// What `main` took and opened for the daemon.
 #[derive(Debug)]
@@ -73,6 +80,8 @@ struct Daemon {
     signals: Signals,
     engine: EngineHandle,
     engine_task: JoinHandle<()>,
+    host: mpsc::Sender<Command>,
+    host_task: JoinHandle<()>,
     links: Rc<Links>,
     control: Option<JoinHandle<()>>,
     reloads: mpsc::Receiver<ReloadRequest>,
@@ -106,12 +115,36 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         return Err(failed(Exit::Configuration, text));
     }
 
-    let (engine, engine_handle) = Engine::new(mesh, store.clone(), Vec::new(), handles.notifier);
-    let engine_task = task::spawn("engine", engine.run());
-    let metadata = Input::SetMetadata(settings.capabilities.clone());
-    let _ = engine_handle.send(metadata).await;
-    let links = Rc::new(Links::start(&settings, bound, engine_handle.clone()));
     let settings = Rc::new(RefCell::new(settings));
+    let host_config = HostConfig::from_settings(
+        handles.node_id.clone(),
+        &data_dir,
+        &settings.borrow().plugins,
+    );
+    let (host_commands, commands) = mpsc::channel(HOST_COMMANDS);
+    let (report, reports) = mpsc::channel(HOST_REPORTS);
+    let host = Host::new(host_config, commands, report)
+        .map_err(|error| failed(Exit::Unavailable, error))?;
+    let host_link = HostLink {
+        commands: host_commands.clone(),
+        reports,
+        admission: host.admission(),
+    };
+    let host_task = task::spawn("plugin-host", host.run());
+
+    let (engine, engine_handle) = Engine::new(
+        mesh,
+        store.clone(),
+        Vec::new(),
+        handles.notifier,
+        Rc::clone(&settings),
+        host_link,
+    );
+    let engine_task = task::spawn("engine", engine.run());
+    let metadata = Input::SetMetadata(settings.borrow().capabilities.clone());
+    let _ = engine_handle.send(metadata).await;
+    let links = Links::start(&settings.borrow(), bound, engine_handle.clone());
+    let links = Rc::new(links);
     let (reload, reloads) = mpsc::channel(1);
     let context = Context {
         node: handles.node_id.clone(),
@@ -121,6 +154,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         store,
         links: Rc::clone(&links),
         log: handles.log.clone(),
+        host: host_commands.clone(),
         reload,
         clients: Cell::new(0),
         level: RefCell::new(None),
@@ -132,6 +166,8 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         signals,
         engine: engine_handle,
         engine_task,
+        host: host_commands,
+        host_task,
         links,
         control,
         reloads,
@@ -232,6 +268,10 @@ impl Daemon {
                     tracing::error!("the engine has ended");
                     return Exit::Internal;
                 }
+                _ = &mut self.host_task => {
+                    tracing::error!("the plugin host has ended");
+                    return Exit::Internal;
+                }
             };
             match request {
                 Request::Stop(signal) => {
@@ -281,6 +321,12 @@ impl Daemon {
         *self.settings.borrow_mut() = settings.clone();
         let metadata = Input::SetMetadata(settings.capabilities.clone());
         let _ = self.engine.send(metadata).await;
+        let config = HostConfig::from_settings(
+            self.handles.node_id.clone(),
+            self.handles.data_dir.path(),
+            &settings.plugins,
+        );
+        let _ = self.host.send(Command::SetConfig(Box::new(config))).await;
         let failed = self.links.apply(&settings).await;
         for error in &failed {
             tracing::error!("{error}");
@@ -298,8 +344,18 @@ impl Daemon {
         }
     }
 
-    /// Says goodbye everywhere and waits, not long, for the last words to leave.
+    /// Ends works, says goodbye everywhere and waits, not long, for the last words to leave.
     async fn stop(&mut self) {
+        let grace = self.settings.borrow().shutdown.drain_timeout;
+        let shutdown = Command::Shutdown { grace };
+        if self.host.send(shutdown).await.is_ok() {
+            tokio::select! {
+                _ = &mut self.host_task => {}
+                request = self.signals.stop_again() => {
+                    tracing::warn!(signal = request, "stopping at once; works are cut short");
+                }
+            }
+        }
         if let Some(control) = self.control.take() {
             control.abort();
             // The socket file is gone when the task is.
@@ -374,6 +430,15 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits for another demand to stop.
+    async fn stop_again(&mut self) -> &'static str {
+        loop {
+            if let Request::Stop(signal) = self.next().await {
+                return signal;
+            }
+        }
     }
 
     async fn next(&mut self) -> Request {

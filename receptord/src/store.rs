@@ -21,7 +21,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use receptor_mesh::{EntryId, PersistToken, Record};
-use receptor_proto::{ErrorBody, ErrorCode};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 use tokio::sync::oneshot;
 
 use crate::task;
@@ -55,6 +55,8 @@ pub(crate) enum Done {
     Fetched(EntryId, u64, Result<Bytes, ErrorBody>),
     /// Call `handle_appended`.
     Appended(EntryId, u64, Result<(), ErrorBody>),
+    /// A small result of this work was read from its file, which is gone.
+    Loaded(MessageId, Result<Bytes, ErrorBody>),
 }
 
 /// Takes what was done, in order.
@@ -65,6 +67,7 @@ pub(crate) type OnDone = Box<dyn Fn(Vec<Done>)>;
 pub(crate) struct Store(Rc<RefCell<State>>);
 
 struct State {
+    dir: PathBuf,
     max_bytes: u64,
     memory: u64,
     /// Bodies of messages.
@@ -94,11 +97,14 @@ struct Job {
 enum Work {
     Write { offset: u64, bytes: Bytes },
     Read { offset: u64, length: usize },
+    Adopt { from: PathBuf },
+    Load { from: PathBuf },
     Delete,
 }
 
 enum Reply {
     Core,
+    Work(MessageId),
     Waiter(oneshot::Sender<Result<Bytes, ErrorBody>>),
     None,
 }
@@ -121,6 +127,7 @@ impl Store {
             tracing::info!(files = swept, "payloads of an earlier run were removed");
         }
         Ok(Self(Rc::new(RefCell::new(State {
+            dir: dir.clone(),
             max_bytes,
             memory: 0,
             bodies: HashMap::new(),
@@ -245,6 +252,31 @@ impl Store {
         self.ask(entry, Work::Read { offset, length }).await
     }
 
+    /// Takes a file of the same file system as a payload. Whoever reads the entry finds it.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room for it; then the file is removed.
+    pub(crate) fn adopt(&self, entry: EntryId, from: PathBuf, size: u64) -> Result<(), ErrorBody> {
+        if let Err(error) = self.grow(entry, 0, size) {
+            let _ = fs::remove_file(from);
+            return Err(error);
+        }
+        self.push(entry, Work::Adopt { from }, Reply::None);
+        Ok(())
+    }
+
+    /// Reads a small file and removes it; [`Done::Loaded`] follows.
+    pub(crate) fn load(&self, work: MessageId, from: PathBuf) {
+        // No entry of the core: ids begin at 1.
+        self.push(EntryId(0), Work::Load { from }, Reply::Work(work));
+    }
+
+    /// The file of a stored payload.
+    pub(crate) fn path(&self, entry: EntryId) -> PathBuf {
+        path(&self.0.borrow().dir, entry)
+    }
+
     /// What is kept.
     pub(crate) fn usage(&self) -> Usage {
         let state = self.0.borrow();
@@ -346,9 +378,11 @@ impl Store {
                 (Reply::Waiter(waiter), _) => {
                     let _ = waiter.send(result);
                 }
-                (Reply::Core, Work::Delete) | (Reply::None, _) => {
+                (Reply::Work(work), _) => done.push(Done::Loaded(work, result)),
+                (Reply::Core, Work::Delete | Work::Adopt { .. } | Work::Load { .. })
+                | (Reply::None, _) => {
                     if let Err(error) = result {
-                        tracing::warn!(entry = entry.0, %error, "a payload was not removed");
+                        tracing::warn!(entry = entry.0, %error, "a payload was not moved or removed");
                     }
                 }
             }
@@ -406,6 +440,15 @@ impl Files {
                 }
                 buffer.truncate(filled);
                 Ok(buffer.into())
+            }
+            Work::Adopt { from } => {
+                fs::rename(from, path(&self.dir, entry))?;
+                Ok(Bytes::new())
+            }
+            Work::Load { from } => {
+                let bytes = fs::read(from)?;
+                fs::remove_file(from)?;
+                Ok(bytes.into())
             }
             Work::Delete => {
                 self.open.remove(&entry);

@@ -1,8 +1,6 @@
 //! Links between real daemons: they come up, come back, and give way to better ones, and
 //! nothing that arrives on one can hurt the daemon.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;

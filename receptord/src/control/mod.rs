@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Group, chown};
 use receptor_proto::control::{PluginStatus, ReloadReply};
+use receptor_proto::plugin::Mode;
 use receptor_proto::{ErrorBody, ErrorCode, NodeId};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
@@ -39,6 +40,7 @@ use crate::log::LogHandle;
 use crate::store::Store;
 use crate::task;
 use crate::unix_socket::{self, SocketFile};
+use crate::worker::{Command, PluginInfo};
 
 /// The pause after a failed accept (out of descriptors or memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -65,6 +67,8 @@ pub(crate) struct Context {
     pub(crate) links: Rc<Links>,
     /// The log.
     pub(crate) log: LogHandle,
+    /// The plugin host.
+    pub(crate) host: mpsc::Sender<Command>,
     /// Reloads are done by whoever has the other end.
     pub(crate) reload: mpsc::Sender<ReloadRequest>,
     /// Clients connected now.
@@ -74,12 +78,22 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    fn works_active(&self) -> u64 {
-        0
+    /// What is installed here; empty when the host is gone.
+    async fn plugins(&self) -> Vec<PluginStatus> {
+        let (reply, answer) = oneshot::channel();
+        if self.host.send(Command::List { reply }).await.is_err() {
+            return Vec::new();
+        }
+        let plugins = answer.await.unwrap_or_default();
+        plugins.into_iter().map(plugin_status).collect()
     }
 
-    fn plugins(&self) -> Vec<PluginStatus> {
-        Vec::new()
+    /// Looks at a plugin anew. False: there is none of this name.
+    async fn restart_plugin(&self, name: String) -> Result<bool, EngineGone> {
+        let (reply, answer) = oneshot::channel();
+        let restart = Command::RestartPlugin { name, reply };
+        self.host.send(restart).await.map_err(|_| EngineGone)?;
+        answer.await.map_err(|_| EngineGone)
     }
 
     fn security(&self) -> &'static str {
@@ -109,6 +123,34 @@ impl Context {
             Some(level) => level.clone(),
             None => self.settings.borrow().log.level.to_string(),
         })
+    }
+}
+
+fn plugin_status(info: PluginInfo) -> PluginStatus {
+    let hello = info.hello;
+    let mode = info.mode.map(|mode| match mode {
+        Mode::Job => "job",
+        Mode::Serve => "serve",
+    });
+    PluginStatus {
+        name: info.name,
+        mode: mode.unwrap_or_default().to_owned(),
+        ready: info.ready,
+        reason: info.reason,
+        path: info.path.display().to_string(),
+        running: info.running as u64,
+        waiting: info.waiting as u64,
+        version: hello
+            .as_ref()
+            .map(|hello| hello.version.clone())
+            .unwrap_or_default(),
+        about: hello
+            .as_ref()
+            .and_then(|hello| hello.about.clone())
+            .unwrap_or_default(),
+        actions: hello
+            .map(|hello| hello.actions.into_keys().collect())
+            .unwrap_or_default(),
     }
 }
 

@@ -555,12 +555,16 @@ async fn answer(
         Request::Links => tagged(tag, &views::links_reply(context).await?),
         Request::Capabilities => tagged(tag, &views::capabilities_reply(context).await?),
         Request::Plugins => {
-            let plugins = context.plugins();
+            let plugins = context.plugins().await;
             tagged(tag, &PluginsReply { plugins })
         }
         Request::PluginRestart(command) => {
-            let text = format!("there is no plugin {} here", command.name);
-            return Err(ErrorBody::new(ErrorCode::NoSuchPlugin, text).into());
+            let name = command.name.clone();
+            if !context.restart_plugin(name).await? {
+                let text = format!("there is no plugin {} here", command.name);
+                return Err(ErrorBody::new(ErrorCode::NoSuchPlugin, text).into());
+            }
+            tagged(tag, &command)
         }
         Request::LogLevel(command) => {
             let level = context.log_level(command.level.as_deref())?;

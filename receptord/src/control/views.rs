@@ -174,6 +174,10 @@ fn idle_state(peer: &PeerView) -> Option<&'static str> {
 pub(super) async fn status_reply(context: &Context) -> Result<StatusReply, EngineGone> {
     let nodes = nodes(context).await?;
     let links = links(context).await?;
+    let works_active = context
+        .engine
+        .ask(|reply| Input::Query(Query::WorksActive(reply)))
+        .await?;
     let peers = context.links.peers();
     let reachable: Vec<_> = nodes
         .iter()
@@ -198,25 +202,27 @@ pub(super) async fn status_reply(context: &Context) -> Result<StatusReply, Engin
     };
     let now = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
     let usage = context.store.usage();
+    let plugins = context.plugins().await;
+    let settings = context.settings.borrow();
     let status = Status {
         node: context.node.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         control: VERSION,
         pid: std::process::id(),
         uptime_ms: millis(context.started.elapsed()),
-        router: context.settings.borrow().router,
-        data_dir: context.settings.borrow().data_dir.display().to_string(),
+        router: settings.router,
+        data_dir: settings.data_dir.display().to_string(),
         listeners: context.links.listening(),
         peers: peers_status(&links, &peers),
         nodes_reachable: reachable.len() as u64,
         nodes_known: nodes.len() as u64,
-        works_active: context.works_active(),
+        works_active,
         spool: SpoolStatus {
             entries: usage.entries,
             bytes: usage.bytes,
             max_bytes: usage.max_bytes,
         },
-        plugins: context.plugins(),
+        plugins,
         clients: u64::from(context.clients.get()),
         security: context.security().to_owned(),
         warnings: warnings(context, &peers),

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use receptor_mesh::{Event, LinkId};
 use receptor_proto::ErrorCode;
 
+use crate::log::id;
+
 /// Log lines about peers' mistakes in one [`WINDOW`].
 const MISTAKES_MAX: u32 = 10;
 /// See [`MISTAKES_MAX`].
@@ -40,15 +42,15 @@ impl EventLog {
                 software,
             } => {
                 let address = address(*link);
-                tracing::info!(link = link.0, %node, address, cost, leaf, software, "neighbor up");
+                tracing::info!(message_id = id::LINK_UP, link = link.0, %node, address, cost, leaf, software, "neighbor up");
             }
             Event::NeighborDown { link, node, reason } => {
                 let address = address(*link);
                 let code = &reason.code;
                 if matches!(code, ErrorCode::HoldTime) {
-                    tracing::warn!(link = link.0, %node, address, %code, "neighbor silent: {}", reason.message);
+                    tracing::warn!(message_id = id::LINK_DOWN, link = link.0, %node, address, %code, "neighbor silent: {}", reason.message);
                 } else {
-                    tracing::info!(link = link.0, %node, address, %code, "neighbor down: {}", reason.message);
+                    tracing::info!(message_id = id::LINK_DOWN, link = link.0, %node, address, %code, "neighbor down: {}", reason.message);
                 }
             }
             Event::LinkRefused {
@@ -63,13 +65,13 @@ impl EventLog {
                 let address = address(*link);
                 let node = node.as_ref().map(tracing::field::display);
                 let code = &reason.code;
-                tracing::warn!(link = link.0, node, address, by_peer, %code, "link refused: {}", reason.message);
+                tracing::warn!(message_id = id::LINK_REFUSED, link = link.0, node, address, by_peer, %code, "link refused: {}", reason.message);
             }
             Event::DuplicateNodeId { node, ours } => {
                 if *ours {
-                    tracing::error!(%node, "another running node has this node's id; give one of them another with --node-id");
+                    tracing::error!(message_id = id::DUPLICATE_NODE, %node, "another running node has this node's id; give one of them another with --node-id");
                 } else {
-                    tracing::error!(%node, "two running nodes have the same id; the newcomer was refused");
+                    tracing::error!(message_id = id::DUPLICATE_NODE, %node, "two running nodes have the same id; the newcomer was refused");
                 }
             }
             Event::NodeReachable { node } => tracing::info!(%node, "node reachable"),

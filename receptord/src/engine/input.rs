@@ -147,6 +147,8 @@ pub(crate) enum Query {
     Nodes(oneshot::Sender<Vec<(NodeView, Duration)>>),
     /// [`receptor_mesh::Mesh::links`].
     Links(oneshot::Sender<Vec<LinkReport>>),
+    /// Works that were dispatched here and have not ended.
+    WorksActive(oneshot::Sender<u64>),
 }
 
 /// A link as the core and the transport see it.

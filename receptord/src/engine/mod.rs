@@ -14,7 +14,9 @@
 mod events;
 mod input;
 mod mailbox;
+mod works;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
@@ -23,17 +25,20 @@ use receptor_mesh::{
     Config, EchoAnswer, EchoId, EntryId, Instant, LinkId, Mesh, Output, Payload, Reachability,
     Recipient, Record,
 };
-use receptor_proto::packet::{Content, Eof};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 use tokio::sync::{mpsc, oneshot};
 
 use self::events::EventLog;
+use crate::config::Settings;
 use crate::link::{Outbox, WRITE_BUDGET};
 use crate::store::{Done, Store};
 use crate::systemd::Notifier;
+use crate::worker::Report;
 
 pub(crate) use self::input::{EngineGone, EngineHandle, Input, LinkReport, Query, Submit};
 pub(crate) use self::mailbox::{Letter, Mailbox, News, Response};
+pub(crate) use self::works::HostLink;
+use self::works::Works;
 
 /// Inputs handled before the outputs are done: enough to share the cost of a turn, few enough
 /// that a probe behind them is not late.
@@ -68,9 +73,15 @@ impl Clock {
 pub(crate) struct Engine {
     mesh: Mesh,
     clock: Clock,
+    /// What the clock said when this turn, or the doing of its outputs, began. The core must
+    /// never be told an earlier time than before.
+    now: Instant,
     inbox: mpsc::Receiver<Input>,
     store: Store,
     notifier: Notifier,
+    settings: Rc<RefCell<Settings>>,
+    reports: mpsc::Receiver<Report>,
+    works: Works,
     links: BTreeMap<LinkId, LinkEntry>,
     /// Links that were written to in this turn.
     dirty: Vec<LinkId>,
@@ -131,17 +142,24 @@ impl Engine {
         store: Store,
         records: Vec<Record>,
         notifier: Notifier,
+        settings: Rc<RefCell<Settings>>,
+        host: HostLink,
     ) -> (Self, EngineHandle) {
         let (handle, inbox) = EngineHandle::new();
         let clock = Clock::start();
+        let now = clock.now();
         let done = handle.clone();
         store.set_on_done(Box::new(move |stored| done.send_stored(stored)));
         let engine = Self {
-            mesh: Mesh::new(config, clock.now(), records),
+            mesh: Mesh::new(config, now, records),
             clock,
+            now,
             inbox,
             store,
             notifier,
+            settings,
+            reports: host.reports,
+            works: Works::new(host.commands, host.admission),
             links: BTreeMap::new(),
             dirty: Vec::new(),
             sends: HashMap::new(),
@@ -156,12 +174,14 @@ impl Engine {
     /// Works until every handle is gone.
     pub(crate) async fn run(mut self) {
         let mut inputs = Vec::with_capacity(TURN);
+        let mut reports = Vec::with_capacity(TURN);
+        let mut host_is_there = true;
         let watchdog = self.notifier.watchdog_interval();
         let mut next_watchdog = watchdog.map(|every| tokio::time::Instant::now() + every);
         let sleep = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(sleep);
         let mut armed = sleep.deadline();
-        self.turn(None);
+        self.turn(false);
         loop {
             let due = self.mesh.poll_timeout().map(|at| self.clock.at(at));
             let due = match (due, next_watchdog) {
@@ -184,14 +204,22 @@ impl Engine {
                         return;
                     }
                 }
+                count = self.reports.recv_many(&mut reports, TURN), if host_is_there => {
+                    host_is_there = count > 0;
+                }
+                () = self.works.room() => {}
                 () = &mut sleep, if due.is_some() => timeout = true,
             }
-            let now = self.clock.now();
+            self.now = self.clock.now();
             for input in inputs.drain(..) {
-                self.handle(now, input);
+                self.handle(input);
             }
+            for report in reports.drain(..) {
+                self.report(report);
+            }
+            let now = self.now;
             let time_has_come = timeout || self.mesh.poll_timeout().is_some_and(|at| at <= now);
-            self.turn(time_has_come.then_some(now));
+            self.turn(time_has_come);
             if let (Some(every), Some(at)) = (watchdog, next_watchdog)
                 && tokio::time::Instant::now() >= at
             {
@@ -202,17 +230,17 @@ impl Engine {
     }
 
     /// Does what the core wants until it wants nothing, then lets the writers go.
-    fn turn(&mut self, timeout: Option<Instant>) {
-        if let Some(now) = timeout {
-            self.mesh.handle_timeout(now);
+    fn turn(&mut self, time_has_come: bool) {
+        self.now = self.clock.now();
+        if time_has_come {
+            self.mesh.handle_timeout(self.now);
         }
-        let now = self.clock.now();
         loop {
             while let Some(output) = self.mesh.poll_output() {
-                self.act(now, output);
+                self.act(output);
             }
             // Room that writers made meanwhile may be used at once.
-            if !self.report_room(now) {
+            if !self.report_room() {
                 break;
             }
         }
@@ -225,13 +253,14 @@ impl Engine {
                 }
             }
         }
+        self.works.flush();
         if let Some(reply) = self.shutdown.take() {
             let _ = reply.send(());
         }
     }
 
     /// Tells the core what the writers have written. Whether there was anything to tell.
-    fn report_room(&mut self, now: Instant) -> bool {
+    fn report_room(&mut self) -> bool {
         let mut any = false;
         for link in &self.dirty {
             if let Some(entry) = self.links.get(link)
@@ -239,7 +268,7 @@ impl Engine {
             {
                 let room = entry.outbox.take_written();
                 if room > 0 {
-                    self.mesh.handle_room(now, *link, room);
+                    self.mesh.handle_room(self.now, *link, room);
                     any = true;
                 }
             }
@@ -247,7 +276,7 @@ impl Engine {
         any
     }
 
-    fn handle(&mut self, now: Instant, input: Input) {
+    fn handle(&mut self, input: Input) {
         match input {
             Input::LinkUp {
                 link,
@@ -263,15 +292,15 @@ impl Engine {
                     gone: false,
                 };
                 self.links.insert(link, entry);
-                self.mesh.handle_link_up(now, link, info);
-                self.mesh.handle_room(now, link, WRITE_BUDGET);
+                self.mesh.handle_link_up(self.now, link, info);
+                self.mesh.handle_room(self.now, link, WRITE_BUDGET);
             }
             Input::Frames { link, frames } => {
                 for frame in frames {
-                    self.mesh.handle_frame(now, link, frame);
+                    self.mesh.handle_frame(self.now, link, frame);
                 }
             }
-            Input::BadFrame { link, error } => self.mesh.handle_bad_frame(now, link, error),
+            Input::BadFrame { link, error } => self.mesh.handle_bad_frame(self.now, link, error),
             Input::LinkDown { link, error } => {
                 // A link that the core closed meanwhile is not its any more.
                 if let Some(entry) = self.links.get_mut(&link)
@@ -279,7 +308,7 @@ impl Engine {
                 {
                     entry.gone = true;
                     self.touch(link);
-                    self.mesh.handle_link_down(now, link, error);
+                    self.mesh.handle_link_down(self.now, link, error);
                 }
             }
             Input::LinkRoom { link } => {
@@ -287,30 +316,30 @@ impl Engine {
                     && !entry.gone
                 {
                     self.mesh
-                        .handle_room(now, link, entry.outbox.take_written());
+                        .handle_room(self.now, link, entry.outbox.take_written());
                     self.touch(link);
                 }
             }
-            Input::CloseLink { link, reason } => self.mesh.close_link(now, link, reason),
+            Input::CloseLink { link, reason } => self.mesh.close_link(self.now, link, reason),
             Input::CloseOrigin { origin, reason } => {
                 for link in self.links_of(&origin) {
-                    self.mesh.close_link(now, link, reason.clone());
+                    self.mesh.close_link(self.now, link, reason.clone());
                 }
             }
             Input::SetCost { origin, cost } => {
                 for link in self.links_of(&origin) {
-                    self.mesh.set_cost(now, link, cost);
+                    self.mesh.set_cost(self.now, link, cost);
                 }
             }
-            Input::SetMetadata(metadata) => self.mesh.set_metadata(now, metadata),
+            Input::SetMetadata(metadata) => self.mesh.set_metadata(self.now, metadata),
             Input::Stored(done) => {
                 for done in done {
-                    self.stored(now, done);
+                    self.stored(done);
                 }
             }
             Input::Submit(submits) => {
                 for submit in submits {
-                    self.submit(now, submit);
+                    self.submit(submit);
                 }
             }
             Input::Cancel {
@@ -318,16 +347,16 @@ impl Engine {
                 reason,
                 reply,
             } => {
-                let _ = reply.send(self.mesh.cancel(now, work, reason).is_ok());
+                let _ = reply.send(self.mesh.cancel(self.now, work, reason).is_ok());
             }
             Input::Consumed(list) => {
                 for (work, serial) in list {
-                    self.consumed(now, work, serial);
+                    self.consumed(work, serial);
                 }
             }
             Input::ClientGone(works) => {
                 for work in works {
-                    self.client_gone(now, work);
+                    self.client_gone(work);
                 }
             }
             Input::Attach {
@@ -346,18 +375,18 @@ impl Engine {
                 timeout,
                 reply,
             } => {
-                let id = self.mesh.echo(now, &node, hop_limit, timeout);
+                let id = self.mesh.echo(self.now, &node, hop_limit, timeout);
                 self.echoes.insert(id, reply);
             }
-            Input::Query(query) => self.answer(now, query),
+            Input::Query(query) => self.answer(query),
             Input::Shutdown(reply) => {
-                self.mesh.shutdown(now);
+                self.mesh.shutdown(self.now);
                 self.shutdown = Some(reply);
             }
         }
     }
 
-    fn act(&mut self, now: Instant, output: Output) {
+    fn act(&mut self, output: Output) {
         match output {
             Output::Transmit { link, frame } => {
                 if let Some(entry) = self.links.get(&link) {
@@ -374,7 +403,7 @@ impl Engine {
             }
             Output::Persist { token, records } => {
                 if let Some((token, result)) = self.store.persist(token, records) {
-                    self.stored(now, Done::Persisted(token, result));
+                    self.stored(Done::Persisted(token, result));
                 }
             }
             Output::Remove { entry } => self.store.remove(entry),
@@ -384,7 +413,7 @@ impl Engine {
                 length,
             } => {
                 if let Some(result) = self.store.fetch(entry, offset, length) {
-                    self.mesh.handle_fetched(now, entry, offset, result);
+                    self.mesh.handle_fetched(self.now, entry, offset, result);
                 }
             }
             Output::Append {
@@ -394,22 +423,20 @@ impl Engine {
             } => {
                 let end = offset + bytes.len() as u64;
                 if let Err(error) = self.store.append(entry, offset, bytes) {
-                    self.mesh.handle_appended(now, entry, end, Err(error));
+                    self.mesh.handle_appended(self.now, entry, end, Err(error));
                 }
             }
             Output::Accepted { work, recipient } => self.accepted(work, recipient),
             Output::Dispatch {
-                work, directive, ..
-            } => {
-                let text = format!("this node has no plugin {}", directive.plugin());
-                let eof = Eof {
-                    code: 1,
-                    error: Some(ErrorBody::new(ErrorCode::NoSuchPlugin, text)),
-                };
-                let empty = Payload::Inline(bytes::Bytes::new());
-                let _ = self.mesh.work_done(now, work, eof, Content::None, empty);
-            }
-            Output::Start { .. } | Output::CancelWork { .. } | Output::ResumeWork { .. } => {}
+                work,
+                sender,
+                directive,
+                content,
+                payload,
+            } => self.dispatch(work, sender, directive, content, payload),
+            Output::Start { work } => self.start_work(work),
+            Output::CancelWork { work, reason } => self.cancel_work(work, reason),
+            Output::ResumeWork { work } => self.resume_work(work),
             Output::Deliver {
                 work,
                 sender,
@@ -427,7 +454,7 @@ impl Engine {
                     payload,
                     eof,
                 };
-                self.deliver(now, work, response);
+                self.deliver(work, response);
             }
             Output::EchoResult { id, result } => {
                 if let Some(reply) = self.echoes.remove(&id) {
@@ -462,25 +489,26 @@ impl Engine {
             .collect()
     }
 
-    fn stored(&mut self, now: Instant, done: Done) {
+    fn stored(&mut self, done: Done) {
         match done {
-            Done::Persisted(token, Ok(())) => self.mesh.handle_persisted(now, token),
+            Done::Persisted(token, Ok(())) => self.mesh.handle_persisted(self.now, token),
             Done::Persisted(token, Err(error)) => {
                 tracing::warn!(%error, "messages were not kept");
-                self.mesh.handle_persist_failed(now, token, error);
+                self.mesh.handle_persist_failed(self.now, token, error);
             }
             Done::Fetched(entry, offset, result) => {
-                self.mesh.handle_fetched(now, entry, offset, result);
+                self.mesh.handle_fetched(self.now, entry, offset, result);
             }
             Done::Appended(entry, end, result) => {
-                self.mesh.handle_appended(now, entry, end, result);
+                self.mesh.handle_appended(self.now, entry, end, result);
             }
+            Done::Loaded(work, result) => self.loaded(work, result),
         }
     }
 
     // Clients.
 
-    fn submit(&mut self, now: Instant, submit: Submit) {
+    fn submit(&mut self, submit: Submit) {
         let Submit {
             submission,
             wait,
@@ -521,9 +549,10 @@ impl Engine {
             ended: !respond,
         };
         self.sends.insert(work, send);
-        if let Err(error) = self.mesh.submit(now, submission) {
+        if let Err(error) = self.mesh.submit(self.now, submission) {
             self.sends.remove(&work);
-            self.refuse(work, &mailbox, stored, error.0);
+            // The core has seen to the payload.
+            self.refuse(work, &mailbox, None, error.0);
         }
     }
 
@@ -567,7 +596,7 @@ impl Engine {
         }
     }
 
-    fn deliver(&mut self, now: Instant, work: MessageId, response: Response) {
+    fn deliver(&mut self, work: MessageId, response: Response) {
         let serial = response.serial;
         let ended = response.eof.is_some();
         let letter = Letter {
@@ -594,7 +623,7 @@ impl Engine {
                     self.drop_oldest_parked();
                 }
             }
-            Listener::Gone => self.consumed(now, work, serial),
+            Listener::Gone => self.consumed(work, serial),
         }
     }
 
@@ -615,14 +644,13 @@ impl Engine {
             }
             send.listener = Listener::Gone;
             let delivered = send.delivered;
-            let now = self.clock.now();
-            self.consumed(now, work, delivered);
+            self.consumed(work, delivered);
         }
     }
 
-    fn consumed(&mut self, now: Instant, work: MessageId, serial: u64) {
+    fn consumed(&mut self, work: MessageId, serial: u64) {
         if serial > 0 {
-            self.mesh.consumed(now, work, serial);
+            self.mesh.consumed(self.now, work, serial);
         }
         if self
             .sends
@@ -633,7 +661,7 @@ impl Engine {
         }
     }
 
-    fn client_gone(&mut self, now: Instant, work: MessageId) {
+    fn client_gone(&mut self, work: MessageId) {
         let Some(send) = self.sends.get_mut(&work) else {
             return;
         };
@@ -641,7 +669,7 @@ impl Engine {
             Listener::Client(_) => {
                 send.listener = Listener::Gone;
                 let delivered = send.delivered;
-                self.consumed(now, work, delivered);
+                self.consumed(work, delivered);
             }
             // The acceptance was not read; what the message does is not its client's business.
             Listener::Detaching(_) | Listener::Nobody(_) | Listener::Gone => {}
@@ -664,12 +692,12 @@ impl Engine {
         true
     }
 
-    fn answer(&mut self, now: Instant, query: Query) {
+    fn answer(&mut self, query: Query) {
         match query {
             Query::Nodes(reply) => {
                 let nodes = self.mesh.nodes().into_iter();
                 let aged = nodes.map(|view| {
-                    let age = now.since(view.changed);
+                    let age = self.now.since(view.changed);
                     (view, age)
                 });
                 let _ = reply.send(aged.collect());
@@ -680,8 +708,8 @@ impl Engine {
                     let entry = self.links.get(&view.link)?;
                     let (bytes_in, bytes_out) = entry.outbox.totals();
                     Some(LinkReport {
-                        age: now.since(view.since),
-                        heard: now.since(view.heard),
+                        age: self.now.since(view.since),
+                        heard: self.now.since(view.heard),
                         bytes_in,
                         bytes_out,
                         waiting: entry.outbox.waiting(),
@@ -689,6 +717,9 @@ impl Engine {
                     })
                 });
                 let _ = reply.send(report.collect());
+            }
+            Query::WorksActive(reply) => {
+                let _ = reply.send(self.works_active());
             }
         }
     }

@@ -1,0 +1,378 @@
+//! Works between the core and the plugin host.
+//!
+//! Owns, for each work that was dispatched here, the reports that the core cannot take yet, and
+//! the commands that the host has no room for yet. Both are bounded: the host sends only so
+//! many results before they are confirmed ([`WINDOW_RESULTS`]), and what waits for the host is
+//! at most a few commands for each work that the core accepts. Decides nothing about a work but
+//! whether policy allows it.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use receptor_mesh::{EntryId, Payload, WorkRoom};
+use receptor_proto::lsa::Capability;
+use receptor_proto::packet::{self, Content, Eof, SEGMENT_MAX};
+use receptor_proto::plugin::CancelReason;
+use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
+use tokio::sync::mpsc;
+
+use super::Engine;
+use crate::worker::{Admission, Command, Job, JobPayload, Report, ReportPayload, WINDOW_RESULTS};
+
+/// The plugin host, as the engine reaches it.
+#[derive(Debug)]
+pub(crate) struct HostLink {
+    /// To the host.
+    pub(crate) commands: mpsc::Sender<Command>,
+    /// From the host.
+    pub(crate) reports: mpsc::Receiver<Report>,
+    /// Places for works.
+    pub(crate) admission: Admission,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Works {
+    commands: mpsc::Sender<Command>,
+    admission: Admission,
+    /// What the host had no room for, in order.
+    pending: VecDeque<Command>,
+    table: HashMap<MessageId, Work>,
+}
+
+/// One work that was dispatched here.
+#[derive(Debug, Default)]
+struct Work {
+    /// The core or the store must do something before the next report can be taken.
+    blocked: bool,
+    /// A result that the core has taken, and the host was not told.
+    untaken: usize,
+    /// What the host reported meanwhile, in order; at most [`WINDOW_RESULTS`] and one end.
+    held: VecDeque<Held>,
+}
+
+#[derive(Debug)]
+enum Held {
+    Data {
+        content: Content,
+        name: Option<String>,
+        payload: ReportPayload,
+    },
+    Done {
+        eof: Eof,
+        content: Content,
+        payload: ReportPayload,
+    },
+}
+
+impl Held {
+    fn payload(&self) -> &ReportPayload {
+        match self {
+            Self::Data { payload, .. } | Self::Done { payload, .. } => payload,
+        }
+    }
+
+    fn set_payload(&mut self, with: ReportPayload) {
+        match self {
+            Self::Data { payload, .. } | Self::Done { payload, .. } => *payload = with,
+        }
+    }
+}
+
+impl Works {
+    pub(super) fn new(commands: mpsc::Sender<Command>, admission: Admission) -> Self {
+        Self {
+            commands,
+            admission,
+            pending: VecDeque::new(),
+            table: HashMap::new(),
+        }
+    }
+
+    /// Waits until the host has room for what waits for it; for ever when nothing does.
+    pub(super) async fn room(&self) {
+        if self.pending.is_empty() {
+            return std::future::pending().await;
+        }
+        // A host that is gone is noticed by its task's end.
+        if self.commands.reserve().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Lets the host have what waits for it, as far as it has room.
+    pub(super) fn flush(&mut self) {
+        while let Some(command) = self.pending.pop_front() {
+            match self.commands.try_send(command) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(command)) => {
+                    self.pending.push_front(command);
+                    return;
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => {
+                    self.pending.clear();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        self.pending.push_back(command);
+    }
+
+    fn taken(&mut self, work: MessageId, results: usize) {
+        if results > 0 {
+            self.command(Command::Taken { work, results });
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn dispatch(
+        &mut self,
+        work: MessageId,
+        sender: NodeId,
+        directive: Directive,
+        content: Content,
+        payload: Payload,
+    ) {
+        let permitted = self.settings.borrow().permits(&sender, directive.as_str());
+        if !permitted {
+            let node = self.mesh.config().node.clone();
+            tracing::warn!(%work, %sender, %directive, "work refused: no [[allow]] rule permits it");
+            let text = format!("{node} does not permit {directive} to {sender}");
+            let error = ErrorBody::new(ErrorCode::PermissionDenied, text);
+            return self.end_work(work, error);
+        }
+        let admitted = self.works.admission.try_admit(&directive).is_some();
+        let payload = match payload {
+            Payload::Inline(bytes) => JobPayload::Inline(bytes),
+            Payload::Stored { entry, size } => JobPayload::File {
+                path: self.store.path(entry),
+                size,
+            },
+        };
+        tracing::debug!(%work, %sender, %directive, admitted, "work");
+        self.works.table.insert(work, Work::default());
+        self.works.command(Command::Run(Job {
+            work,
+            sender,
+            directive,
+            content,
+            payload,
+            attempt: 1,
+            admitted,
+        }));
+        if admitted {
+            self.mesh.work_started(self.now, work);
+        }
+    }
+
+    /// Ends a work that the host never heard of.
+    fn end_work(&mut self, work: MessageId, error: ErrorBody) {
+        let eof = Eof {
+            code: 1,
+            error: Some(error),
+        };
+        let empty = Payload::Inline(Bytes::new());
+        let _ = self
+            .mesh
+            .work_done(self.now, work, eof, Content::None, empty);
+    }
+
+    pub(super) fn start_work(&mut self, work: MessageId) {
+        self.works.command(Command::Start { work });
+    }
+
+    pub(super) fn cancel_work(&mut self, work: MessageId, reason: packet::CancelReason) {
+        let reason = match reason {
+            packet::CancelReason::User => CancelReason::User,
+            packet::CancelReason::SenderGone => CancelReason::SenderGone,
+        };
+        self.works.command(Command::Cancel { work, reason });
+    }
+
+    pub(super) fn resume_work(&mut self, work: MessageId) {
+        let Some(entry) = self.works.table.get_mut(&work) else {
+            return;
+        };
+        entry.blocked = false;
+        let taken = std::mem::take(&mut entry.untaken);
+        self.works.taken(work, taken);
+        self.pass_on(work);
+    }
+
+    /// A small result that lay in a file was read.
+    pub(super) fn loaded(&mut self, work: MessageId, result: Result<Bytes, ErrorBody>) {
+        let Some(entry) = self.works.table.get_mut(&work) else {
+            return;
+        };
+        entry.blocked = false;
+        match (result, entry.held.front_mut()) {
+            (Ok(bytes), Some(held)) => held.set_payload(ReportPayload::Inline(bytes)),
+            (Err(error), Some(held)) => {
+                tracing::warn!(%work, %error, "a result was lost");
+                held.set_payload(ReportPayload::Inline(Bytes::new()));
+                self.lose_result(work);
+            }
+            (_, None) => {}
+        }
+        self.pass_on(work);
+    }
+
+    pub(super) fn report(&mut self, report: Report) {
+        match report {
+            Report::Started { work, .. } => {
+                self.mesh.work_started(self.now, work);
+            }
+            Report::Data {
+                work,
+                content,
+                name,
+                payload,
+            } => {
+                let held = Held::Data {
+                    content,
+                    name,
+                    payload,
+                };
+                self.take_report(work, held);
+            }
+            Report::Done {
+                work,
+                eof,
+                content,
+                payload,
+            } => {
+                let held = Held::Done {
+                    eof,
+                    content,
+                    payload,
+                };
+                self.take_report(work, held);
+            }
+            Report::Status {
+                work,
+                state,
+                message,
+                progress,
+            } => {
+                tracing::trace!(%work, state, message, ?progress, "work status");
+            }
+            Report::Capabilities(plugins) => self.capabilities(plugins),
+        }
+    }
+
+    fn capabilities(&mut self, plugins: Vec<Capability>) {
+        let names: Vec<_> = plugins
+            .iter()
+            .map(|plugin| plugin.plugin.as_str())
+            .collect();
+        tracing::info!(plugins = names.join(" "), "capabilities");
+        self.mesh.set_capabilities(self.now, plugins);
+    }
+
+    fn take_report(&mut self, work: MessageId, held: Held) {
+        let Some(entry) = self.works.table.get_mut(&work) else {
+            discard(&held);
+            return;
+        };
+        debug_assert!(entry.held.len() <= WINDOW_RESULTS);
+        entry.held.push_back(held);
+        self.pass_on(work);
+    }
+
+    /// Gives the core what was reported of a work, until it wants to wait.
+    fn pass_on(&mut self, work: MessageId) {
+        while let Some(entry) = self.works.table.get_mut(&work) {
+            if entry.blocked {
+                return;
+            }
+            let Some(held) = entry.held.front() else {
+                return;
+            };
+            // The core wants what is small in its hand.
+            if let ReportPayload::File { path, size } = held.payload()
+                && *size <= SEGMENT_MAX as u64
+            {
+                entry.blocked = true;
+                self.store.load(work, path.clone());
+                return;
+            }
+            let Some(held) = entry.held.pop_front() else {
+                return;
+            };
+            match held {
+                Held::Data {
+                    content,
+                    name,
+                    payload,
+                } => {
+                    let Some(payload) = self.adopt(work, payload) else {
+                        self.works.taken(work, 1);
+                        continue;
+                    };
+                    match self.mesh.work_data(self.now, work, content, name, payload) {
+                        Ok(WorkRoom::Wait) => {
+                            if let Some(entry) = self.works.table.get_mut(&work) {
+                                entry.blocked = true;
+                                entry.untaken += 1;
+                            }
+                        }
+                        // A work that the core has ended goes on until its end; its results
+                        // are nobody's.
+                        Ok(WorkRoom::Open) | Err(_) => self.works.taken(work, 1),
+                    }
+                }
+                Held::Done {
+                    eof,
+                    content,
+                    payload,
+                } => {
+                    let payload = self
+                        .adopt(work, payload)
+                        .unwrap_or_else(|| Payload::Inline(Bytes::new()));
+                    self.works.table.remove(&work);
+                    let _ = self.mesh.work_done(self.now, work, eof, content, payload);
+                }
+            }
+        }
+    }
+
+    /// Puts a result where the core wants it; `None` when the store has no room for it.
+    fn adopt(&mut self, work: MessageId, payload: ReportPayload) -> Option<Payload> {
+        match payload {
+            ReportPayload::Inline(bytes) => Some(Payload::Inline(bytes)),
+            ReportPayload::File { path, size } => {
+                let entry: EntryId = self.mesh.new_entry();
+                match self.store.adopt(entry, path, size) {
+                    Ok(()) => Some(Payload::Stored { entry, size }),
+                    Err(error) => {
+                        tracing::warn!(%work, %error, "a result was not kept");
+                        self.lose_result(work);
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    /// A result is lost, so the work cannot go well any more.
+    fn lose_result(&mut self, work: MessageId) {
+        let reason = CancelReason::Quota;
+        self.works.command(Command::Cancel { work, reason });
+    }
+
+    /// Works here that have not ended.
+    pub(super) fn works_active(&self) -> u64 {
+        self.works.table.len() as u64
+    }
+}
+
+/// Removes the file of a report that nobody waits for.
+fn discard(held: &Held) {
+    if let ReportPayload::File { path, .. } = held.payload() {
+        let _ = std::fs::remove_file(path);
+    }
+}

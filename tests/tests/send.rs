@@ -1,0 +1,351 @@
+//! Messages from a client through the mesh to a plugin and back.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs;
+use std::io::Read as _;
+
+use receptor_tests::{Control, Daemon, Mesh, Node, program, wait_for};
+use serde_json::{Value, json};
+
+/// A chain a – b – c whose nodes have the plugin `echo` of this build.
+fn chain(mesh: &Mesh) -> [Daemon; 3] {
+    // The daemon finds it beside itself when it runs from a build.
+    assert!(program("echo").exists());
+    let a = mesh.node("a").start();
+    let b = mesh.node("b").peer(&a).start();
+    let c = mesh.node("c").peer(&b).start();
+    a.wait_reachable(["b", "c"]);
+    c.wait_reachable("a");
+    wait_for("the plugin on c", || has_echo(&a, "c").then_some(()));
+    [a, b, c]
+}
+
+/// Starts a node that has the same plugin under a name by which it runs one process a job, so
+/// that a job that is held up holds up no other.
+fn with_one_process_a_job(mesh: &Mesh, node: Node) -> Daemon {
+    let plugins = mesh.dir().join("plugins");
+    fs::create_dir(&plugins).unwrap();
+    fs::copy(program("echo"), plugins.join("flood-once")).unwrap();
+    // The temporary directory belongs to everybody, which is not what plugins are trusted in.
+    node.config("[plugins]\nallow-unsafe = true")
+        .arg("--plugins-dir")
+        .arg(plugins.to_str().unwrap())
+        .start()
+}
+
+fn has_echo(at: &Daemon, node: &str) -> bool {
+    has_plugin(at, node, "echo")
+}
+
+fn has_plugin(at: &Daemon, node: &str, name: &str) -> bool {
+    let reply = at.control().json("capabilities");
+    let nodes = reply["nodes"].as_array().unwrap();
+    let found = nodes.iter().find(|entry| entry["node"] == node);
+    found.is_some_and(|entry| {
+        let plugins = entry["plugins"].as_array().unwrap();
+        plugins.iter().any(|plugin| plugin["plugin"] == name)
+    })
+}
+
+fn send(control: &mut Control, command: &Value) -> Vec<Value> {
+    control.write(format!("{command}\n"));
+    replies(control)
+}
+
+/// Everything up to the last line of a reply.
+fn replies(control: &mut Control) -> Vec<Value> {
+    let mut all = Vec::new();
+    loop {
+        let reply = control.reply();
+        let last = reply["eof"] == true;
+        if let Some(size) = reply["size"].as_u64() {
+            let bytes = control.raw(size.try_into().unwrap());
+            all.push(json!({"raw": bytes.len(), "of": reply, "sum": sum(&bytes)}));
+        } else {
+            all.push(reply);
+        }
+        if last {
+            return all;
+        }
+    }
+}
+
+/// Tells payloads apart; FNV-1a.
+fn sum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+#[test]
+fn a_message_is_answered_from_the_far_end() {
+    let mesh = Mesh::new();
+    let [a, _b, _c] = chain(&mesh);
+    let mut control = a.control();
+    let all = send(
+        &mut control,
+        &json!({"command": "send", "directive": "echo:echo", "recipient": "c", "payload": {"x": [1]}}),
+    );
+    assert_eq!(all[0]["type"], "accepted", "{all:?}");
+    assert_eq!(all[0]["recipient"], "c");
+    assert_eq!(
+        (&all[1]["data"], &all[1]["from"]),
+        (&json!({"x": [1]}), &json!("c"))
+    );
+    assert_eq!(all[1]["serial"], 1);
+    let last = all.last().unwrap();
+    assert_eq!((&last["eof"], &last["code"]), (&json!(true), &json!(0)));
+
+    for (command, code) in [
+        (
+            json!({"directive": "nope:nope", "recipient": "c"}),
+            "no-such-plugin",
+        ),
+        (
+            json!({"directive": "echo:nope", "recipient": "c"}),
+            "no-such-action",
+        ),
+        (
+            json!({"directive": "echo:echo", "recipient": "nobody"}),
+            "no-such-node",
+        ),
+        (
+            json!({"directive": "echo:echo", "any": true, "where": {"no": "where"}}),
+            "no-match",
+        ),
+    ] {
+        let mut command = command;
+        command["command"] = "send".into();
+        command["payload"] = 1.into();
+        let all = send(&mut control, &command);
+        assert_eq!(all.last().unwrap()["error"]["code"], code, "{all:?}");
+    }
+    let fails = json!({"command": "send", "directive": "echo:fail", "recipient": "c", "payload": {"code": 3}});
+    let all = send(&mut control, &fails);
+    assert_ne!(all.last().unwrap()["code"], 0, "{all:?}");
+    assert_eq!(all.last().unwrap()["error"], Value::Null, "{all:?}");
+}
+
+#[test]
+fn many_are_under_way_at_once_on_one_connection() {
+    let mesh = Mesh::new();
+    let [a, _b, _c] = chain(&mesh);
+    let mut control = a.control();
+    // As many as one plugin takes, running and waiting.
+    let count = 100;
+    for tag in 0..count {
+        control.write(format!(
+            "{{\"command\":\"send\",\"tag\":{tag},\"directive\":\"echo:echo\",\"recipient\":\"c\",\"payload\":{{\"n\":{tag}}},\"volatile\":{}}}\n",
+            tag % 2 == 0
+        ));
+    }
+    let mut answered = vec![0; count];
+    let mut ended = 0;
+    while ended < count {
+        let reply = control.reply();
+        let tag = usize::try_from(reply["tag"].as_u64().unwrap()).unwrap();
+        if !reply["data"].is_null() {
+            assert_eq!(reply["data"]["n"], tag, "{reply}");
+            answered[tag] += 1;
+        }
+        if reply["eof"] == true {
+            assert_eq!(reply["code"], 0, "{reply}");
+            ended += 1;
+        }
+    }
+    assert!(answered.iter().all(|times| *times == 1), "{answered:?}");
+}
+
+#[test]
+fn large_payloads_pass_by_file_and_come_back_whole() {
+    let mesh = Mesh::new();
+    let [a, b, c] = chain(&mesh);
+    let mut bytes = Vec::new();
+    let noise = fs::File::open("/dev/urandom").unwrap();
+    noise.take(20_000_003).read_to_end(&mut bytes).unwrap();
+    let mut control = a.control();
+    control.write(format!(
+        "{{\"command\":\"send\",\"directive\":\"echo:bytes\",\"recipient\":\"c\",\"size\":{}}}\n",
+        bytes.len()
+    ));
+    control.write(&bytes);
+    let all = replies(&mut control);
+    assert_eq!(all[1]["raw"], bytes.len(), "{all:?}");
+    assert_eq!(all[1]["sum"], sum(&bytes));
+    assert_eq!(all.last().unwrap()["code"], 0, "{all:?}");
+
+    // The same, ended by half-close.
+    let mut control = a.control();
+    control.write(
+        "{\"command\":\"send\",\"directive\":\"echo:bytes\",\"recipient\":\"c\",\"stream\":true}\n",
+    );
+    control.write(&bytes);
+    control.half_close();
+    let all = replies(&mut control);
+    assert_eq!(all[1]["sum"], sum(&bytes), "{all:?}");
+
+    // Nothing of it stays anywhere.
+    for daemon in [&a, &b, &c] {
+        let payloads = daemon.data_dir().join("payloads");
+        let count = || fs::read_dir(&payloads).unwrap().count();
+        let what = format!("an empty store at {}", daemon.name());
+        wait_for(&what, || (count() == 0).then_some(()));
+    }
+}
+
+#[test]
+fn a_client_that_stalls_holds_up_its_own_works_alone() {
+    let mesh = Mesh::new();
+    let a = mesh.node("a").start();
+    let b = mesh.node("b").peer(&a).start();
+    let c = with_one_process_a_job(&mesh, mesh.node("c").peer(&b));
+    a.wait_reachable("c");
+    wait_for("the plugins on c", || {
+        has_plugin(&a, "c", "flood-once").then_some(())
+    });
+    wait_for("the plugins on c", || {
+        has_plugin(&a, "c", "echo").then_some(())
+    });
+    // It asks for far more than all buffers hold and reads none of it.
+    let mut stalled = a.control();
+    stalled.write(
+        "{\"command\":\"send\",\"directive\":\"flood-once:flood\",\"recipient\":\"c\",\"payload\":{\"count\":500,\"size\":50000}}\n",
+    );
+    let accepted = stalled.reply();
+    assert_eq!(accepted["type"], "accepted", "{accepted}");
+    let works =
+        |daemon: &Daemon| daemon.control().json("status")["receptor"]["works_active"].clone();
+    wait_for("the flood", || (works(&c) == 1).then_some(()));
+
+    let mut control = a.control();
+    for n in 0..20 {
+        let all = send(
+            &mut control,
+            &json!({"command": "send", "directive": "echo:echo", "recipient": "c", "payload": n}),
+        );
+        assert_eq!(all[1]["data"], n, "{all:?}");
+        assert_eq!(control.json("ping c")["Success"], true);
+    }
+    assert_eq!(works(&c), 1, "the flood was not held");
+    let resident = resident_kib(a.pid()).max(resident_kib(c.pid()));
+    assert!(resident < 100 * 1024, "{resident} KiB");
+
+    // When it reads on, everything is there, in order.
+    let mut serial = 0;
+    loop {
+        let reply = stalled.reply();
+        serial += 1;
+        assert_eq!(reply["serial"], serial);
+        if reply["eof"] == true {
+            assert_eq!(reply["code"], 0, "{reply}");
+            break;
+        }
+    }
+    assert_eq!(serial, 501);
+}
+
+fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_client_that_leaves_stops_nothing() {
+    let mesh = Mesh::new();
+    let [a, _b, c] = chain(&mesh);
+    let mut control = a.control();
+    control.write(
+        "{\"command\":\"send\",\"directive\":\"echo:flood\",\"recipient\":\"c\",\"payload\":{\"count\":300,\"size\":20000}}\n",
+    );
+    control.reply();
+    control.reply();
+    drop(control);
+    // It runs to its end, though nobody reads what it says.
+    let works =
+        |daemon: &Daemon| daemon.control().json("status")["receptor"]["works_active"].clone();
+    wait_for("the end of the work", || (works(&c) == 0).then_some(()));
+    assert!(!c.log().contains("cancel"), "{}", c.log());
+}
+
+#[test]
+fn a_work_is_cancelled_from_another_connection() {
+    let mesh = Mesh::new();
+    let [a, _b, _c] = chain(&mesh);
+    let mut control = a.control();
+    control.write(
+        "{\"command\":\"send\",\"directive\":\"echo:sleep\",\"recipient\":\"c\",\"payload\":{\"ms\":600000}}\n",
+    );
+    let id = control.reply()["id"].as_str().unwrap().to_owned();
+    let cancel = a.control().json(&format!("cancel {id}"));
+    assert_eq!(cancel["cancelling"], id, "{cancel}");
+    let all = replies(&mut control);
+    assert_eq!(all.last().unwrap()["error"]["code"], "cancelled", "{all:?}");
+}
+
+#[test]
+fn detached_responses_wait_for_a_client() {
+    let mesh = Mesh::new();
+    let [a, _b, _c] = chain(&mesh);
+    let mut control = a.control();
+    let all = send(
+        &mut control,
+        &json!({"command": "send", "directive": "echo:echo", "recipient": "c", "payload": 7, "detach": true}),
+    );
+    assert_eq!(all.len(), 1, "{all:?}");
+    let id = all[0]["id"].as_str().unwrap();
+    drop(control);
+    let mut control = a.control();
+    let all = send(&mut control, &json!({"command": "results", "id": id}));
+    assert_eq!(all[0]["data"], 7, "{all:?}");
+    assert_eq!(all.last().unwrap()["code"], 0);
+    let all = send(&mut control, &json!({"command": "results", "id": id}));
+    assert_eq!(all[0]["error"]["code"], "not-found", "{all:?}");
+}
+
+#[test]
+fn a_message_waits_until_there_is_a_way() {
+    let mesh = Mesh::new();
+    let [a, mut b, _c] = chain(&mesh);
+    b.kill();
+    a.wait_unreachable("c");
+    let mut control = a.control();
+    let volatile = json!({"command": "send", "directive": "echo:echo", "recipient": "c", "payload": 1, "volatile": true});
+    let all = send(&mut control, &volatile);
+    assert_eq!(all[0]["error"]["code"], "no-route", "{all:?}");
+    control.write(
+        "{\"command\":\"send\",\"directive\":\"echo:echo\",\"recipient\":\"c\",\"payload\":2}\n",
+    );
+    assert_eq!(control.reply()["type"], "accepted");
+    b.restart();
+    let all = replies(&mut control);
+    assert_eq!(all[0]["data"], 2, "{all:?}");
+}
+
+#[test]
+fn policy_is_the_recipients() {
+    let mesh = Mesh::new();
+    let a = mesh.node("a").start();
+    let b = mesh
+        .node("b")
+        .peer(&a)
+        .config("[[allow]]\nfrom = [\"controller*\"]\ndirective = [\"echo:*\"]")
+        .start();
+    a.wait_reachable("b");
+    b.wait_reachable("a");
+    wait_for("the plugin on b", || has_echo(&a, "b").then_some(()));
+    let all = send(
+        &mut a.control(),
+        &json!({"command": "send", "directive": "echo:echo", "recipient": "b", "payload": 1}),
+    );
+    assert_eq!(
+        all.last().unwrap()["error"]["code"],
+        "permission-denied",
+        "{all:?}"
+    );
+    b.wait_log("no [[allow]] rule permits it");
+}
