@@ -118,12 +118,13 @@ impl World {
                 {
                     return;
                 }
-                let Carried::Bytes(bytes) = carried else {
-                    return;
+                let frame = match carried {
+                    Carried::Bytes(bytes) => Frame::decode(bytes.slice(4..)).ok(),
+                    Carried::Frame(frame, _) => Some(*frame),
                 };
                 // Stays alive, most of the time.
-                if self.hostiles.u8(0..10) > 0
-                    && let Ok(Frame::Probe { nonce }) = Frame::decode(bytes.slice(4..))
+                if let Some(Frame::Probe { nonce }) = frame
+                    && self.hostiles.u8(0..10) > 0
                 {
                     self.hostile_sends(conn, side, &Frame::ProbeReply { nonce });
                 }

@@ -7,7 +7,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use clap::Parser;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser};
 use receptor_sim::{Cost, Lines, Options, Outcome, Report, Span, TYPES, report, run, run_with};
 
 /// Drives a whole mesh of real cores in one process, from one seed. A failure prints the
@@ -17,7 +18,8 @@ use receptor_sim::{Cost, Lines, Options, Outcome, Report, Span, TYPES, report, r
 struct Arguments {
     #[command(flatten)]
     options: Options,
-    /// Runs these seeds, one after the other, instead of one: `1..=20`.
+    /// Runs these seeds, one after the other, instead of one: `1..=20`. Each draws the options
+    /// that are not given.
     #[arg(long, value_name = "LOW..HIGH")]
     seeds: Option<Span>,
     /// Seeds at once.
@@ -35,7 +37,14 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    // `cargo sim -- --seed 1` and `cargo sim --seed 1` are the same.
+    let mut words: Vec<_> = std::env::args_os().collect();
+    if words.get(1).is_some_and(|word| word == "--") {
+        words.remove(1);
+    }
+    let matches = Arguments::command().get_matches_from(words);
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
     if arguments.report {
         return reported(&arguments);
     }
@@ -52,7 +61,13 @@ fn main() -> ExitCode {
                     if seed > seeds.high {
                         return;
                     }
-                    if !one(&arguments, seed)
+                    let mut options = arguments.options.clone();
+                    if arguments.seeds.is_some() {
+                        options = Options::drawn(seed, options.nodes);
+                        options.take(&arguments.options, given);
+                    }
+                    options.seed = seed;
+                    if !one(&options, arguments.trace)
                         && let Ok(mut failed) = failed.lock()
                     {
                         failed.push(seed);
@@ -70,16 +85,12 @@ fn main() -> ExitCode {
 }
 
 /// One run; whether it kept all promises.
-fn one(arguments: &Arguments, seed: u64) -> bool {
-    let options = Options {
-        seed,
-        ..arguments.options.clone()
-    };
+fn one(options: &Options, trace: bool) -> bool {
     let start = Instant::now();
-    let outcome = if arguments.trace {
-        run_with(&options, Lines::All)
+    let outcome = if trace {
+        run_with(options, Lines::All)
     } else {
-        run(&options)
+        run(options)
     };
     let took = start.elapsed().as_secs_f64();
     let mut text = String::new();
@@ -93,7 +104,8 @@ fn one(arguments: &Arguments, seed: u64) -> bool {
     };
     let _ = writeln!(
         text,
-        "seed {seed} {word}: {}, {took:.1} s",
+        "seed {} {word}: {}, {took:.1} s",
+        options.seed,
         summary(&outcome)
     );
     if let Some(failure) = &outcome.failure {

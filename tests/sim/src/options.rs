@@ -8,6 +8,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::{Args, Parser, ValueEnum};
+use fastrand::Rng;
+
+use crate::random::{Stream, stream};
+
+/// The most nodes in one line or circle: a packet passes through 30 nodes at most.
+const LINE_MAX: usize = 25;
 
 /// An inclusive range, written `LOW..HIGH` or as one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +130,13 @@ macro_rules! options {
                     line.push_str(&format!(" --{name} {}", self.$name));
                 })*
                 line.trim_start().to_string()
+            }
+
+            /// Takes those options from `other` whose names, as on the command line, are given.
+            pub fn take(&mut self, other: &Self, given: impl Fn(&str) -> bool) {
+                $(if given(stringify!($name)) {
+                    self.$name = other.$name;
+                })*
             }
         }
     };
@@ -254,6 +267,93 @@ pub enum Bounds {
     Tight,
 }
 show_as_word!(Codec, Bounds);
+
+impl Options {
+    /// The run of a seed when nobody says more: a random half of all that can go wrong, each at
+    /// a random rate. Different seeds meet different mixtures; mixtures of everything hide what
+    /// only a few faults together bring out.
+    #[must_use]
+    pub fn drawn(seed: u64, nodes: usize) -> Self {
+        let rng = &mut stream(seed, Stream::Options);
+        #[expect(clippy::cast_precision_loss, reason = "counts of nodes are small")]
+        let scale = nodes as f64 / 10.0;
+        let some = |rng: &mut Rng, most: f64| {
+            let rate = (rng.f64() * most * 1000.0).round() / 1000.0;
+            if rng.bool() { rate } else { 0.0 }
+        };
+        let degree = 2.0 + rng.f64() * 3.0;
+        let topology = [
+            Topology::Random,
+            Topology::Random,
+            Topology::Random,
+            Topology::Ring,
+            Topology::Chain,
+            Topology::Star,
+            Topology::Grid,
+        ][rng.usize(0..7)];
+        let long = matches!(topology, Topology::Ring | Topology::Chain) && nodes > LINE_MAX;
+        Self {
+            seed,
+            nodes,
+            topology: if long { Topology::Random } else { topology },
+            degree: (degree * 10.0).round() / 10.0,
+            leaves: some(rng, 0.5),
+            double_links: some(rng, 0.4),
+            bandwidth: if rng.u8(0..4) == 0 { 2_000_000 } else { 0 },
+            transport: if rng.u8(0..4) == 0 {
+                Transport::Datagram
+            } else {
+                Transport::Tcp
+            },
+            loss: some(rng, 0.05),
+            duplication: some(rng, 0.05),
+            reorder: some(rng, 0.1),
+            spikes: some(rng, 0.01),
+            flaps: some(rng, scale),
+            black_holes: some(rng, 0.3 * scale),
+            one_way: some(rng, 0.3 * scale),
+            crashes: some(rng, 0.4 * scale),
+            power_cuts: some(rng, 0.3 * scale),
+            data_loss: if rng.u8(0..4) == 0 { 0.3 } else { 0.0 },
+            freezes: some(rng, 0.3 * scale),
+            changes: some(rng, scale),
+            shutdowns: some(rng, 0.2 * scale),
+            cut: if rng.u8(0..6) == 0 { 0.15 } else { 0.0 },
+            hostile: if rng.u8(0..6) == 0 { 1 } else { 0 },
+            store: if rng.u8(0..6) == 0 {
+                StoreKind::Memory
+            } else {
+                StoreKind::Disk
+            },
+            disk_faults: if rng.u8(0..6) == 0 { 0.02 } else { 0.0 },
+            rate: if rng.u8(0..6) == 0 {
+                0.0
+            } else {
+                ((1.0 + rng.f64() * 9.0) * scale).round()
+            },
+            large: some(rng, 0.1),
+            volatile: some(rng, 0.3),
+            cancel: some(rng, 0.2),
+            any: some(rng, 0.3),
+            forget: some(rng, 0.2),
+            nobody: some(rng, 0.1),
+            expiry_ms: if rng.u8(0..5) == 0 {
+                Span::new(500, 10_000)
+            } else {
+                Span::new(600_000, 600_000)
+            },
+            slow_works: some(rng, 0.05),
+            stalls: some(rng, 0.3),
+            echoes: some(rng, 4.0 * scale),
+            bounds: if rng.u8(0..3) == 0 {
+                Bounds::Tight
+            } else {
+                Bounds::Default
+            },
+            ..Self::default()
+        }
+    }
+}
 
 #[derive(Parser)]
 struct Line {

@@ -21,6 +21,7 @@ pub(crate) enum Stream {
     Nodes,
     Hostile,
     Checks,
+    Options,
 }
 
 /// The stream of one concern.

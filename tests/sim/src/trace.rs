@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use crate::random::mix;
 
 /// How many lines a failure shows.
-const TAIL: usize = 60;
+const TAIL: usize = 40;
 
 /// The record of a run.
 #[derive(Debug)]
