@@ -73,6 +73,8 @@ pub(crate) struct Host {
     clock_back: bool,
     clock_offset: u64,
     pub(crate) frozen: Option<u64>,
+    /// When it last went on.
+    pub(crate) thawed_at: u64,
     deferred: VecDeque<Event>,
     timer: Option<u64>,
     idle_turns: u32,
@@ -139,6 +141,7 @@ impl World {
                 clock_back: false,
                 clock_offset: 0,
                 frozen: None,
+                thawed_at: 0,
                 deferred: VecDeque::new(),
                 timer: None,
                 idle_turns: 0,
@@ -276,8 +279,9 @@ impl World {
     }
 
     pub(crate) fn thaw(&mut self, node: NodeIndex) {
-        self.hosts[node].frozen = None;
         let now = self.queue.now();
+        self.hosts[node].frozen = None;
+        self.hosts[node].thawed_at = now;
         self.trace.line(now, || format!("node {node} goes on"));
         while self.hosts[node].frozen.is_none()
             && let Some(event) = self.hosts[node].deferred.pop_front()
@@ -528,7 +532,9 @@ impl World {
 
     fn timer(&mut self, node: NodeIndex) {
         let now = self.queue.now();
-        if self.hosts[node].timer != Some(now) {
+        // A later time: another event will come for it. An earlier one: this one waited in a
+        // frozen process.
+        if self.hosts[node].timer.is_none_or(|timer| timer > now) {
             return;
         }
         let clock = self.clock(node);
