@@ -252,6 +252,8 @@ impl World {
     pub(crate) fn echo_to(&mut self, node: NodeIndex, to: NodeIndex) {
         let clock = self.clock(node);
         let now = self.queue.now();
+        self.trace
+            .line(now, || format!("{node}: a client sends {to} an echo"));
         let id = self.hosts[to].id.clone();
         let host = &mut self.hosts[node];
         let Some(mesh) = host.mesh.as_mut() else {
@@ -303,7 +305,11 @@ impl World {
                     )));
                 }
             }
-            Err(_) => self.stats.echoes_failed += 1,
+            Err(_) if self.troubled => self.stats.echoes_failed += 1,
+            Err(error) => {
+                let why = format!("the echo of {node} to {to}, sent at {sent_at} us: {error}");
+                self.echo_failure = Some(why);
+            }
         }
     }
 }

@@ -124,6 +124,7 @@ impl World {
         };
         self.trace.line(now, || format!("node {node} shuts down"));
         mesh.shutdown(clock);
+        self.hosts[node].closing = true;
         self.pump(node);
         let process = self.hosts[node].life.process;
         self.queue.after(

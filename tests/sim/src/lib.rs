@@ -162,13 +162,13 @@ fn drive(world: &mut World) -> Result<f64, String> {
             world.pump(pair[0]);
         }
     }
-    let failed = world.stats.echoes_failed;
+    world.echo_failure = None;
     look_until(world, settled_at + CALM_US)?;
     if let Some(why) = world.unsettled() {
         return Err(format!("it was right for a while only: {why}"));
     }
-    if world.stats.echoes_failed > failed {
-        return Err("an echo in a quiet mesh came to nothing".to_string());
+    if let Some(why) = world.echo_failure.take() {
+        return Err(format!("in a quiet mesh, {why}"));
     }
     world.collect_counters();
     Ok(seconds(settled_at - healed_at))

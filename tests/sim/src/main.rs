@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
-use receptor_sim::{Cost, Lines, Options, Outcome, Report, Span, TYPES, report, run, run_with};
+use receptor_sim::{
+    Cost, Lines, Options, Outcome, Report, Span, Stats, TYPES, report, run, run_with,
+};
 
 /// Drives a whole mesh of real cores in one process, from one seed. A failure prints the
 /// command that shows it again.
@@ -25,6 +27,9 @@ struct Arguments {
     /// Seeds at once.
     #[arg(long, default_value_t = 1)]
     jobs: usize,
+    /// Prints frames and bytes by type.
+    #[arg(long)]
+    costs: bool,
     /// Prints every line of the run.
     #[arg(long)]
     trace: bool,
@@ -67,7 +72,7 @@ fn main() -> ExitCode {
                         options.take(&arguments.options, given);
                     }
                     options.seed = seed;
-                    if !one(&options, arguments.trace)
+                    if !one(&options, &arguments)
                         && let Ok(mut failed) = failed.lock()
                     {
                         failed.push(seed);
@@ -85,9 +90,9 @@ fn main() -> ExitCode {
 }
 
 /// One run; whether it kept all promises.
-fn one(options: &Options, trace: bool) -> bool {
+fn one(options: &Options, arguments: &Arguments) -> bool {
     let start = Instant::now();
-    let outcome = if trace {
+    let outcome = if arguments.trace {
         run_with(options, Lines::All)
     } else {
         run(options)
@@ -108,6 +113,9 @@ fn one(options: &Options, trace: bool) -> bool {
         options.seed,
         summary(&outcome)
     );
+    if arguments.costs {
+        types(&mut text, &outcome.stats);
+    }
     if let Some(failure) = &outcome.failure {
         let _ = writeln!(text, "  {}\n  {}", failure.why, failure.command);
     }
@@ -194,6 +202,10 @@ fn cost(text: &mut String, name: &str, cost: &Cost) {
         stats.lsas_received,
         stats.lsas_new
     );
+    types(text, stats);
+}
+
+fn types(text: &mut String, stats: &Stats) {
     for (index, name) in TYPES.iter().enumerate() {
         if stats.frames[index] > 0 {
             let _ = writeln!(

@@ -73,6 +73,8 @@ pub(crate) struct Host {
     clock_back: bool,
     clock_offset: u64,
     pub(crate) frozen: Option<u64>,
+    /// Says goodbye.
+    pub(crate) closing: bool,
     /// When it last went on.
     pub(crate) thawed_at: u64,
     deferred: VecDeque<Event>,
@@ -114,6 +116,8 @@ pub(crate) struct World {
     pub(crate) next_fault: u64,
     pub(crate) next_message: u64,
     pub(crate) echoes: BTreeMap<(NodeIndex, u32, u64), (NodeIndex, u64)>,
+    /// The last echo that came to nothing after the end of all trouble.
+    pub(crate) echo_failure: Option<String>,
     /// Traffic and faults go on.
     pub(crate) troubled: bool,
     scratch: Vec<u8>,
@@ -141,6 +145,7 @@ impl World {
                 clock_back: false,
                 clock_offset: 0,
                 frozen: None,
+                closing: false,
                 thawed_at: 0,
                 deferred: VecDeque::new(),
                 timer: None,
@@ -181,6 +186,7 @@ impl World {
             next_fault: 0,
             next_message: 0,
             echoes: BTreeMap::new(),
+            echo_failure: None,
             troubled: false,
             scratch: Vec::new(),
             spf_clock: None,
@@ -411,6 +417,7 @@ impl World {
         let host = &mut self.hosts[node];
         host.mesh = None;
         host.frozen = None;
+        host.closing = false;
         host.deferred.clear();
         host.disk.clear();
         host.unconfirmed.clear();
@@ -627,7 +634,12 @@ impl World {
                 .sent(&self.by_id, node, self.hosts[node].life, packet);
             self.check(result);
         }
-        let urgent = !matches!(frame, Frame::Packet(_) | Frame::Lsas(_));
+        let patient = matches!(
+            frame,
+            Frame::Packet(_) | Frame::Lsas(_) | Frame::Summary { .. } | Frame::Digest(_)
+        );
+        // The last words of a node that shuts down wait for nothing.
+        let urgent = !patient || self.hosts[node].closing;
         let routing = matches!(
             frame,
             Frame::Digest(_)
