@@ -97,7 +97,12 @@ pub enum Frame {
     },
     /// One hash a bucket over all LSAs the sender has, sent when an adjacency comes up; empty
     /// from a leaf, which wants no flooding.
-    Digest(Vec<u64>),
+    Digest {
+        /// The receiver is to send its own digest, without asking back.
+        reply: bool,
+        /// The hashes, [`DIGEST_BUCKETS`] or none.
+        buckets: Vec<u64>,
+    },
     /// All LSAs that the sender has in some buckets whose digests differ.
     Summary {
         /// Which bucket, 0 to 63.
@@ -166,8 +171,9 @@ impl Frame {
                 w.u8(kind::PROBE_REPLY);
                 w.varint(*nonce);
             }
-            Self::Digest(buckets) => {
+            Self::Digest { reply, buckets } => {
                 w.u8(kind::DIGEST);
+                w.u8(u8::from(*reply));
                 w.varint(buckets.len() as u64);
                 for bucket in buckets {
                     w.fixed_u64(*bucket);
@@ -218,7 +224,9 @@ impl Frame {
                     bytes_len(goodbye.code.as_str().len()) + bytes_len(goodbye.cut_message().len())
                 }
                 Self::Probe { nonce } | Self::ProbeReply { nonce } => varint_len(*nonce),
-                Self::Digest(buckets) => varint_len(buckets.len() as u64) + 8 * buckets.len(),
+                Self::Digest { buckets, .. } => {
+                    1 + varint_len(buckets.len() as u64) + 8 * buckets.len()
+                }
                 Self::Summary { entries, .. } => 2 + summaries_len(entries),
                 Self::Lsas(lsas) => {
                     varint_len(lsas.len() as u64) + lsas.iter().map(Lsa::encoded_len).sum::<usize>()
@@ -250,12 +258,16 @@ impl Frame {
                 nonce: r.varint("nonce")?,
             },
             kind::DIGEST => {
+                let reply = r.bool("reply")?;
                 let count = r.count(8, "digest")?;
                 if count != 0 && count != DIGEST_BUCKETS {
                     return Err(DecodeError::Bad { what: "digest" });
                 }
                 let buckets: Result<_, _> = (0..count).map(|_| r.fixed_u64("digest")).collect();
-                Self::Digest(buckets?)
+                Self::Digest {
+                    reply,
+                    buckets: buckets?,
+                }
             }
             kind::SUMMARY => {
                 let bucket = r.u8("bucket")?;
@@ -481,11 +493,14 @@ mod tests {
             any::<u64>().prop_map(|nonce| Frame::Probe { nonce }),
             any::<u64>().prop_map(|nonce| Frame::ProbeReply { nonce }),
             any::<u64>().prop_map(|total| Frame::Credit { total }),
-            any::<bool>().prop_map(|leaf| Frame::Digest(if leaf {
-                vec![]
-            } else {
-                vec![7; DIGEST_BUCKETS]
-            })),
+            any::<bool>().prop_map(|leaf| Frame::Digest {
+                reply: !leaf,
+                buckets: if leaf {
+                    vec![]
+                } else {
+                    vec![7; DIGEST_BUCKETS]
+                },
+            }),
             (
                 0..64u8,
                 any::<bool>(),

@@ -232,8 +232,12 @@ fn frame() -> impl Strategy<Value = Frame> {
             .prop_map(|(code, message)| Frame::Goodbye(Goodbye { code, message })),
         any::<u64>().prop_map(|nonce| Frame::Probe { nonce }),
         any::<u64>().prop_map(|nonce| Frame::ProbeReply { nonce }),
-        Just(Frame::Digest(Vec::new())),
-        vec(any::<u64>(), DIGEST_BUCKETS).prop_map(Frame::Digest),
+        Just(Frame::Digest {
+            reply: false,
+            buckets: Vec::new()
+        }),
+        (any::<bool>(), vec(any::<u64>(), DIGEST_BUCKETS))
+            .prop_map(|(reply, buckets)| Frame::Digest { reply, buckets }),
         (0..64u8, any::<bool>(), vec(summary(), 0..5)).prop_map(|(bucket, more, entries)| {
             Frame::Summary {
                 bucket,

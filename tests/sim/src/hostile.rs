@@ -257,8 +257,14 @@ fn nonsense(rng: &mut Rng, nodes: usize) -> Frame {
     let [who, other] = [0; 2].map(|_| node_id(rng.usize(0..nodes + 3)));
     let kind = LsaKind(rng.u8(0..5));
     match rng.u8(0..12) {
-        0 => Frame::Digest((0..64).map(|_| rng.u64(..)).collect()),
-        1 => Frame::Digest(Vec::new()),
+        0 => Frame::Digest {
+            reply: rng.bool(),
+            buckets: (0..64).map(|_| rng.u64(..)).collect(),
+        },
+        1 => Frame::Digest {
+            reply: rng.bool(),
+            buckets: Vec::new(),
+        },
         2 => Frame::Summary {
             bucket: rng.u8(0..64),
             more: rng.bool(),

@@ -68,7 +68,7 @@ impl Stats {
             Frame::Goodbye(_) => 1,
             Frame::Probe { .. } => 2,
             Frame::ProbeReply { .. } => 3,
-            Frame::Digest(_) => 4,
+            Frame::Digest { .. } => 4,
             Frame::Summary { .. } => 5,
             Frame::Lsas(_) => 6,
             Frame::LsaAck(_) => 7,

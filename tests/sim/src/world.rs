@@ -613,7 +613,7 @@ impl World {
             Frame::Goodbye(_)
             | Frame::Probe { .. }
             | Frame::ProbeReply { .. }
-            | Frame::Digest(_)
+            | Frame::Digest { .. }
             | Frame::Summary { .. }
             | Frame::Lsas(_)
             | Frame::LsaAck(_)
@@ -636,13 +636,13 @@ impl World {
         }
         let patient = matches!(
             frame,
-            Frame::Packet(_) | Frame::Lsas(_) | Frame::Summary { .. } | Frame::Digest(_)
+            Frame::Packet(_) | Frame::Lsas(_) | Frame::Summary { .. } | Frame::Digest { .. }
         );
         // The last words of a node that shuts down wait for nothing.
         let urgent = !patient || self.hosts[node].closing;
         let routing = matches!(
             frame,
-            Frame::Digest(_)
+            Frame::Digest { .. }
                 | Frame::Summary { .. }
                 | Frame::Lsas(_)
                 | Frame::LsaAck(_)
@@ -752,7 +752,9 @@ pub(crate) fn brief(frame: &Frame) -> String {
         Frame::Goodbye(bye) => format!("goodbye {} {}", bye.code, bye.message),
         Frame::Probe { nonce } => format!("probe {nonce}"),
         Frame::ProbeReply { nonce } => format!("probe reply {nonce}"),
-        Frame::Digest(buckets) => format!("digest of {} buckets", buckets.len()),
+        Frame::Digest { reply, buckets } => {
+            format!("digest of {} buckets, reply {reply}", buckets.len())
+        }
         Frame::Summary {
             bucket, entries, ..
         } => format!("summary of bucket {bucket}, {} entries", entries.len()),

@@ -61,8 +61,9 @@ pub(super) struct Flood {
     acks: Vec<LsaSummary>,
     ack_at: Option<Instant>,
     digest_due: bool,
-    /// A digest was sent and its answer is not here.
-    asked: bool,
+    /// The next digest asks for the neighbor's. The first one does not: the neighbor sends its
+    /// own then anyway.
+    ask: bool,
     /// When to compare again, and how long to wait after that; `None`: nothing to compare.
     compare_at: Option<Instant>,
     compare_gap: Duration,
@@ -106,7 +107,6 @@ impl Flood {
     /// Starts a comparison.
     pub(super) fn compare(&mut self, now: Instant, jitter: Duration) {
         self.digest_due = true;
-        self.asked = true;
         self.compare_gap = COMPARE_FIRST;
         self.compare_at = Some(now + COMPARE_FIRST + jitter);
     }
@@ -148,7 +148,7 @@ impl Link {
             self.flood.compare_gap = gap;
             self.flood.compare_at = Some(now + gap);
             self.flood.digest_due = true;
-            self.flood.asked = true;
+            self.flood.ask = true;
         }
         if self.flood.retransmit_at.is_some_and(|at| at <= now) {
             self.retransmit(now);
@@ -162,7 +162,9 @@ impl Link {
         }
         if core::mem::take(&mut self.flood.digest_due) {
             let digests = lsdb.digests().to_vec();
-            self.transmit(now, Frame::Digest(digests), out);
+            let reply = core::mem::take(&mut self.flood.ask);
+            let buckets = digests;
+            self.transmit(now, Frame::Digest { reply, buckets }, out);
             return true;
         }
         let lsas_at = self.flood.lsas_at.map_or(now, |at| at + LSAS_GAP);
@@ -299,7 +301,10 @@ impl Router {
 
     /// A leaf says with an empty digest that it wants no flooding.
     pub(super) fn leaf_digest(&self) -> Option<Frame> {
-        (!self.config.router).then(|| Frame::Digest(Vec::new()))
+        (!self.config.router).then(|| Frame::Digest {
+            reply: false,
+            buckets: Vec::new(),
+        })
     }
 
     /// Passes a statement on to every neighbor that is to have it, but not to where it came from.
@@ -317,7 +322,7 @@ impl Router {
         }
     }
 
-    pub(super) fn handle_digest(&mut self, id: LinkId, digest: &[u64]) {
+    pub(super) fn handle_digest(&mut self, id: LinkId, reply: bool, digest: &[u64]) {
         let router = self.config.router;
         let Some(link) = self.links.get_mut(&id) else {
             return;
@@ -325,9 +330,7 @@ impl Router {
         if !router || digest.len() != DIGEST_BUCKETS {
             return;
         }
-        if !core::mem::take(&mut link.flood.asked) {
-            link.flood.digest_due = true;
-        }
+        link.flood.digest_due |= reply;
         let mut same = true;
         for ((bucket, ours), theirs) in (0u8..).zip(self.lsdb.digests()).zip(digest) {
             if ours != theirs {

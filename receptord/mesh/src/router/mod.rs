@@ -177,9 +177,9 @@ impl Router {
             Frame::Packet(packet) => self.handle_packet(now, id, packet, out),
             Frame::Unknown { .. } => self.counters.unknown += 1,
             // While it is unclear who speaks, nothing is believed. It is said again.
-            Frame::Digest(_) | Frame::Summary { .. } | Frame::Lsas(_) | Frame::LsaAck(_) if !up => {
-            }
-            Frame::Digest(digest) => self.handle_digest(id, &digest),
+            Frame::Digest { .. } | Frame::Summary { .. } | Frame::Lsas(_) | Frame::LsaAck(_)
+                if !up => {}
+            Frame::Digest { reply, buckets } => self.handle_digest(id, reply, &buckets),
             Frame::Summary {
                 bucket,
                 more,

@@ -152,13 +152,32 @@ fn lost_frames_are_made_up_for() {
         net.loses = Box::new(move |_, frame| {
             let routing = matches!(
                 frame,
-                Frame::Lsas(_) | Frame::LsaAck(_) | Frame::Digest(_) | Frame::Summary { .. }
+                Frame::Lsas(_) | Frame::LsaAck(_) | Frame::Digest { .. } | Frame::Summary { .. }
             );
             routing && rng.f64() < 0.3
         });
         let end = net.now + Duration::from_secs(120);
         let done = |net: &mut Net| net.quiet() && agree(net);
         assert!(net.run_until(end, done), "seed {seed}");
+    }
+}
+
+#[test]
+fn two_slow_answers_to_digests_do_not_echo_for_ever() {
+    let mut net = Net::new();
+    let a = net.add("a");
+    let link = net.wire_to_test(a);
+    net.say(a, link, Frame::Hello(Net::hello("x", 1)));
+    net.record = true;
+    for (reply, answers) in [(false, 0), (true, 1), (false, 0), (false, 0), (true, 1)] {
+        net.seen.clear();
+        let buckets = vec![7; receptor_proto::frame::DIGEST_BUCKETS];
+        net.say(a, link, Frame::Digest { reply, buckets });
+        let asks_nothing = |(_, frame): &&(End, Frame)| {
+            assert!(!matches!(frame, Frame::Digest { reply: true, .. }));
+            matches!(frame, Frame::Digest { .. })
+        };
+        assert_eq!(net.seen.iter().filter(asks_nothing).count(), answers);
     }
 }
 
@@ -423,7 +442,11 @@ fn a_leaf_speaks_for_itself_alone() {
         ..Net::hello("x", 1)
     };
     net.say(a, link, Frame::Hello(hello));
-    net.say(a, link, Frame::Digest(Vec::new()));
+    let digest = Frame::Digest {
+        reply: false,
+        buckets: Vec::new(),
+    };
+    net.say(a, link, digest);
     let lsa = |node: &str| Lsa {
         key: LsaKey {
             node: id(node),

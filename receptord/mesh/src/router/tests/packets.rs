@@ -307,7 +307,7 @@ fn nothing_but_what_is_urgent_goes_to_a_writer_without_room() {
     let waits = |frame: &Frame| {
         matches!(
             frame,
-            Frame::Packet(_) | Frame::Lsas(_) | Frame::Digest(_) | Frame::Summary { .. }
+            Frame::Packet(_) | Frame::Lsas(_) | Frame::Digest { .. } | Frame::Summary { .. }
         )
     };
     assert!(!net.sent((a, link)).any(waits));
