@@ -1,7 +1,7 @@
 //! Link-state advertisements: a node's own statements, flooded through the mesh.
 //!
-//! A node makes two kinds, versioned apart: [`LsaKind::Links`] (whom it is adjacent to) and
-//! [`LsaKind::Capabilities`] (what it can do), so that a change of one does not resend the
+//! A node makes two kinds, versioned apart: [`LsaKind::LINKS`] (whom it is adjacent to) and
+//! [`LsaKind::CAPABILITIES`] (what it can do), so that a change of one does not resend the
 //! other. A leaf makes only the second; the routers it hangs on name it among their links.
 //! The body stays as the bytes its originator made, whatever this version understands of it:
 //! a router passes on what it does not know, and signatures stay valid.
