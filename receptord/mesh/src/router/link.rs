@@ -67,6 +67,8 @@ pub(super) struct Link {
     pub(super) rtt: Option<Duration>,
     pub(super) queue: Queue,
     pub(super) flood: Flood,
+    /// When the timer for flooding is set to fire.
+    pub(super) flood_timer: Option<Instant>,
     pub(super) counters: LinkCounters,
     /// Bytes that the writer takes; below zero when it was overdrawn.
     budget: i64,
@@ -88,6 +90,7 @@ impl Link {
             rtt: None,
             queue: Queue::new(limits),
             flood: Flood::default(),
+            flood_timer: None,
             counters: LinkCounters::default(),
             budget: 0,
         }

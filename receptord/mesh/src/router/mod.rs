@@ -146,7 +146,12 @@ impl Router {
         while let Some((due, timer)) = self.timers.pop(now) {
             match timer {
                 Timer::Adjacency(link) => self.adjacency_timeout(now, due, link, out),
-                Timer::Flood(link) => self.wake(link),
+                Timer::Flood(id) => {
+                    if let Some(link) = self.links.get_mut(&id) {
+                        link.flood_timer = None;
+                    }
+                    self.wake(id);
+                }
                 // They are looked at after every input.
                 Timer::Originate | Timer::Routes => {}
                 Timer::Refresh => self.refresh(now),
@@ -287,10 +292,13 @@ impl Router {
         let Some(link) = self.links.get_mut(&id) else {
             return false;
         };
-        if let Some(at) = link.next_flood() {
-            self.timers.set(Timer::Flood(id), at);
-        } else {
-            self.timers.clear(Timer::Flood(id));
+        let at = link.next_flood();
+        if at != link.flood_timer {
+            link.flood_timer = at;
+            match at {
+                Some(at) => self.timers.set(Timer::Flood(id), at),
+                None => self.timers.clear(Timer::Flood(id)),
+            }
         }
         link.queue.eased()
     }

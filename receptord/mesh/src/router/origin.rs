@@ -142,6 +142,9 @@ impl Router {
 
     /// Makes the statements that are due.
     pub(super) fn update_statements(&mut self, now: Instant) {
+        if self.own.due().is_none_or(|due| due > now) {
+            return;
+        }
         for kind in [LsaKind::LINKS, LsaKind::CAPABILITIES] {
             let due = self.own.statement(kind);
             if due.is_some_and(|statement| statement.pace.take(now)) {
