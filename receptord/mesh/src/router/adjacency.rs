@@ -468,6 +468,7 @@ impl Router {
                     }
                 }
                 self.adjacencies_changed(now);
+                self.request_links_now(now);
                 self.request_routes_now(now);
                 let node = peer.node;
                 out.push_back(Output::Event(Event::NeighborDown {

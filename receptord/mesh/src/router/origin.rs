@@ -25,12 +25,15 @@ use super::{Out, Router};
 use crate::{Config, Event, Instant, LinkId, Output};
 
 /// Statements follow changes at once, then at 25 ms, 50 ms … 1 s while changes go on: a link
-/// that flaps costs the mesh one flooding a second.
+/// that flaps costs the mesh two floodings a second. That a link is gone is never held back for
+/// long, because others send packets to it until they know.
 const PACE: Rules = Rules {
     first: Duration::ZERO,
     second: Duration::from_millis(25),
     slowest: Duration::from_secs(1),
 };
+/// What even bad news waits after the last statement.
+const URGENT_GAP: Duration = Duration::from_millis(10);
 /// After how many answers above its own this node believes that another one has its id. Copies
 /// left in corners of the mesh may look like one or two.
 const CONTESTS: u32 = 4;
@@ -123,6 +126,14 @@ impl Router {
         }
         if let Some(statement) = self.own.statement(kind) {
             let due = statement.pace.changed(now);
+            self.timers.set_earlier(Timer::Originate, due);
+        }
+    }
+
+    /// An adjacency that others count on is gone or has become worse.
+    pub(super) fn request_links_now(&mut self, now: Instant) {
+        if !self.closing && self.config.router {
+            let due = self.own.links.pace.urgent(now, URGENT_GAP);
             self.timers.set_earlier(Timer::Originate, due);
         }
     }

@@ -39,6 +39,12 @@ impl Pace {
         }
     }
 
+    /// Ends doubling here from now on.
+    pub(super) fn set_slowest(&mut self, slowest: Duration) {
+        self.rules.slowest = slowest;
+        self.gap = self.gap.min(slowest);
+    }
+
     fn is_quiet(&self, now: Instant) -> bool {
         self.last
             .is_none_or(|last| now.since(last) >= QUIET * self.gap)

@@ -19,12 +19,18 @@ use super::{Out, Router};
 use crate::{Event, Instant, LinkId, LinkView, NodeView, Output, Reachability, RouteView};
 
 /// Routes follow the first change after 2 ms, so that what both ends of a link say is counted
-/// together, and are computed at most once a second while changes go on.
+/// together, and the next ones after 10 ms, 20 ms … while changes go on, up to [`slowest`].
 pub(super) const PACE: Rules = Rules {
     first: Duration::from_millis(2),
     second: Duration::from_millis(10),
     slowest: Duration::from_secs(1),
 };
+/// The longest gap between computations: as long as nodes disagree packets may go in circles, so
+/// it is no longer than keeps the cost of computing around a hundredth of one processor.
+fn slowest(nodes: usize) -> Duration {
+    let micros = 20_000 + 100 * u64::try_from(nodes).unwrap_or(u64::MAX / 200);
+    Duration::from_micros(micros).min(PACE.slowest)
+}
 /// When a link of this node's own fails, routes wait for nothing but this since the last time:
 /// many links that fail together cost a few computations.
 const URGENT_GAP: Duration = Duration::from_millis(5);
@@ -48,6 +54,7 @@ impl Router {
         if !self.routes_pace.take(now) {
             return;
         }
+        self.routes_pace.set_slowest(slowest(self.lsdb.size()));
         self.timers.clear(Timer::Routes);
         self.routes_stale = false;
         self.counters.spf_runs += 1;
