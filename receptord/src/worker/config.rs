@@ -90,8 +90,6 @@ pub struct PluginConfig {
     pub limits: Vec<(Limit, u64)>,
     /// Let it gain privileges through set-user-id programs such as sudo.
     pub new_privileges: bool,
-    /// The user it runs as, when the daemon is root.
-    pub user: Option<String>,
     /// What its hello carries. An object.
     pub config: Option<Json>,
 }

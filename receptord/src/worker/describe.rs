@@ -73,7 +73,6 @@ pub(super) fn start(
         dir,
         parent: std::process::id(),
         new_privileges: own.new_privileges,
-        user: own.user.clone(),
         limits: own.limits.clone(),
         environment,
     };
@@ -97,9 +96,7 @@ pub(super) fn make_dir(
     job: &str,
 ) -> Result<PathBuf, ErrorBody> {
     let dir = config.jobs().join(job);
-    let user = config.plugins.get(&plugin.name);
-    let user = user.and_then(|own| own.user.as_deref());
-    match job_dir::create(&dir, user) {
+    match job_dir::create(&dir) {
         Ok(()) => Ok(dir),
         Err(e) => Err(plugin_start(
             &plugin.name,

@@ -1,8 +1,8 @@
 //! The last steps before a plugin: `receptord exec-plugin`.
 //!
 //! Owns what must happen inside the child between the daemon's spawn and the plugin's first
-//! instruction: a session of its own, closed descriptors, umask, resource limits, another user, no
-//! new privileges, death with the daemon. It runs in a fresh copy of the daemon's program and not in
+//! instruction: a session of its own, closed descriptors, umask, resource limits, no new
+//! privileges, death with the daemon. It runs in a fresh copy of the daemon's program and not in
 //! a `pre_exec` closure, because a closure makes the spawn a fork, which takes as long as the daemon
 //! is large.
 //!
@@ -11,7 +11,7 @@
 //!  spawn, three pipes ───────────────▶ setsid, umask, close descriptors
 //!    (may happen before there is a     reads stdin ……… parked: nothing else is open
 //!     job: see process::Spawner)
-//!  Instruction on stdin ─────────────▶ limits, user, chdir, exec
+//!  Instruction on stdin ─────────────▶ limits, chdir, exec
 //!  first message on the same pipe ───▶ the plugin reads on where the instruction ended
 //! ```
 //!
@@ -32,7 +32,7 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{User, close, getppid, initgroups, setgid, setsid, setuid};
+use nix::unistd::{close, getppid, setsid};
 
 /// The word on the command line that makes the daemon's program this helper.
 pub const WORD: &str = "exec-plugin";
@@ -106,8 +106,6 @@ pub(super) struct Instruction {
     pub parent: u32,
     /// Let the plugin gain privileges through set-user-id programs such as sudo.
     pub new_privileges: bool,
-    /// The user to become.
-    pub user: Option<String>,
     /// Limits.
     pub limits: Vec<(Limit, u64)>,
     /// The whole environment.
@@ -130,9 +128,6 @@ impl Instruction {
         field("parent", self.parent.to_string().as_ref());
         if self.new_privileges {
             field("new-privileges", "1".as_ref());
-        }
-        if let Some(user) = &self.user {
-            field("user", user.as_ref());
         }
         for (limit, value) in &self.limits {
             field("limit", format!("{}={value}", limit.name()).as_ref());
@@ -162,7 +157,6 @@ impl Instruction {
                     instruction.parent = text()?.parse().map_err(|_| "a bad parent")?;
                 }
                 b"new-privileges" => instruction.new_privileges = true,
-                b"user" => instruction.user = Some(text()?.to_owned()),
                 b"limit" => {
                     let (name, amount) = text()?.split_once('=').ok_or("a bad limit")?;
                     let limit = Limit::ALL.iter().find(|(_, known)| *known == name);
@@ -253,27 +247,13 @@ fn apply(instruction: &Instruction) -> Result<(), String> {
         });
         set.map_err(|e| format!("the limit {} cannot be set: {e}", limit.name()))?;
     }
-    if let Some(name) = &instruction.user {
-        let become_user = |user: User| {
-            let c_name = std::ffi::CString::new(user.name.as_str()).map_err(|_| Errno::EINVAL)?;
-            initgroups(&c_name, user.gid)?;
-            setgid(user.gid)?;
-            setuid(user.uid)
-        };
-        match User::from_name(name) {
-            Ok(Some(user)) => become_user(user)
-                .map_err(|e| format!("cannot become user {name}: {e}; is the daemon root?"))?,
-            Ok(None) => return Err(format!("there is no user {name}")),
-            Err(e) => return Err(format!("user {name} cannot be looked up: {e}")),
-        }
-    }
     if !instruction.new_privileges {
         prctl::set_no_new_privs().map_err(|e| format!("no_new_privs: {e}"))?;
     }
     std::env::set_current_dir(&instruction.dir)
         .map_err(|e| format!("{}: {e}", instruction.dir.display()))?;
-    // After the change of user, which clears it. A plugin must not go on working for a daemon
-    // that is gone; if it went before this line, its place has been taken.
+    // A plugin must not go on working for a daemon that is gone; if it went before this line, its
+    // place has been taken.
     prctl::set_pdeathsig(Signal::SIGTERM).map_err(|e| format!("pdeathsig: {e}"))?;
     if u32::try_from(getppid().as_raw()) != Ok(instruction.parent) {
         return Err("the daemon is gone".to_owned());
@@ -327,7 +307,6 @@ mod tests {
             dir: OsString::from_vec(b"/tmp/\xff".to_vec()).into(),
             parent: 4711,
             new_privileges: true,
-            user: Some("nobody".into()),
             limits: vec![(Limit::OpenFiles, 1024), (Limit::Core, 0)],
             environment: vec![
                 ("A".into(), "x=y".into()),

@@ -109,6 +109,7 @@ struct Plugin {
     /// Works wait for this description.
     unknown: bool,
     describing: Option<(u64, JoinHandle<()>)>,
+    described_at: Option<Instant>,
     ask_at: Option<Instant>,
     waiting: VecDeque<(u64, Job)>,
     server: Option<Rc<Server>>,
@@ -176,7 +177,8 @@ impl Host {
     /// Runs until [`Command::Shutdown`], or until the engine is gone, and then until nothing is
     /// left of any work.
     pub async fn run(mut self) {
-        self.clear_away().await;
+        self.clear_away(vec![self.config.jobs(), self.config.results()])
+            .await;
         let sweeper = task::spawn("plugin sweeper", Rc::clone(&self.shared.sweeper).run());
         let lookout = task::spawn("plugin lookout", Rc::clone(&self.lookout).run());
         let installed = self.lookout.found().await;
@@ -194,15 +196,16 @@ impl Host {
         }
         self.shared.sweeper.finish().await;
         sweeper.abort();
-        self.clear_away().await;
+        // The engine may still be about to take results.
+        self.clear_away(vec![self.config.jobs()]).await;
     }
 
-    /// Ends what an earlier daemon has left running, and removes what it has left lying about.
-    async fn clear_away(&self) {
-        let (jobs, results) = (self.config.jobs(), self.config.results());
+    /// Ends whatever runs below the job directories, and empties these directories.
+    async fn clear_away(&self, dirs: Vec<PathBuf>) {
+        let jobs = self.config.jobs();
         let cleared = spawn_blocking(move || {
             tree::sweep_below(&jobs);
-            for dir in [&jobs, &results] {
+            for dir in &dirs {
                 for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
                     if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                         super::sweep::remove(&entry.path());
@@ -569,7 +572,14 @@ impl Host {
         let Some(plugin) = self.plugins.get_mut(name) else {
             return;
         };
-        let is_news = plugin.hello.as_ref().is_some_and(|old| **old != hello);
+        // A hello that is never the same twice must not double the processes.
+        let is_recent = plugin
+            .described_at
+            .is_some_and(|at| at.elapsed() < self.config.times.ask_again);
+        let is_news = plugin
+            .hello
+            .as_ref()
+            .is_some_and(|old| old.ready != hello.ready || (!is_recent && **old != hello));
         // While it is being described the file has perhaps changed since this one was started.
         if is_news && plugin.describing.is_none() && !self.to_describe.contains(name) {
             self.to_describe.insert(name.to_owned());
@@ -645,6 +655,7 @@ impl Host {
             return;
         }
         plugin.describing = None;
+        plugin.described_at = Some(now);
         plugin.unknown = false;
         let ask_again = now + self.config.times.ask_again;
         let before = plugin.hello.clone();

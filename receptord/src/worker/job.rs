@@ -137,7 +137,6 @@ async fn prepare(task: &Task, running: &Running) -> Result<(Option<Payload>, Pro
     let handover = Handover {
         dir,
         file_name: PAYLOAD_FILE.to_owned(),
-        user: own_config(config, &plugin.name).user,
         reads_files: task.hello.has(feature::FILE),
     };
     let payload = job.payload.clone();
@@ -276,6 +275,8 @@ enum Stop {
     Asked(Instant),
     /// It was sent SIGTERM, and is to be dead by then.
     Terminated(Instant),
+    /// It was killed, and nothing more can be done: what hangs in the kernel dies when it can.
+    Killed,
 }
 
 /// A job from its `execute` to its end.
@@ -361,7 +362,7 @@ impl Conversation<'_> {
             }
         }
         let stop = match self.stop {
-            Stop::No => None,
+            Stop::No | Stop::Killed => None,
             Stop::Asked(until) | Stop::Terminated(until) => Some(until),
         };
         let deadline = [self.running.deadline(), self.drained_at, stop];
@@ -560,9 +561,10 @@ impl Conversation<'_> {
                     "the plugin ignores SIGTERM: it and its children are killed"
                 );
                 self.process.kill().await;
+                self.stop = Stop::Killed;
                 true
             }
-            Stop::No | Stop::Asked(_) | Stop::Terminated(_) => false,
+            Stop::No | Stop::Asked(_) | Stop::Terminated(_) | Stop::Killed => false,
         }
     }
 
@@ -570,7 +572,7 @@ impl Conversation<'_> {
     fn is_over(&self, now: Instant) -> bool {
         let waited = self.drained_at.is_some_and(|at| now >= at);
         if self.process.status().is_none() {
-            return !self.process.is_open() && waited;
+            return self.stop == Stop::Killed || !self.process.is_open() && waited;
         }
         self.may_read() && (!self.process.is_open() || waited)
     }

@@ -17,7 +17,6 @@ use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat};
-use nix::unistd::{User, chown};
 use receptor_proto::packet::Content;
 use receptor_proto::plugin::{
     ActionDescriptor, FileRef, Json, MAX_INLINE, MAX_LINE, Payload, PayloadKind, is_relative_path,
@@ -36,30 +35,19 @@ const LINE_ROOM: usize = 8 * 1024;
 /// Bytes read at once when a file is checked or copied.
 const CHUNK: usize = 64 * 1024;
 
-/// Creates a job's directory, for the daemon alone or for the user that the plugin will become. One
-/// of this name that is left from before is removed.
+/// Creates a job's directory. One of this name that is left from before is removed.
 ///
 /// # Errors
-/// When the data directory cannot take it, or there is no such user.
-pub(super) fn create(path: &Path, user: Option<&str>) -> io::Result<()> {
+/// When the data directory cannot take it.
+pub(super) fn create(path: &Path) -> io::Result<()> {
     let make = || DirBuilder::new().mode(0o700).create(path);
     match make() {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             fs::remove_dir_all(path)?;
-            make()?;
+            make()
         }
-        other => other?,
+        other => other,
     }
-    give(path, user)
-}
-
-/// Gives a path to a plugin's user.
-fn give(path: &Path, user: Option<&str>) -> io::Result<()> {
-    let Some(name) = user else { return Ok(()) };
-    let user = User::from_name(name)?;
-    let user = user.ok_or_else(|| io::Error::other(format!("there is no user {name}")))?;
-    chown(path, Some(user.uid), Some(user.gid))?;
-    Ok(())
 }
 
 /// How a payload is to reach its plugin.
@@ -69,8 +57,6 @@ pub(super) struct Handover {
     pub dir: PathBuf,
     /// The payload's file in it, when there must be one.
     pub file_name: String,
-    /// Who runs there.
-    pub user: Option<String>,
     /// The plugin reads payloads by file.
     pub reads_files: bool,
 }
@@ -117,7 +103,7 @@ impl Handover {
         let path = self.dir.join(&self.file_name);
         let written = new_file(&path).and_then(|mut file| file.write_all(bytes));
         written.map_err(|e| failed(&e))?;
-        self.by_file(&path, len(bytes))
+        Ok(self.by_file(len(bytes)))
     }
 
     fn file(&self, source: &Path, size: u64, kind: PayloadKind) -> Result<Payload, ErrorBody> {
@@ -155,22 +141,20 @@ impl Handover {
             PayloadKind::Bytes | PayloadKind::File | PayloadKind::None => {}
         }
         let path = self.dir.join(&self.file_name);
-        // A link costs nothing, whatever the size. A plugin that runs as another user needs a
-        // file of its own; so does one on another file system.
-        if self.user.is_some() || fs::hard_link(source, &path).is_err() {
+        // A link costs nothing, whatever the size. It cannot lead to another file system.
+        if fs::hard_link(source, &path).is_err() {
             let mut from = open()?;
             let copied = new_file(&path).and_then(|mut to| io::copy(&mut from, &mut to));
             copied.map_err(|e| failed(&e))?;
         }
-        self.by_file(&path, size)
+        Ok(self.by_file(size))
     }
 
-    fn by_file(&self, path: &Path, size: u64) -> Result<Payload, ErrorBody> {
-        give(path, self.user.as_deref()).map_err(|e| failed(&e))?;
-        Ok(Payload::File(FileRef {
+    fn by_file(&self, size: u64) -> Payload {
+        Payload::File(FileRef {
             size: Some(size),
             ..FileRef::new(&self.file_name)
-        }))
+        })
     }
 }
 
@@ -381,7 +365,7 @@ mod tests {
     fn place() -> Place {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("job");
-        create(&dir, None).unwrap();
+        create(&dir).unwrap();
         let to = temp.path().join("result");
         Place {
             dir,

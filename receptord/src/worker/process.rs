@@ -21,11 +21,12 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::exec::{Instruction, WORD};
 use super::lines::{Lines, TooLong};
 use super::stderr::{Source, Stderr};
-use super::tree::{self, Awaited, Root};
+use super::tree::{self, Awaited, DEATH, Root};
 
 /// Bytes asked for in one read at first. A plugin that fills it gets [`LARGE_READ`].
 const SMALL_READ: usize = 8 * 1024;
@@ -336,7 +337,8 @@ impl Process {
         }
     }
 
-    /// Kills the plugin and all of its descendants, and waits until they are dead.
+    /// Kills the plugin and all of its descendants, and waits until they are dead, or until it is
+    /// clear that they hang in the kernel.
     pub(super) async fn kill(&mut self) {
         if self.status.is_none() {
             self.signal(Signal::SIGSTOP);
@@ -346,8 +348,10 @@ impl Process {
             tracing::error!(%error, "killing a plugin");
         }
         self.signal(Signal::SIGKILL);
-        if self.status.is_none() {
-            self.status = Some(self.child.wait().await.unwrap_or_default());
+        if self.status.is_none()
+            && let Ok(status) = timeout(DEATH, self.child.wait()).await
+        {
+            self.status = Some(status.unwrap_or_default());
         }
     }
 

@@ -378,7 +378,6 @@ impl Serving<'_> {
         let handover = Handover {
             dir: self.places.dir.clone(),
             file_name: payload_file(&id),
-            user: own.user,
             reads_files: self.hello.has(feature::FILE),
         };
         let (payload, content, descriptor) = (job.payload.clone(), job.content, action.clone());

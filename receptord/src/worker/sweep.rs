@@ -23,8 +23,8 @@ use super::tree::{self, Root};
 pub(super) const MAX_PENDING: usize = 1024;
 /// Ended jobs gather for this long, so that they share one look at `/proc`.
 const GATHER: Duration = Duration::from_millis(50);
-/// Looks take at most one part in so many of a processor.
-const REST: u32 = 20;
+/// After a look it is idle for so many times as long as the look took.
+const REST: u32 = 5;
 /// How soon after a child's death orphans that died unnoticed are reaped: they cost a number in
 /// the process table each, nothing more.
 const ORPHANS: Duration = Duration::from_secs(1);

@@ -31,7 +31,7 @@ use receptor_proto::plugin::env;
 
 /// How long killed processes may take to be gone. One that waits for a disk can take longer and
 /// is given up, with an error in the log.
-const DEATH: Duration = Duration::from_secs(5);
+pub(super) const DEATH: Duration = Duration::from_secs(5);
 /// The first pause between two looks at what was killed; it doubles up to [`LAST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest pause between two looks.
@@ -202,6 +202,8 @@ pub(super) fn kill_all(root: &Root) {
 /// Ends what is left of jobs whose plugins have exited, and reaps orphans that have ended by
 /// themselves. Returns when nothing is left or [`DEATH`] has passed.
 pub(super) fn sweep(ended: &[Root]) {
+    // The first process of a container also gets the orphans of whoever looks into the container.
+    let hunts = getpid().as_raw() != 1;
     let end = until_gone(|| {
         let snapshot = Snapshot::take();
         let children = children().clone();
@@ -225,7 +227,7 @@ pub(super) fn sweep(ended: &[Root]) {
                 // A directory outlives its job only until everything of the job is gone.
                 ended.iter().any(|root| root.dir == dir) || !dir.exists()
             } else {
-                oldest_plugin.is_none_or(|start| start > orphan.start)
+                hunts && oldest_plugin.is_none_or(|start| start > orphan.start)
             };
             if is_left {
                 snapshot.descend(orphan.pid, &mut set);

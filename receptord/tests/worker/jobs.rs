@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use receptor_proto::packet::Content;
+use receptord::worker::exec::Limit;
 use receptord::worker::{Command, JobPayload, PluginConfig, Report};
 use serde_json::{Value, json};
 
@@ -117,7 +118,14 @@ fn payloads_go_by_file_when_they_are_large_or_asked_for() {
 #[test]
 fn a_plugin_sees_only_what_is_meant_for_it() {
     run(async {
-        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let mut rig = Rig::new(&["rogue"], |config| {
+            let own = PluginConfig {
+                limits: vec![(Limit::OpenFiles, 77), (Limit::Core, 0)],
+                ..PluginConfig::default()
+            };
+            config.plugins.insert("rogue".into(), own);
+        })
+        .await;
         let work = rig.run("rogue:surroundings", "").await;
         let seen = work.json(0);
         let dir = seen["cwd"].as_str().unwrap();
@@ -161,6 +169,8 @@ fn a_plugin_sees_only_what_is_meant_for_it() {
         assert_eq!(seen["no_new_privs"], "1");
         assert_eq!(seen["blocked"], "0000000000000000");
         assert_eq!(seen["descriptors"], json!([0, 1, 2]));
+        assert_eq!(seen["open_files"], json!([77, 77]));
+        assert_eq!(seen["core"], json!([0, 0]));
         rig.stop().await;
     });
 }

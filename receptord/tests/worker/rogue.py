@@ -5,6 +5,7 @@ With "cancel" in its file name it claims to listen to cancels; with "serve" it s
 """
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -139,7 +140,8 @@ def surroundings(job, payload):
         "mode": os.stat(".").st_mode & 0o777, "session": os.getsid(0) == os.getpid(),
         "descriptors": sorted(int(n) for n in os.listdir("/proc/self/fd"))[:-1],
         "no_new_privs": status["NoNewPrivs"], "blocked": status["SigBlk"],
-        "ignored": status["SigIgn"]})
+        "ignored": status["SigIgn"], "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "core": resource.getrlimit(resource.RLIMIT_CORE)})
     say(type="done", id=job, code=0)
 
 

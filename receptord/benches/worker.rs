@@ -1,0 +1,214 @@
+//! What the plugin host costs: a work in each mode, beside what the operating system alone takes.
+//!
+//! `cargo bench -p receptord --bench worker`. The plugin is this program itself, under other names.
+
+use std::io::{BufRead as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Program, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use receptor_proto::MessageId;
+use receptor_proto::packet::Content;
+use receptord::worker::{Command, Host, HostConfig, Job, JobPayload, PluginDir, Report};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+const PAYLOAD: &str = r#"{"module":"ping"}"#;
+const ROUNDS: u32 = 2000;
+const JOB_ROUNDS: u32 = 500;
+
+fn main() {
+    if std::env::var_os("RECEPTOR_PLUGIN_PROTOCOL").is_some() {
+        return plugin();
+    }
+    let temp = tempfile::tempdir().expect("a temporary directory");
+    let dir = temp.path().canonicalize().expect("it is there");
+    for name in ["bench-job", "bench-serve"] {
+        let path = dir.join("plugins").join(name);
+        std::fs::create_dir_all(dir.join("plugins")).expect("a directory");
+        std::fs::copy("/proc/self/exe", &path).expect("a copy");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+    }
+    let program = dir.join("plugins/bench-job");
+    let round_trip = pipe_round_trip(&dir.join("plugins/bench-serve"));
+    let spawn = bare_spawn(&program);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let [serve, burst, job] = LocalSet::new().block_on(&runtime, with_host(&dir));
+    show("pipe round trip, no host", round_trip, round_trip);
+    show("work, serve mode, one after the other", serve, round_trip);
+    show("work, serve mode, 64 at once", burst, round_trip);
+    show("spawn and wait, no host", spawn, spawn);
+    show("work, job mode, one after the other", job, spawn);
+}
+
+#[expect(clippy::print_stdout, reason = "the answer")]
+fn show(what: &str, time: Duration, beside: Duration) {
+    let factor = time.as_secs_f64() / beside.as_secs_f64();
+    println!("{what:40} {:8.1} µs {factor:6.2}", time.as_secs_f64() * 1e6);
+}
+
+/// Answers each job with one result.
+fn plugin() {
+    let name = std::env::args().next().unwrap_or_default();
+    let name = Path::new(&name).file_name().and_then(|name| name.to_str());
+    let name = name.unwrap_or_default();
+    let mode = name.strip_prefix("bench-").unwrap_or_default();
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(
+        out,
+        r#"{{"type":"hello","protocol":1,"name":"{name}","version":"1","mode":"{mode}","max_jobs":1000,"actions":{{"run":{{}}}}}}"#
+    );
+    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+        let Some(id) = line.strip_prefix(r#"{"type":"execute","id":""#) else {
+            continue;
+        };
+        let id = id.split('"').next().unwrap_or_default();
+        let answer = format!(
+            "{{\"type\":\"data\",\"id\":\"{id}\",\"data\":{PAYLOAD}}}\n{{\"type\":\"done\",\"id\":\"{id}\",\"code\":0}}\n"
+        );
+        if out.write_all(answer.as_bytes()).is_err() || out.flush().is_err() {
+            return;
+        }
+    }
+}
+
+/// A job over the pipes of one process, with nothing in between.
+fn pipe_round_trip(program: &Path) -> Duration {
+    let mut child = Program::new(program)
+        .env("RECEPTOR_PLUGIN_PROTOCOL", "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a plugin");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let mut stdout = std::io::BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    stdout.read_line(&mut line).expect("a hello");
+    let execute = format!("{{\"type\":\"execute\",\"id\":\"1\",\"payload\":{PAYLOAD}}}\n");
+    let begin = Instant::now();
+    for _ in 0..ROUNDS {
+        stdin.write_all(execute.as_bytes()).expect("it reads");
+        for _ in 0..2 {
+            line.clear();
+            stdout.read_line(&mut line).expect("it answers");
+        }
+    }
+    let time = begin.elapsed() / ROUNDS;
+    drop(stdin);
+    child.wait().expect("it ends");
+    time
+}
+
+/// The same program, started and waited for, with the same pipes and nothing to do.
+fn bare_spawn(program: &Path) -> Duration {
+    let once = || {
+        let mut child = Program::new(program)
+            .env_clear()
+            .env("RECEPTOR_PLUGIN_PROTOCOL", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("a plugin");
+        drop(child.stdin.take());
+        child.wait().expect("it ends");
+    };
+    for _ in 0..20 {
+        once();
+    }
+    let begin = Instant::now();
+    for _ in 0..JOB_ROUNDS {
+        once();
+    }
+    begin.elapsed() / JOB_ROUNDS
+}
+
+async fn with_host(dir: &Path) -> [Duration; 3] {
+    let node = "bench".parse().expect("a node id");
+    let mut config = HostConfig::new(node, &dir.join("data"));
+    config.dirs = vec![PluginDir::new(dir.join("plugins"))];
+    config.helper = PathBuf::from(env!("CARGO_BIN_EXE_receptord"));
+    config.max_works = 64;
+    let (commands, receiver) = mpsc::channel(256);
+    let (sender, reports) = mpsc::channel(256);
+    let host = Host::new(config, receiver, sender).expect("a host");
+    let admission = host.admission();
+    let host = receptord::task::spawn("plugin host", host.run());
+    let mut engine = Engine {
+        commands,
+        reports,
+        number: 0,
+    };
+    while !matches!(engine.reports.recv().await, Some(Report::Capabilities(c)) if c.len() == 2) {}
+    engine.run("bench-serve:run", &admission, 100, 1).await;
+    let serve = engine.run("bench-serve:run", &admission, ROUNDS, 1).await;
+    let burst = engine.run("bench-serve:run", &admission, ROUNDS, 64).await;
+    engine.run("bench-job:run", &admission, 20, 1).await;
+    let job = engine.run("bench-job:run", &admission, JOB_ROUNDS, 1).await;
+    let grace = Duration::ZERO;
+    let _ = engine.commands.send(Command::Shutdown { grace }).await;
+    while engine.reports.recv().await.is_some() {}
+    host.await.expect("it ends");
+    [serve, burst, job]
+}
+
+/// As much of an engine as is needed: every work is admitted at once.
+struct Engine {
+    commands: mpsc::Sender<Command>,
+    reports: mpsc::Receiver<Report>,
+    number: u128,
+}
+
+impl Engine {
+    async fn run(
+        &mut self,
+        directive: &str,
+        admission: &receptord::worker::Admission,
+        rounds: u32,
+        at_once: u32,
+    ) -> Duration {
+        let begin = Instant::now();
+        let (mut sent, mut done) = (0, 0);
+        while done < rounds {
+            while sent < rounds && sent - done < at_once {
+                self.number += 1;
+                let work = MessageId::from_u128(self.number);
+                let directive = directive.parse().expect("a directive");
+                let admitted = admission.try_admit(&directive).is_some();
+                let job = Job {
+                    work,
+                    sender: "bench".parse().expect("a node id"),
+                    directive,
+                    content: Content::Json,
+                    payload: JobPayload::Inline(Bytes::from_static(PAYLOAD.as_bytes())),
+                    attempt: 1,
+                    admitted,
+                };
+                self.say(Command::Run(job)).await;
+                if admitted {
+                    self.say(Command::Start { work }).await;
+                }
+                sent += 1;
+            }
+            match self.reports.recv().await.expect("a report") {
+                Report::Started { work, .. } => self.say(Command::Start { work }).await,
+                Report::Data { work, .. } => self.say(Command::Taken { work, results: 1 }).await,
+                Report::Done { eof, .. } => {
+                    assert_eq!(eof.code, 0, "{eof:?}");
+                    done += 1;
+                }
+                Report::Status { .. } | Report::Capabilities(_) => {}
+            }
+        }
+        begin.elapsed() / rounds
+    }
+
+    async fn say(&self, command: Command) {
+        self.commands.send(command).await.expect("a host");
+    }
+}
