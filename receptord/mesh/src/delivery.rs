@@ -66,6 +66,8 @@ const EARLY_MAX: usize = 1024;
 const EARLY_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How often what is not needed any more is looked for.
 const SWEEP: Duration = Duration::from_secs(600);
+/// The same while there are early cancels.
+const EARLY_SWEEP: Duration = Duration::from_secs(30);
 /// How long a response is kept for a sender who cannot be reached.
 const RESPONSE_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The same for one that is in memory only.
@@ -107,6 +109,8 @@ struct Remote {
     instance: u64,
     /// Volatile requests that it has and that wait for responses: they end with it.
     waiting: usize,
+    /// The request of it that was refused last for lack of room; it is in `put_off` then.
+    put_off: Option<Key>,
     /// It is in `ready`.
     is_ready: bool,
     /// It is in `touched`.
@@ -145,12 +149,16 @@ pub(crate) struct Delivery {
     works: Works,
     partials: Partials,
     early: BTreeMap<MessageId, Early>,
+    /// Flows whose next record brings numbers that nothing else is written of.
+    numbered: BTreeSet<(RemoteId, u64)>,
     /// Payloads that the store is asked for.
     sources: BTreeMap<EntryId, (RemoteId, Key)>,
     /// Nodes with something to send.
     ready: VecDeque<RemoteId>,
     /// Nodes whose way was full.
     blocked: Vec<RemoteId>,
+    /// Nodes whose requests were refused for lack of room, in their order.
+    put_off: VecDeque<RemoteId>,
     /// Nodes to give receipts to.
     owed: Vec<RemoteId>,
     /// Nodes whose timer may have to change.
@@ -194,9 +202,11 @@ impl Delivery {
             works: Works::default(),
             partials: Partials::default(),
             early: BTreeMap::new(),
+            numbered: BTreeSet::new(),
             sources: BTreeMap::new(),
             ready: VecDeque::new(),
             blocked: Vec::new(),
+            put_off: VecDeque::new(),
             owed: Vec::new(),
             touched: Vec::new(),
             loopback: VecDeque::new(),
@@ -469,12 +479,13 @@ impl Delivery {
     /// Adds what had time to the next write.
     fn gather(&mut self, now: Instant) {
         let (marks, retired) = self.journal.take_gathered(now);
-        for entry in marks {
+        for (entry, work) in marks {
             self.journal
-                .write(Record::Started { entry }, Done::Mark(entry));
+                .write(Record::Started { entry }, Done::Mark(work, entry));
         }
-        let mut flows = BTreeSet::new();
+        let mut flows = core::mem::take(&mut self.numbered);
         let mut gone = BTreeSet::new();
+        let mut waits = BTreeSet::new();
         let mut ripe = Vec::new();
         for retired in retired {
             let received = &self.remotes[retired.remote.0].received;
@@ -483,7 +494,11 @@ impl Delivery {
                     .get(&epoch)
                     .is_some_and(|received| received.is_pending(seq))
             };
-            if pending(retired.key) || retired.after.is_some_and(|after| pending(after.key)) {
+            if pending(retired.key)
+                || retired.after.is_some_and(|after| pending(after.key))
+                || waits.contains(&retired.entry)
+            {
+                waits.extend(retired.after.map(|after| after.entry));
                 self.journal.retire(now, retired);
             } else {
                 flows.insert((retired.remote, retired.key.0));
@@ -510,7 +525,7 @@ impl Delivery {
             }
         }
         if !ripe.is_empty() {
-            self.journal.also(Done::Retired(ripe));
+            self.journal.retire_now(ripe);
         }
     }
 
@@ -571,6 +586,7 @@ impl Delivery {
             acks: Acks::default(),
             instance: 0,
             waiting: 0,
+            put_off: None,
             is_ready: false,
             is_touched: false,
             is_blocked: false,
@@ -634,8 +650,15 @@ impl Delivery {
                 self.free.push(RemoteId(at));
             }
         }
+        let remotes = &self.remotes;
         self.early.retain(|_, early| {
-            let keep = early.until > now;
+            let received = &remotes[early.remote.0].received;
+            let (epoch, seq) = early.key;
+            let complete = received.len() == 1
+                && received
+                    .get(&epoch)
+                    .is_some_and(|received| received.complete_below(seq));
+            let keep = early.until > now && !complete;
             if let (false, Some(entry)) = (keep, early.entry) {
                 self.journal.retire(
                     now,
@@ -650,13 +673,15 @@ impl Delivery {
             }
             keep
         });
-        if kept || !self.early.is_empty() {
+        if !self.early.is_empty() {
+            self.sweep_at = Some(now + EARLY_SWEEP);
+        } else if kept {
             self.sweep_at = Some(now + SWEEP);
         }
     }
 
-    fn plan_sweep(&mut self, now: Instant) {
-        self.sweep_at.get_or_insert(now + SWEEP);
+    fn plan_sweep(&mut self, at: Instant) {
+        self.sweep_at = Some(self.sweep_at.map_or(at, |planned| planned.min(at)));
     }
 }
 

@@ -22,10 +22,10 @@ use receptor_proto::NodeId;
 use receptor_proto::packet::{Body, Message, MessageKind, Packet, Priority, Receipt, Segment};
 use receptor_proto::packet::{SEGMENT_MAX, SMALL_MAX};
 
-use super::RemoteId;
 use super::deadlines::Deadlines;
 use super::transfer::Transfer;
 use super::window::{Patience, Window};
+use super::{RemoteId, millis};
 use crate::wiring::Net;
 use crate::{EntryId, Instant, Limits, Output};
 
@@ -41,8 +41,11 @@ const VOLATILE_PATIENCE: Duration = Duration::from_secs(1);
 const VOLATILE_ROUNDS: u32 = 4;
 /// How long what may be lost waits for a way to come back.
 pub(crate) const VOLATILE_GRACE: Duration = Duration::from_secs(10);
-/// The longest wait after a refusal.
+/// The longest wait after a refusal, of a response or large payload.
 const REFUSED_MOST: Duration = Duration::from_secs(30);
+/// The longest wait of all requests together: a recipient with room again says so, but that may
+/// get lost.
+const HELD_MOST: Duration = Duration::from_secs(2);
 /// How long a node that dropped a packet for lack of room is left alone.
 const CONGESTED: Duration = Duration::from_millis(20);
 
@@ -59,6 +62,8 @@ pub(crate) struct Outgoing {
     pub(crate) expires: Instant,
     /// It is known to be on the disk.
     pub(crate) stored: bool,
+    /// A cancel of a request that has arrived: there is nothing to remember it for.
+    pub(crate) moot: bool,
     /// It stands for responses that were given up; when it is, nothing takes its place.
     pub(crate) last_word: bool,
     /// The body is in the store only.
@@ -103,6 +108,7 @@ impl Outgoing {
             entry,
             expires,
             stored: false,
+            moot: false,
             last_word: false,
             absent: false,
             fetched: false,
@@ -272,6 +278,8 @@ impl Pipe<'_> {
 #[derive(Debug)]
 pub(crate) struct Flow {
     outstanding: BTreeMap<Key, Box<Outgoing>>,
+    /// Numbers below which the floor stays though they are not outstanding any more.
+    held: BTreeSet<Key>,
     next_seq: u64,
     /// Something left this node, so that the recipient may remember its number.
     used: bool,
@@ -295,6 +303,8 @@ pub(crate) struct Flow {
     request_allowance: usize,
     /// No requests until then.
     requests_held: Option<Instant>,
+    /// How often in a row they were held.
+    requests_refused: u32,
     /// Bodies in memory, in bytes.
     resident: usize,
     /// [`Net::path`] as it was last seen; 0: there is no way.
@@ -318,6 +328,7 @@ impl Flow {
     pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             outstanding: BTreeMap::new(),
+            held: BTreeSet::new(),
             next_seq: 1,
             used: false,
             small: Lane::default(),
@@ -335,6 +346,7 @@ impl Flow {
             requests: 0,
             request_allowance: usize::MAX,
             requests_held: None,
+            requests_refused: 0,
             resident: 0,
             path: 0,
             parked: false,
@@ -491,6 +503,16 @@ impl Flow {
         Some(outgoing)
     }
 
+    /// Keeps the floor at a message that was given up, until [`Self::release`]: should a restart
+    /// bring the message back, its number must not pass for one that was received.
+    pub(crate) fn hold(&mut self, key: Key) {
+        self.held.insert(key);
+    }
+
+    pub(crate) fn release(&mut self, key: Key) {
+        self.held.remove(&key);
+    }
+
     /// Nothing is left: neither are the queues' stale keys.
     fn clear(&mut self) {
         for lane in [&mut self.small, &mut self.bulk] {
@@ -557,7 +579,7 @@ impl Flow {
         let mut room = None;
         let mut floors = Floors::default();
         while let Some((key, requests)) = self.front(class) {
-            let floor = floors.of(key, &self.outstanding);
+            let floor = floors.of(key, &self.outstanding, &self.held);
             let Some(outgoing) = self.outstanding.get_mut(&key) else {
                 return Pumped::Idle;
             };
@@ -664,8 +686,8 @@ impl Flow {
         let Some(outgoing) = self.outstanding.get_mut(&key) else {
             return Ok(());
         };
-        let remaining = outgoing.expires.since(pipe.now).as_millis();
-        outgoing.message.remaining_ms = u64::try_from(remaining).unwrap_or(u64::MAX);
+        let remaining = outgoing.expires.since(pipe.now);
+        outgoing.message.remaining_ms = if outgoing.moot { 0 } else { millis(remaining) };
         match pipe.message(&outgoing.message) {
             Ok(()) => {
                 self.used = true;
@@ -720,7 +742,7 @@ impl Flow {
     }
 
     fn pump_transfer(&mut self, key: Key, budget: &mut usize, pipe: &mut Pipe<'_>) -> Pumped {
-        let floor = Floors::default().of(key, &self.outstanding);
+        let floor = Floors::default().of(key, &self.outstanding, &self.held);
         let Some(outgoing) = self.outstanding.get_mut(&key) else {
             return Pumped::Idle;
         };
@@ -844,8 +866,9 @@ impl Flow {
                     State::Active | State::Queued | State::Fetching | State::Delayed(..) => 0,
                 };
                 self.window.grow(bytes);
-                if request && self.request_allowance != usize::MAX {
+                if request {
                     self.request_allowance = self.request_allowance.saturating_mul(2);
+                    self.requests_refused = 0;
                 }
                 done.extend(self.remove(key).map(|outgoing| *outgoing));
                 let Some(next) = key.1.checked_add(1) else {
@@ -863,7 +886,8 @@ impl Flow {
         for &(seq, bytes) in &receipt.progress {
             mistakes += self.progress(now, (epoch, seq), bytes);
         }
-        for &(seq, ms) in &receipt.busy {
+        // Backwards, so that what goes back to its queue is in order there.
+        for &(seq, ms) in receipt.busy.iter().rev() {
             self.refused(now, (epoch, seq), ms);
         }
         mistakes
@@ -892,48 +916,40 @@ impl Flow {
     }
 
     fn refused(&mut self, now: Instant, key: Key, ms: u64) {
+        if ms == 0 {
+            self.wanted_again(key);
+            return;
+        }
         let Some(outgoing) = self.outstanding.get_mut(&key) else {
             return;
         };
-        if ms == 0 {
-            match (outgoing.state, &mut outgoing.transfer) {
-                // There is room now.
-                (State::Delayed(until, Why::Refused), _) => {
-                    self.delayed.remove(&(until, key));
-                    outgoing.refusals = 0;
-                    self.queue(key, true);
-                }
-                // The recipient knows nothing of the payload that is being sent.
-                (State::Active, Some(transfer)) if transfer.is_flowing() => {
-                    self.bulk_bytes -= transfer.reserved();
-                    transfer.restart();
-                }
-                (
-                    State::Queued
-                    | State::Fetching
-                    | State::InFlight
-                    | State::Active
-                    | State::Delayed(..),
-                    _,
-                ) => {}
-            }
-            return;
-        }
         match outgoing.state {
             State::InFlight | State::Active | State::Delayed(_, Why::Lost | Why::Doomed) => {}
             State::Queued | State::Fetching | State::Delayed(_, Why::Refused) => return,
         }
-        outgoing.refusals += 1;
         let asked = Duration::from_millis(ms).min(REFUSED_MOST);
+        if outgoing.is_request() && !outgoing.is_large() {
+            // The recipient is full, and others would be refused as well. Try one at a time
+            // after the pause, and double while they are taken.
+            if self.requests_held.is_none() {
+                let wait = asked.saturating_mul(1 << self.requests_refused.min(8));
+                self.requests_held = Some(now + wait.min(HELD_MOST));
+                self.requests_refused += 1;
+            }
+            self.request_allowance = 1;
+            self.take_out(key);
+            self.queue(key, true);
+            return;
+        }
+        outgoing.refusals += 1;
+        let most = if outgoing.is_request() {
+            HELD_MOST
+        } else {
+            REFUSED_MOST
+        };
         let wait = asked
             .saturating_mul(1 << (outgoing.refusals - 1).min(8))
-            .min(REFUSED_MOST);
-        if outgoing.is_request() && !outgoing.is_large() {
-            // The recipient is full: others would be refused as well. Try one at a time after
-            // the pause, and double while they are taken.
-            self.requests_held = self.requests_held.max(Some(now + asked));
-            self.request_allowance = 1;
-        }
+            .min(most);
         self.delay(key, now + wait, Why::Refused);
         if let Some(transfer) = self
             .outstanding
@@ -941,6 +957,36 @@ impl Flow {
             .and_then(|outgoing| outgoing.transfer.as_mut())
         {
             transfer.begin_anew();
+        }
+    }
+
+    /// The recipient has room for what it refused, or knows nothing of a payload that is being
+    /// sent.
+    fn wanted_again(&mut self, key: Key) {
+        let Some(outgoing) = self.outstanding.get_mut(&key) else {
+            // The request that was refused last is not there any more; others may be.
+            self.requests_held = None;
+            return;
+        };
+        match (outgoing.state, &mut outgoing.transfer) {
+            (State::Delayed(until, Why::Refused), _) => {
+                self.delayed.remove(&(until, key));
+                outgoing.refusals = 0;
+                self.queue(key, true);
+            }
+            (State::Active, Some(transfer)) if transfer.is_flowing() => {
+                self.bulk_bytes -= transfer.reserved();
+                transfer.restart();
+            }
+            (State::Queued, None) => self.requests_held = None,
+            (
+                State::Queued
+                | State::Fetching
+                | State::InFlight
+                | State::Active
+                | State::Delayed(..),
+                _,
+            ) => {}
         }
     }
 
@@ -1268,7 +1314,12 @@ struct Floors {
 }
 
 impl Floors {
-    fn of(&mut self, key: Key, outstanding: &BTreeMap<Key, Box<Outgoing>>) -> u64 {
+    fn of(
+        &mut self,
+        key: Key,
+        outstanding: &BTreeMap<Key, Box<Outgoing>>,
+        held: &BTreeSet<Key>,
+    ) -> u64 {
         match self.known {
             Some((epoch, floor)) if epoch == key.0 => floor,
             _ => {
@@ -1276,6 +1327,8 @@ impl Floors {
                     .range((key.0, 0)..=key)
                     .next()
                     .map_or(key.1, |(lowest, _)| lowest.1);
+                let held = held.range((key.0, 0)..=key).next();
+                let floor = held.map_or(floor, |held| floor.min(held.1));
                 self.known = Some((key.0, floor));
                 floor
             }

@@ -304,6 +304,15 @@ impl Request {
         }
     }
 
+    /// What the client took last was not on the disk after all; this, before it, was.
+    pub(crate) fn retain_instead(&mut self, failed: EntryId, older: Option<Stored>) -> bool {
+        let matches = self.retained.is_some_and(|stored| stored.entry == failed);
+        if matches {
+            self.retained = older;
+        }
+        matches
+    }
+
     /// A response that was given before is now on its way to the disk.
     pub(crate) fn written(&mut self, serial: u64, stored: Stored) {
         self.unsafe_serials.remove(&serial);

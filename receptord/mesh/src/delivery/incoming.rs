@@ -19,7 +19,7 @@ use super::partial::{Part, Room};
 use super::received::{EPOCHS_MAX, Received, Verdict};
 use super::works::{NewWork, State};
 use super::{BUSY, Cx, DISK_BUSY, Delivery, EARLY_KEPT, EARLY_MAX, Early, LIFETIME_MOST};
-use super::{Out, RemoteId, millis};
+use super::{EARLY_SWEEP, Out, RemoteId, SWEEP, millis};
 use crate::wiring::Net;
 use crate::{EntryId, Instant, Output, Payload, Record};
 use alloc::vec::Vec;
@@ -49,7 +49,9 @@ impl Delivery {
                 let payload = Payload::Inline(message.body.clone());
                 self.take(cx, from, message, payload);
             }
-            Verdict::Received => {
+            // What an origin has done with it may take up again after a restart; it only moves
+            // its floor once that can do no harm.
+            Verdict::Received | Verdict::Stale => {
                 self.duplicates += 1;
                 self.acks(from).received(key);
             }
@@ -59,7 +61,6 @@ impl Delivery {
                     self.acks(from).progress(key, message.size);
                 }
             }
-            Verdict::Stale => self.duplicates += 1,
             Verdict::Full => self.acks(from).busy(key, GAPS_BUSY),
         }
     }
@@ -83,7 +84,7 @@ impl Delivery {
                     ranges: Vec::new(),
                 });
             }
-            self.plan_sweep(cx.now);
+            self.plan_sweep(cx.now + SWEEP);
         }
         let remote = &mut self.remotes[from.0];
         Some(remote.received.entry(epoch).or_default())
@@ -125,7 +126,7 @@ impl Delivery {
                     return true;
                 };
                 match no {
-                    No::Later => self.acks(from).busy(key, BUSY),
+                    No::Later => self.put_off(from, key),
                     No::Never(error) => self.refuse(cx, from, message, *respond, error),
                 }
                 false
@@ -143,22 +144,22 @@ impl Delivery {
                     Some(inbox::Verdict::Refuse) => self.refuse_response(from, key, message.work),
                     Some(inbox::Verdict::Repeat) => {
                         self.duplicates += 1;
-                        self.ack(from, key);
+                        self.let_go(from, key, false);
                     }
                     Some(inbox::Verdict::Mistake) => {
                         self.mistakes += 1;
-                        self.ack(from, key);
+                        self.let_go(from, key, false);
                     }
                     None => {
                         self.orphans += 1;
-                        self.ack(from, key);
+                        self.let_go(from, key, false);
                     }
                 }
                 false
             }
             MessageKind::Cancel { .. } => {
                 self.mistakes += 1;
-                self.ack(from, key);
+                self.let_go(from, key, false);
                 false
             }
         }
@@ -170,8 +171,8 @@ impl Delivery {
         let Some(partial) = self.partials.get_mut(from, key) else {
             let received = self.remotes[from.0].received.get(&segment.epoch);
             match received.map(|received| received.check(segment.seq)) {
-                Some(Verdict::Received) => self.acks(from).received(key),
-                Some(Verdict::Pending | Verdict::Stale) => {}
+                Some(Verdict::Received | Verdict::Stale) => self.acks(from).received(key),
+                Some(Verdict::Pending) => {}
                 Some(Verdict::New | Verdict::Full) | None => {
                     self.acks(from).busy(key, Duration::ZERO);
                 }
@@ -259,7 +260,25 @@ impl Delivery {
         }
     }
 
-    /// Says that a message is here and needs not be kept.
+    /// Lets go of a message of which nothing needs to be kept. That it came is still written
+    /// before its origin is told, so that a receipt is true after a restart as well.
+    fn let_go(&mut self, from: RemoteId, key: Key, volatile: bool) {
+        if volatile {
+            self.ack(from, key);
+            return;
+        }
+        if let Some(received) = self.remotes[from.0].received.get_mut(&key.0) {
+            received.take_number(key.1);
+        }
+        self.numbered.insert((from, key.0));
+        self.journal.also(Done::Arrived {
+            remote: from,
+            key,
+            what: Arrival::Number,
+        });
+    }
+
+    /// Says that a volatile message is here.
     fn ack(&mut self, from: RemoteId, key: Key) {
         if let Some(received) = self.remotes[from.0].received.get_mut(&key.0) {
             received.ack(key.1);
@@ -334,7 +353,7 @@ impl Delivery {
                 self.journal.remove(entry);
             }
             match no {
-                No::Later => self.acks(from).busy(key, BUSY),
+                No::Later => self.put_off(from, key),
                 No::Never(error) => self.refuse(cx, from, &message, respond, error),
             }
             return;
@@ -382,6 +401,27 @@ impl Delivery {
         });
     }
 
+    /// There is no room for a request; its origin is told when there is.
+    fn put_off(&mut self, from: RemoteId, key: Key) {
+        self.acks(from).busy(key, BUSY);
+        let remote = &mut self.remotes[from.0];
+        if remote.put_off.replace(key).is_none() {
+            self.put_off.push_back(from);
+        }
+    }
+
+    /// A work is over: one of those who were put off may try again.
+    pub(super) fn work_left(&mut self) {
+        if self.works.active() >= self.limits.works {
+            return;
+        }
+        if let Some(remote) = self.put_off.pop_front()
+            && let Some(key) = self.remotes[remote.0].put_off.take()
+        {
+            self.acks(remote).busy(key, Duration::ZERO);
+        }
+    }
+
     /// Takes a request only to answer that it will not be run.
     pub(super) fn refuse(
         &mut self,
@@ -399,8 +439,8 @@ impl Delivery {
         {
             self.forget_early(cx, message.work);
         }
+        self.let_go(from, key, message.volatile);
         if !respond {
-            self.ack(from, key);
             return;
         }
         let eof = Eof {
@@ -416,17 +456,6 @@ impl Delivery {
             Some(eof),
             message.volatile,
         );
-        if message.volatile {
-            self.ack(from, key);
-        } else {
-            // The request is answered when the answer is safe.
-            self.pend(from, key);
-            self.journal.also(Done::Arrived {
-                remote: from,
-                key,
-                what: Arrival::Answered,
-            });
-        }
     }
 
     fn take_response(
@@ -474,7 +503,7 @@ impl Delivery {
                     }
                     None => self.orphans += 1,
                 }
-                self.ack(from, key);
+                self.let_go(from, key, message.volatile);
                 return;
             }
         };
@@ -511,6 +540,7 @@ impl Delivery {
                 what: Arrival::Response {
                     work,
                     serial: place,
+                    entry,
                 },
             };
             self.journal.write(record, done);
@@ -562,7 +592,7 @@ impl Delivery {
                     State::Waiting | State::Starting | State::Running
                 );
             if !wanted {
-                self.ack(from, key);
+                self.let_go(from, key, message.volatile);
                 return;
             }
             let entry = self.store_cancel(from, message);
@@ -586,9 +616,9 @@ impl Delivery {
             .received
             .get(&key.0)
             .is_some_and(|received| received.complete_below(key.1));
-        if complete && remote.received.len() == 1 {
+        if complete && remote.received.len() == 1 || message.remaining_ms == 0 {
             // Its request was here before it, and is not any more.
-            self.ack(from, key);
+            self.let_go(from, key, message.volatile);
             return;
         }
         self.remember_cancel(cx, from, message);
@@ -599,7 +629,7 @@ impl Delivery {
         let id = message.work;
         let key = (message.epoch, message.seq);
         if self.early.contains_key(&id) {
-            self.ack(from, key);
+            self.let_go(from, key, message.volatile);
             return;
         }
         if self.early.len() >= EARLY_MAX {
@@ -617,7 +647,7 @@ impl Delivery {
             until: cx.now + lifetime,
         };
         self.early.insert(id, early);
-        self.plan_sweep(cx.now);
+        self.plan_sweep(cx.now + EARLY_SWEEP);
     }
 
     pub(super) fn forget_early(&mut self, cx: &Cx<'_>, id: MessageId) {
@@ -680,16 +710,7 @@ impl Delivery {
         };
         let error = ErrorBody::new(ErrorCode::Cancelled, "cancelled while it arrived");
         self.refuse(cx, from, &partial.message, respond, error);
-        if volatile || !respond {
-            self.ack(from, cancel);
-        } else {
-            self.pend(from, cancel);
-            self.journal.also(Done::Arrived {
-                remote: from,
-                key: cancel,
-                what: Arrival::Answered,
-            });
-        }
+        self.let_go(from, cancel, volatile);
     }
 
     /// An incoming entry is needed no longer; of responses, once it is noted that the client

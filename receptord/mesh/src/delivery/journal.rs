@@ -5,7 +5,7 @@
 //! incoming entry is removed, what its flow received is written, so that a repeat is recognised
 //! also after a restart. Never looks into a record.
 
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -37,6 +37,8 @@ pub(crate) enum Done {
         serial: u64,
         eof: bool,
     },
+    /// Only for [`Journal::again`]: the responses of a work.
+    Responses(MessageId),
     /// A cancel to another node is safe.
     Cancel { remote: RemoteId, key: Key },
     /// A message for this node is safe; its origin can be told.
@@ -54,7 +56,7 @@ pub(crate) enum Done {
     /// The start of a work is safe.
     Started(MessageId),
     /// That a request arrived is safe.
-    Mark(EntryId),
+    Mark(MessageId, EntryId),
     /// The end that this node itself gave a request is safe.
     OwnEnd {
         work: MessageId,
@@ -62,6 +64,9 @@ pub(crate) enum Done {
         entry: EntryId,
         eof: Eof,
     },
+    /// The number of a message that was given up is no longer needed: what takes its place is
+    /// safe.
+    GivenUp { remote: RemoteId, key: Key },
     /// Incoming entries can be removed.
     Retired(Vec<Retired>),
 }
@@ -71,10 +76,15 @@ pub(crate) enum Done {
 pub(crate) enum Arrival {
     /// A request that became a work.
     Work(MessageId),
-    /// A request that was answered at once; the answer is in the same write.
-    Answered,
+    /// Something that nothing is kept of but its number, which is in the same write. So is the
+    /// answer, if it gets one.
+    Number,
     /// A response to a request of this node.
-    Response { work: MessageId, serial: u64 },
+    Response {
+        work: MessageId,
+        serial: u64,
+        entry: EntryId,
+    },
     /// A cancel.
     Cancel { work: MessageId, entry: EntryId },
 }
@@ -100,8 +110,11 @@ pub(crate) struct Journal {
     removed: Vec<EntryId>,
     written: VecDeque<(PersistToken, Vec<Done>)>,
     /// Requests whose arrival is to be noted.
-    marks: BTreeSet<EntryId>,
+    marks: BTreeMap<EntryId, MessageId>,
     retired: Vec<Retired>,
+    /// Such a write is under way. There is one at a time, so that one that fails can join the
+    /// next without any that came later being ahead of it.
+    retiring: bool,
     gather_until: Option<Instant>,
     again: Vec<Done>,
     again_at: Option<Instant>,
@@ -135,8 +148,8 @@ impl Journal {
     }
 
     /// Notes soon that the outgoing request arrived.
-    pub(crate) fn mark(&mut self, now: Instant, entry: EntryId) {
-        self.marks.insert(entry);
+    pub(crate) fn mark(&mut self, now: Instant, work: MessageId, entry: EntryId) {
+        self.marks.insert(entry, work);
         self.gather_until.get_or_insert(now + GATHER);
     }
 
@@ -149,6 +162,23 @@ impl Journal {
     pub(crate) fn retire(&mut self, now: Instant, retired: Retired) {
         self.retired.push(retired);
         self.gather_until.get_or_insert(now + GATHER);
+    }
+
+    /// A response that may be named here could not be written: nothing is noted of it. Gives
+    /// back the one before it, unless a later one takes its place.
+    pub(crate) fn never_stored(&mut self, failed: EntryId) -> Option<Stored> {
+        let own = self.retired.iter().position(|r| r.entry == failed);
+        let own = own.map(|at| self.retired.remove(at));
+        let before = self
+            .retired
+            .iter()
+            .position(|r| r.after.is_some_and(|after| after.entry == failed))?;
+        if let Some(own) = own {
+            self.retired[before].after = own.after;
+            return None;
+        }
+        let Retired { key, entry, .. } = self.retired.remove(before);
+        Some(Stored { key, entry })
     }
 
     /// Tries again later what could not be written.
@@ -167,21 +197,42 @@ impl Journal {
     }
 
     /// What was gathered, when it is time: the requests to note and the entries to remove.
-    pub(crate) fn take_gathered(&mut self, now: Instant) -> (BTreeSet<EntryId>, Vec<Retired>) {
-        let due =
-            self.gather_until.is_some_and(|until| until <= now) || self.retired.len() >= GATHER_MAX;
-        if !due {
-            // Notes are small, and go along with whatever is written.
-            if self.records.is_empty() {
-                return (BTreeSet::new(), Vec::new());
-            }
-            return (core::mem::take(&mut self.marks), Vec::new());
+    pub(crate) fn take_gathered(
+        &mut self,
+        now: Instant,
+    ) -> (BTreeMap<EntryId, MessageId>, Vec<Retired>) {
+        let due = self.gather_until.is_some_and(|until| until <= now);
+        let retired = if (due || self.retired.len() >= GATHER_MAX) && !self.retiring {
+            core::mem::take(&mut self.retired)
+        } else {
+            Vec::new()
+        };
+        // Notes are small, and go along with whatever is written.
+        let marks = if due || !retired.is_empty() || !self.records.is_empty() {
+            core::mem::take(&mut self.marks)
+        } else {
+            BTreeMap::new()
+        };
+        if due {
+            self.gather_until = None;
         }
-        self.gather_until = None;
-        (
-            core::mem::take(&mut self.marks),
-            core::mem::take(&mut self.retired),
-        )
+        (marks, retired)
+    }
+
+    /// Lets these wait for the next write; no others are given out until [`Self::retired`].
+    pub(crate) fn retire_now(&mut self, retired: Vec<Retired>) {
+        self.retiring = true;
+        self.done.push(Done::Retired(retired));
+    }
+
+    /// That write succeeded, or `failed` is to be tried again.
+    pub(crate) fn retired(&mut self, now: Instant, mut failed: Vec<Retired>) {
+        self.retiring = false;
+        failed.append(&mut self.retired);
+        self.retired = failed;
+        if !self.retired.is_empty() {
+            self.gather_until.get_or_insert(now + GATHER);
+        }
     }
 
     /// Asks for the next write, if there is anything to write, and for what is to be removed.

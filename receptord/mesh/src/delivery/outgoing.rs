@@ -16,7 +16,7 @@ use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 use super::flow::{ENVELOPE, GivenUp, Key, Outgoing};
 use super::inbox::{Request, Response, Stored};
 use super::journal::{Done, Retired};
-use super::works::State;
+use super::works::{State, Unwritten};
 use super::{CANCEL_LIFETIME, Cx, Delivery, OWN, Out, RESPONSE_LIFETIME, RemoteId};
 use super::{VOLATILE_RESPONSE_LIFETIME, millis};
 use crate::wiring::Net;
@@ -225,7 +225,10 @@ impl Delivery {
             _ => cx.now + CANCEL_LIFETIME,
         };
         flow.withdraw_payload(key);
-        self.send_cancel(cx, to, work, reason, durable, expires);
+        let cancel = self.send_cancel(cx, to, work, reason, durable, expires);
+        if let Some(outgoing) = self.remotes[to.0].flow.get_mut(cancel) {
+            outgoing.moot = arrived;
+        }
         Ok(())
     }
 
@@ -237,7 +240,7 @@ impl Delivery {
         reason: CancelReason,
         durable: bool,
         expires: Instant,
-    ) {
+    ) -> Key {
         let key = (self.instance, self.remotes[to.0].flow.next_seq());
         let message = Message {
             epoch: key.0,
@@ -262,6 +265,7 @@ impl Delivery {
             self.journal.write(record, Done::Cancel { remote: to, key });
         }
         self.send(cx, to, Outgoing::new(message, entry, expires));
+        key
     }
 
     /// Sends a response of a work to the node that asked.
@@ -276,6 +280,7 @@ impl Delivery {
         eof: Option<Eof>,
         volatile: bool,
     ) -> Key {
+        let is_eof = eof.is_some();
         let key = (self.instance, self.remotes[to.0].flow.next_seq());
         let (size, body, entry) = match payload {
             Payload::Inline(bytes) => (bytes.len() as u64, bytes, None),
@@ -288,7 +293,6 @@ impl Delivery {
         } else {
             RESPONSE_LIFETIME
         };
-        let is_eof = eof.is_some();
         let message = Message {
             epoch: key.0,
             seq: key.1,
@@ -307,23 +311,82 @@ impl Delivery {
         } else {
             Some(entry.unwrap_or_else(|| self.new_entry()))
         };
-        if let Some(entry) = entry {
+        self.send(cx, to, Outgoing::new(message, entry, cx.now + lifetime));
+        if entry.is_some() {
+            self.write_response(
+                to,
+                work,
+                Unwritten {
+                    key,
+                    serial,
+                    eof: is_eof,
+                },
+            );
+        }
+        key
+    }
+
+    /// Writes a response when those before it are on the disk or in the same write, so that a
+    /// restart never finds one without those before it.
+    fn write_response(&mut self, to: RemoteId, id: MessageId, response: Unwritten) {
+        let Unwritten { key, serial, eof } = response;
+        let batch = self.journal.batch();
+        if let Some(work) = self.works.get_mut(id)
+            && work.remote == to
+        {
+            let busy = work.writing.0 > 0 && work.writing.1 != batch;
+            if busy || work.write_failed || !work.unwritten.is_empty() {
+                work.unwritten.push_back(Unwritten { key, serial, eof });
+                return;
+            }
+        }
+        self.write_response_now(to, id, response);
+    }
+
+    /// False: its flow has it no longer.
+    fn write_response_now(&mut self, to: RemoteId, id: MessageId, response: Unwritten) -> bool {
+        let Unwritten { key, serial, eof } = response;
+        let Some(outgoing) = self.remotes[to.0].flow.get(key) else {
+            return false;
+        };
+        if let Some(entry) = outgoing.entry {
             let record = Record::Outgoing {
                 entry,
                 recipient: self.remotes[to.0].node.clone(),
-                message: message.clone(),
+                message: outgoing.message.clone(),
             };
             let done = Done::Response {
                 remote: to,
                 key,
-                work,
+                work: id,
                 serial,
-                eof: is_eof,
+                eof,
             };
+            if let Some(work) = self.works.get_mut(id)
+                && work.remote == to
+            {
+                work.writing = (work.writing.0 + 1, self.journal.batch());
+            }
             self.journal.write(record, done);
         }
-        self.send(cx, to, Outgoing::new(message, entry, cx.now + lifetime));
-        key
+        true
+    }
+
+    /// Writes the responses of a work whose turn has come.
+    pub(super) fn write_next(&mut self, cx: &mut Cx<'_>, id: MessageId) {
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        if work.writing.0 > 0 || work.write_failed {
+            return;
+        }
+        let to = work.remote;
+        for response in core::mem::take(&mut work.unwritten) {
+            if !self.write_response_now(to, id, response) {
+                // Its reader has it: that is as good as a disk.
+                self.response_safe(cx, id, response.serial, response.eof);
+            }
+        }
     }
 
     /// The recipient has this message.
@@ -374,7 +437,7 @@ impl Delivery {
             return;
         }
         match request.entry {
-            Some(entry) => self.journal.mark(cx.now, entry),
+            Some(entry) => self.journal.mark(cx.now, work, entry),
             None => {
                 let remote = &mut self.remotes[to.0];
                 remote.waiting += 1;
@@ -521,6 +584,7 @@ impl Delivery {
         let id = first.message.work;
         let mut serial = serial_of(first);
         let mut entries: Vec<EntryId> = first.entry.into_iter().collect();
+        let mut gone = Vec::from([first.key()]);
         let flow = &mut self.remotes[to.0].flow;
         let keys: Vec<Key> = flow
             .iter()
@@ -531,6 +595,7 @@ impl Delivery {
             if let Some(other) = self.remotes[to.0].flow.remove(key) {
                 self.left(&other);
                 serial = serial.min(serial_of(&other));
+                gone.push(other.key());
                 entries.extend(other.entry);
             }
         }
@@ -571,6 +636,12 @@ impl Delivery {
             if let Some(outgoing) = self.remotes[to.0].flow.get_mut(key) {
                 outgoing.last_word = true;
             }
+            if !volatile {
+                for key in gone {
+                    self.remotes[to.0].flow.hold(key);
+                    self.journal.also(Done::GivenUp { remote: to, key });
+                }
+            }
         }
         for entry in entries {
             self.journal.remove(entry);
@@ -597,7 +668,12 @@ impl Delivery {
             code: 1,
             error: Some(error),
         };
+        let key = request.key;
         let stored = durable.then(|| self.write_own_end(id, serial, eof.clone()));
+        if durable {
+            self.remotes[from.0].flow.hold(key);
+            self.journal.also(Done::GivenUp { remote: from, key });
+        }
         let Some(request) = self.requests.get_mut(id) else {
             return;
         };
@@ -810,6 +886,7 @@ impl Delivery {
         };
         if work.withdrawn {
             self.works.remove(id);
+            self.work_left();
             self.drop_payload(&payload);
             return Ok(());
         }
@@ -862,6 +939,7 @@ impl Delivery {
         let (remote, key, entry, cancel) = (work.remote, work.key, work.entry, work.cancel);
         if work.lingers {
             self.works.close(id);
+            self.work_left();
             return;
         }
         let Some(entry) = entry else {
@@ -870,9 +948,11 @@ impl Delivery {
             {
                 self.journal.remove(entry);
             }
+            self.work_left();
             return;
         };
         self.works.close(id);
+        self.work_left();
         self.journal.retire(
             cx.now,
             Retired {

@@ -29,6 +29,8 @@ pub(crate) struct Received {
     floor: u64,
     acked: Ranges,
     pending: BTreeSet<u64>,
+    /// Those of them of which nothing is written but the number.
+    numbers: BTreeSet<u64>,
     /// Until then a repeat may come.
     keep_until: Instant,
 }
@@ -42,7 +44,7 @@ pub(crate) enum Verdict {
     Received,
     /// Taken and being written.
     Pending,
-    /// Given up by its origin: nobody waits for an answer.
+    /// Below the floor: received, or given up by its origin.
     Stale,
     /// There are too many gaps to remember one more.
     Full,
@@ -105,14 +107,22 @@ impl Received {
         self.pending.insert(seq);
     }
 
+    /// Takes a number of which nothing else is written.
+    pub(crate) fn take_number(&mut self, seq: u64) {
+        self.pending.insert(seq);
+        self.numbers.insert(seq);
+    }
+
     /// The message could not be written: it may come again.
     pub(crate) fn untake(&mut self, seq: u64) {
+        self.numbers.remove(&seq);
         self.pending.remove(&seq);
     }
 
     /// The message is safe, or needs not be.
     pub(crate) fn ack(&mut self, seq: u64) {
         self.pending.remove(&seq);
+        self.numbers.remove(&seq);
         if seq >= self.floor {
             self.acked.insert(seq);
         }
@@ -134,7 +144,13 @@ impl Received {
 
     /// Floor and runs, for a record.
     pub(crate) fn snapshot(&self) -> (u64, Vec<(u64, u64)>) {
-        (self.floor, self.acked.runs().to_vec())
+        let mut whole = self.acked.clone();
+        for &number in &self.numbers {
+            if number >= self.floor {
+                whole.insert(number);
+            }
+        }
+        (self.floor, whole.runs().to_vec())
     }
 }
 

@@ -17,7 +17,7 @@ use super::flow::Outgoing;
 use super::inbox::{Request, Response, Stored};
 use super::received::Received;
 use super::works::{NewWork, State};
-use super::{Delivery, EARLY_KEPT, Early, LIFETIME_MOST, Out, RemoteId};
+use super::{Delivery, EARLY_KEPT, EARLY_SWEEP, Early, LIFETIME_MOST, Out, RemoteId};
 use crate::{EntryId, Instant, LinkId, Output, Payload, Reachability, Record};
 
 /// What a store gave back, sorted.
@@ -71,7 +71,7 @@ impl Delivery {
         }
         self.restore_responses(now, responses, &stock.started);
         if self.remotes.iter().any(|remote| remote.is_known) {
-            self.plan_sweep(now);
+            self.plan_sweep(now + EARLY_SWEEP);
         }
     }
 
@@ -152,8 +152,20 @@ impl Delivery {
         if key.0 == self.instance {
             self.remotes[to.0].flow.skip(key.1);
         }
+        let mut moot = false;
         match &message.kind {
             MessageKind::Request { respond, .. } => {
+                if let Some(request) = self.requests.get_mut(message.work) {
+                    // Written again without its payload; the newer one counts.
+                    request.arrived |= started.contains(&entry);
+                    if let Some(old) = request.entry.replace(entry) {
+                        self.journal.remove(old);
+                    }
+                    if let Some(outgoing) = self.remotes[to.0].flow.remove(key) {
+                        self.left(&outgoing);
+                    }
+                    return;
+                }
                 let recipient = self.remotes[to.0].node.clone();
                 let mut request = Request::new(to, recipient, key, *respond);
                 request.entry = Some(entry);
@@ -179,14 +191,17 @@ impl Delivery {
                 last.eof |= eof;
             }
             MessageKind::Cancel { .. } => {
-                if let Some(request) = self.requests.get_mut(message.work) {
+                let request = self.requests.get_mut(message.work);
+                moot = request.is_none_or(|request| {
                     request.cancelled = true;
-                }
+                    request.arrived
+                });
             }
         }
         let expires = now + Duration::from_millis(message.remaining_ms);
         let mut outgoing = Outgoing::new(message, Some(entry), expires);
         outgoing.stored = true;
+        outgoing.moot = moot;
         let mut out = Out::new();
         let mut net = NoNet;
         let cx = super::Cx {

@@ -13,7 +13,7 @@
 //!
 //! Never runs anything and never answers; [`super::Delivery`] does both.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 use receptor_proto::packet::{ACTIVE_MAX, ActiveWork};
@@ -73,12 +73,26 @@ pub(crate) struct Work {
     pub(crate) broken: bool,
     /// The highest serial on the disk.
     pub(crate) stored_serial: u64,
+    /// Responses in a write that is under way, and which write that is.
+    pub(crate) writing: (usize, u64),
+    /// Responses whose turn to be written comes after that: what is on the disk has no gaps.
+    pub(crate) unwritten: VecDeque<Unwritten>,
+    /// A write failed; the next is tried later.
+    pub(crate) write_failed: bool,
     /// The last response that its reader has; stays on the disk until a later one is there, so
     /// that a restart knows which serial comes next.
     pub(crate) retained: Option<(u64, EntryId)>,
     /// Payload bytes counted in [`Works::waiting_bytes`].
     waiting_bytes: usize,
     order: u64,
+}
+
+/// A response that waits for its turn to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unwritten {
+    pub(crate) key: Key,
+    pub(crate) serial: u64,
+    pub(crate) eof: bool,
 }
 
 /// All of them.
@@ -151,6 +165,9 @@ impl Works {
             lingers: false,
             broken: false,
             stored_serial: 0,
+            writing: (0, 0),
+            unwritten: VecDeque::new(),
+            write_failed: false,
             retained: None,
             waiting_bytes: new.inline,
             order,

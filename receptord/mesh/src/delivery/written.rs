@@ -3,12 +3,14 @@
 //! This is the only place where a message is called accepted, a durable one receipted, and a
 //! durable work started.
 
+use alloc::vec::Vec;
+
 use receptor_proto::packet::CancelReason;
 use receptor_proto::{ErrorBody, MessageId};
 
 use super::flow::Key;
 use super::journal::{Arrival, Done, Retired};
-use super::works::State;
+use super::works::{State, Unwritten};
 use super::{Cx, DISK_BUSY, Delivery, Out, RemoteId};
 use crate::wiring::Net;
 use crate::{Event, Instant, Output, PersistToken, Record};
@@ -38,7 +40,7 @@ impl Delivery {
                 eof,
             } => {
                 self.remotes[remote.0].flow.stored(key, &self.limits);
-                self.response_written(cx, work, serial, eof);
+                self.response_written(cx, remote, work, serial, eof);
             }
             Done::Cancel { remote, key } => {
                 self.remotes[remote.0].flow.stored(key, &self.limits);
@@ -51,7 +53,7 @@ impl Delivery {
                 self.acks(remote).received(key);
                 match what {
                     Arrival::Work(id) => self.work_written(id),
-                    Arrival::Answered | Arrival::Response { .. } | Arrival::Cancel { .. } => {}
+                    Arrival::Number | Arrival::Response { .. } | Arrival::Cancel { .. } => {}
                 }
             }
             Done::Started(id) => {
@@ -70,8 +72,11 @@ impl Delivery {
                 }
                 None => self.journal.remove(entry),
             },
-            Done::Mark(_) | Done::OwnEnd { .. } => {}
+            Done::Mark(..) | Done::OwnEnd { .. } => {}
+            Done::Responses(_) => {}
+            Done::GivenUp { remote, key } => self.remotes[remote.0].flow.release(key),
             Done::Retired(retired) => {
+                self.journal.retired(cx.now, Vec::new());
                 for Retired { entry, work, .. } in retired {
                     self.journal.remove(entry);
                     if let Some(work) = work.and_then(|id| self.works.remove(id))
@@ -104,13 +109,30 @@ impl Delivery {
             && request.respond
             && let Some(entry) = request.entry
         {
-            self.journal.mark(cx.now, entry);
+            self.journal.mark(cx.now, id, entry);
         }
         request.deliver(id, cx.out);
         self.settle_silent(id);
     }
 
-    fn response_written(&mut self, cx: &mut Cx<'_>, id: MessageId, serial: u64, eof: bool) {
+    fn response_written(
+        &mut self,
+        cx: &mut Cx<'_>,
+        remote: RemoteId,
+        id: MessageId,
+        serial: u64,
+        eof: bool,
+    ) {
+        let Some(work) = self.works.get_mut(id).filter(|work| work.remote == remote) else {
+            return;
+        };
+        work.writing.0 = work.writing.0.saturating_sub(1);
+        self.response_safe(cx, id, serial, eof);
+        self.write_next(cx, id);
+    }
+
+    /// A response is on the disk here or at its reader.
+    pub(super) fn response_safe(&mut self, cx: &mut Cx<'_>, id: MessageId, serial: u64, eof: bool) {
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
@@ -123,6 +145,29 @@ impl Delivery {
         }
         if eof && work.state == State::Ending {
             self.close_work(cx, id);
+        }
+    }
+
+    /// A response is not safe; neither may any after it be.
+    fn response_not_written(
+        &mut self,
+        cx: &mut Cx<'_>,
+        remote: RemoteId,
+        id: MessageId,
+        response: Unwritten,
+        done: Done,
+    ) {
+        let Some(work) = self.works.get_mut(id).filter(|work| work.remote == remote) else {
+            self.journal.again(cx.now, done);
+            return;
+        };
+        work.writing.0 = work.writing.0.saturating_sub(1);
+        let at = work
+            .unwritten
+            .partition_point(|waits| waits.key < response.key);
+        work.unwritten.insert(at, response);
+        if !core::mem::replace(&mut work.write_failed, true) {
+            self.journal.again(cx.now, Done::Responses(id));
         }
     }
 
@@ -157,17 +202,31 @@ impl Delivery {
         match done {
             Done::Request(id) => self.request_not_written(cx, id, error),
             Done::Arrived { remote, key, what } => self.arrival_not_written(cx, remote, key, what),
-            Done::Slimmed { old, .. } => self.journal.mark(cx.now, old),
-            Done::Mark(entry) => self.journal.mark(cx.now, entry),
-            Done::Retired(retired) => {
-                for retired in retired {
-                    self.journal.retire(cx.now, retired);
+            Done::Slimmed {
+                work, old: entry, ..
+            }
+            | Done::Mark(work, entry) => {
+                let request = self.requests.get(work);
+                if request.is_some_and(|request| request.entry == Some(entry)) {
+                    self.journal.mark(cx.now, work, entry);
                 }
             }
-            Done::Response { .. }
+            Done::Retired(retired) => self.journal.retired(cx.now, retired),
+            Done::Response {
+                remote,
+                key,
+                work,
+                serial,
+                eof,
+            } => {
+                let response = Unwritten { key, serial, eof };
+                self.response_not_written(cx, remote, work, response, done);
+            }
+            Done::Responses(_)
             | Done::Cancel { .. }
             | Done::Started(_)
-            | Done::OwnEnd { .. } => {
+            | Done::OwnEnd { .. }
+            | Done::GivenUp { .. } => {
                 self.journal.again(cx.now, done);
             }
         }
@@ -221,7 +280,7 @@ impl Delivery {
         }
         self.acks(remote).busy(key, DISK_BUSY);
         match what {
-            Arrival::Answered => {}
+            Arrival::Number => {}
             Arrival::Work(id) => {
                 let Some(work) = self.works.get_mut(id) else {
                     return;
@@ -245,9 +304,20 @@ impl Delivery {
                     work.lingers = true;
                 }
             }
-            Arrival::Response { work, serial } => {
-                if let Some(request) = self.requests.get_mut(work) {
-                    request.not_written(serial);
+            Arrival::Response {
+                work,
+                serial,
+                entry,
+            } => {
+                let older = self.journal.never_stored(entry);
+                let Some(request) = self.requests.get_mut(work) else {
+                    return;
+                };
+                request.not_written(serial);
+                if !request.retain_instead(entry, older)
+                    && let Some(older) = older
+                {
+                    self.retire(cx.now, remote, older, None);
                 }
             }
             Arrival::Cancel { work, entry } => {
@@ -271,6 +341,12 @@ impl Delivery {
     /// Writes again what could not be written, as far as it still matters.
     pub(super) fn write_again(&mut self, cx: &mut Cx<'_>, done: Done) {
         match done {
+            Done::Responses(id) => {
+                if let Some(work) = self.works.get_mut(id) {
+                    work.write_failed = false;
+                    self.write_next(cx, id);
+                }
+            }
             Done::Response { remote, key, .. } | Done::Cancel { remote, key } => {
                 let recipient = self.remotes[remote.0].node.clone();
                 let outgoing = self.remotes[remote.0].flow.get(key);
@@ -324,7 +400,8 @@ impl Delivery {
                     self.journal.write(record, done);
                 }
             }
-            Done::Arrived { .. } | Done::Slimmed { .. } | Done::Mark(_) | Done::Retired(_) => {}
+            Done::GivenUp { .. } => self.journal.also(done),
+            Done::Arrived { .. } | Done::Slimmed { .. } | Done::Mark(..) | Done::Retired(_) => {}
         }
     }
 }
