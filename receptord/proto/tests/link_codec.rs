@@ -14,12 +14,13 @@ use receptor_proto::wire::DecodeError;
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
 fn node() -> impl Strategy<Value = NodeId> {
-    "[A-Za-z0-9_@:][A-Za-z0-9._@:-]{0,40}".prop_map(|s| NodeId::new(&s).unwrap())
+    "[A-Za-z0-9_@:][A-Za-z0-9._@:-]{0,40}"
+        .prop_map(|s| NodeId::new(&s).expect("the pattern is the rule"))
 }
 
 fn directive() -> impl Strategy<Value = Directive> {
     "[a-z][a-z0-9_-]{0,10}:[A-Za-z0-9][A-Za-z0-9_.-]{0,10}"
-        .prop_map(|s| Directive::new(&s).unwrap())
+        .prop_map(|s| Directive::new(&s).expect("the pattern is the rule"))
 }
 
 fn code() -> impl Strategy<Value = ErrorCode> {

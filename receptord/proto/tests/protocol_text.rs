@@ -17,7 +17,10 @@ fn examples() -> Vec<(String, Vec<u8>)> {
         let digits: Vec<u8> = digits.bytes().filter(u8::is_ascii_hexdigit).collect();
         let bytes = digits
             .chunks(2)
-            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .map(|pair| {
+                let pair = std::str::from_utf8(pair).expect("digits are ASCII");
+                u8::from_str_radix(pair, 16).expect("two digits")
+            })
             .collect();
         found.push((name.to_owned(), bytes));
     }
