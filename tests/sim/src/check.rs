@@ -57,8 +57,15 @@ impl World {
             })
             .collect();
         self.unlinked(&links)
-            .or_else(|| self.ledger.unfinished(|node| self.life(node)))
-            .or_else(|| self.leftovers())
+            .or_else(|| {
+                let routers: Vec<bool> = self.hosts.iter().map(|host| host.router).collect();
+                let part = self.adjacencies(&links).parts(&routers);
+                let whole = part.iter().all(|part| *part == 0);
+                let apart = |a: NodeIndex, b: NodeIndex| part[a] != part[b];
+                self.ledger
+                    .unfinished(|node| self.life(node), apart)
+                    .or_else(|| self.leftovers(whole))
+            })
             .or_else(|| self.unrouted(&links))
     }
 
@@ -105,7 +112,7 @@ impl World {
     }
 
     /// A message or work that lies about when all is done.
-    fn leftovers(&self) -> Option<String> {
+    fn leftovers(&self, whole: bool) -> Option<String> {
         if let Some((node, process, echo)) = self.echoes.iter().find_map(|(key, _)| {
             let (node, process, _) = *key;
             (self.hosts[node].life.process == process).then_some(*key)
@@ -114,8 +121,9 @@ impl World {
                 "echo {echo} of node {node} in life {process} has no result"
             ));
         }
-        // What a node forgot, others may wait for until it expires.
-        if self.hosts.iter().any(|host| host.life.data > 0) {
+        // What a node forgot, others may wait for until it expires; so they may for one they
+        // cannot reach.
+        if !whole || self.hosts.iter().any(|host| host.life.data > 0) {
             return None;
         }
         for (node, host) in self.hosts.iter().enumerate() {

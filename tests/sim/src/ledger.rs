@@ -139,6 +139,11 @@ impl Letter {
         }
     }
 
+    /// The last serial that the client got.
+    pub(crate) fn last_got(&self) -> u64 {
+        self.got.0
+    }
+
     fn deliver(&mut self, work: MessageId, life: Life, what: &Delivered<'_>) -> Result<(), String> {
         let serial = what.serial;
         if self.refused.is_some() {
@@ -155,7 +160,10 @@ impl Letter {
             if serial != last + 1 {
                 return Err(format!("response {serial} of {work} after response {last}"));
             }
-        } else if serial == 0 || serial > last + 1 {
+        } else if serial > 0 && serial <= last + 1 {
+            // What came before the restart comes again.
+            self.end = None;
+        } else {
             return Err(format!(
                 "response {serial} of {work} after a restart, response {last} was the last before"
             ));
@@ -283,10 +291,17 @@ impl Ledger {
     }
 
     /// The first message that is not yet what was promised, and why; `life` gives the present
-    /// life of a node.
-    pub(crate) fn unfinished(&self, life: impl Fn(NodeIndex) -> Life) -> Option<String> {
-        self.letters
+    /// life of a node and `apart` tells whether there is no way between two.
+    pub(crate) fn unfinished(
+        &self,
+        life: impl Fn(NodeIndex) -> Life,
+        apart: impl Fn(NodeIndex, NodeIndex) -> bool,
+    ) -> Option<String> {
+        let mut together = self
+            .letters
             .iter()
+            .filter(|(_, letter)| letter.recipient.is_none_or(|to| !apart(letter.from, to)));
+        together
             .find_map(|(work, letter)| letter.unfinished(&life).map(|why| format!("{work} {why}")))
     }
 }
@@ -318,7 +333,8 @@ impl Letter {
             let interrupted = self
                 .recipient
                 .is_some_and(|node| life(node).process != self.recipient_life.process);
-            return (self.runs.is_empty() && !given_up && !interrupted)
+            let refused = self.last_word.is_some();
+            return (self.runs.is_empty() && !given_up && !interrupted && !refused)
                 .then(|| format!("was never run: {}", about()));
         }
         let Some(end) = &self.end else {

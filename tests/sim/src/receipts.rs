@@ -16,10 +16,11 @@ use crate::ledger::Life;
 /// One flow: origin, recipient, epoch.
 type Flow = (NodeIndex, NodeIndex, u64);
 
+/// What has one place in a flow.
 #[derive(Debug, Clone, PartialEq)]
-struct Place {
-    work: MessageId,
-    kind: MessageKind,
+pub(crate) struct Place {
+    pub(crate) work: MessageId,
+    pub(crate) kind: MessageKind,
     volatile: bool,
 }
 
@@ -56,19 +57,21 @@ impl Runs {
 }
 
 impl Receipts {
-    /// A node puts a packet on a link.
+    /// A node puts a packet on a link. Gives back the messages that it confirms and that are
+    /// not on its disk: there must be a reason for each.
     pub(crate) fn sent(
         &mut self,
         nodes: &BTreeMap<NodeId, NodeIndex>,
         node: NodeIndex,
         life: Life,
         packet: &Packet,
-    ) -> Result<(), String> {
+    ) -> Result<Vec<Place>, String> {
+        let mut loose = Vec::new();
         if nodes.get(&packet.source) != Some(&node) {
-            return Ok(());
+            return Ok(loose);
         }
         let Some(&to) = nodes.get(&packet.destination) else {
-            return Ok(());
+            return Ok(loose);
         };
         let body = Body::decode(packet.kind, packet.body.clone())
             .map_err(|error| format!("node {node} sends a bad body: {error}"))?;
@@ -87,31 +90,28 @@ impl Receipts {
                         message.seq, message.epoch
                     ));
                 }
-                Ok(())
             }
             Body::Receipt(receipt) => {
                 let flow = (to, node, receipt.epoch);
                 let Some(places) = self.flows.get(&flow) else {
-                    return Ok(());
+                    return Ok(loose);
                 };
                 let durable = self.durable.get(&(flow, life.data));
                 for (first, last) in receipt.received {
                     for (seq, place) in places.range(first..=last) {
                         if !place.volatile && durable.is_none_or(|runs| !runs.contains(*seq)) {
-                            return Err(format!(
-                                "node {node} confirms {seq} of {flow:?} before it is durable: {place:?}"
-                            ));
+                            loose.push(place.clone());
                         }
                     }
                 }
-                Ok(())
             }
             Body::Echo { .. }
             | Body::EchoReply(_)
             | Body::Undeliverable(_)
             | Body::Segment(_)
-            | Body::Unknown { .. } => Ok(()),
+            | Body::Unknown { .. } => {}
         }
+        Ok(loose)
     }
 
     /// These records of a node are durable.

@@ -35,6 +35,7 @@ struct State {
     payloads: BTreeMap<EntryId, Vec<Bytes>>,
     retired: BTreeSet<EntryId>,
     requests: BTreeSet<MessageId>,
+    answers: BTreeSet<MessageId>,
 }
 
 /// One node's store.
@@ -101,17 +102,23 @@ impl State {
                         message.work, message.size
                     ));
                 }
-                if matches!(message.kind, MessageKind::Request { .. }) {
-                    self.requests.insert(message.work);
+                match (&message.kind, record) {
+                    (MessageKind::Request { .. }, _) => {
+                        self.requests.insert(message.work);
+                    }
+                    (MessageKind::Response { .. }, Record::Outgoing { .. }) => {
+                        self.answers.insert(message.work);
+                    }
+                    (MessageKind::Response { .. } | MessageKind::Cancel { .. }, _) => {}
                 }
                 self.messages.insert(*entry, (at, record.clone()));
             }
             Record::Started { entry } => {
-                if !self.messages.contains_key(entry) {
+                // One that could not be written is said again, perhaps of what is gone by then.
+                if self.messages.contains_key(entry) {
+                    self.started.insert(*entry);
+                } else if !self.retired.contains(entry) {
                     return Err(format!("{entry:?} is started and is no message"));
-                }
-                if !self.started.insert(*entry) {
-                    return Err(format!("{entry:?} is started twice"));
                 }
             }
             Record::Received {
@@ -241,6 +248,11 @@ impl Store {
     /// Whether this request is or was on the disk.
     pub(crate) fn was_durable(&self, work: MessageId) -> bool {
         self.durable.requests.contains(&work)
+    }
+
+    /// Whether an answer of this node to this request is or was on the disk.
+    pub(crate) fn was_answered(&self, work: MessageId) -> bool {
+        self.durable.answers.contains(&work)
     }
 
     /// The messages stored, for complaints.

@@ -337,6 +337,8 @@ impl World {
         self.trace
             .line(now, || format!("node {node} starts: {instance} {life:?}"));
         let records = self.hosts[node].store.records(now);
+        // What was not confirmed may have survived.
+        self.receipts.stored(&self.by_id, node, life, &records);
         let clock = self.clock(node);
         self.hosts[node].mesh = Some(Mesh::new(config, clock, records));
         self.advertise(node);
@@ -629,10 +631,15 @@ impl World {
         }
         self.stats.frame(&frame, size as u64);
         if let Frame::Packet(packet) = &frame {
-            let result = self
-                .receipts
-                .sent(&self.by_id, node, self.hosts[node].life, packet);
-            self.check(result);
+            let life = self.hosts[node].life;
+            match self.receipts.sent(&self.by_id, node, life, packet) {
+                Ok(loose) => {
+                    for place in loose {
+                        self.check_confirmed(node, &place);
+                    }
+                }
+                Err(why) => self.check(Err(why)),
+            }
         }
         let patient = matches!(
             frame,
