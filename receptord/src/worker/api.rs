@@ -162,7 +162,8 @@ pub enum Report {
 pub enum ReportPayload {
     /// At most [`receptor_proto::packet::SEGMENT_MAX`] bytes.
     Inline(Bytes),
-    /// A file that belongs to the receiver from here on.
+    /// A file that is larger and belongs to the receiver from here on. What the receiver leaves where
+    /// it is goes at the next start.
     File {
         /// Where. On the file system of the data directory.
         path: PathBuf,

@@ -154,7 +154,7 @@ impl HostConfig {
     #[must_use]
     pub fn new(node: NodeId, data_dir: &Path) -> Self {
         let mut dirs: Vec<_> = STANDARD_PLUGIN_DIRS.map(PluginDir::new).into();
-        dirs.extend(build_dir());
+        dirs.extend(own_dir());
         Self {
             node,
             data_dir: std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned()),
@@ -174,7 +174,7 @@ impl HostConfig {
     pub fn from_settings(node: NodeId, data_dir: &Path, settings: &Plugins) -> Self {
         let mut config = Self::new(node, data_dir);
         config.dirs = settings.search_path().map(PluginDir::new).collect();
-        config.dirs.extend(build_dir());
+        config.dirs.extend(own_dir());
         config.max_works = size(settings.max_works);
         config.max_waiting = size(settings.max_waiting);
         config.allow_unsafe = settings.allow_unsafe;
@@ -229,10 +229,14 @@ fn inherited() -> Vec<(OsString, OsString)> {
     inherited
 }
 
+/// See [`build_dir`].
+fn own_dir() -> Option<PluginDir> {
+    build_dir(&std::env::current_exe().ok()?)
+}
+
 /// The directory of a cargo build that this daemon runs from: its own plugins lie beside it, and the
 /// documented commands work from there without an installation.
-fn build_dir() -> Option<PluginDir> {
-    let exe = std::env::current_exe().ok()?;
+fn build_dir(exe: &Path) -> Option<PluginDir> {
     let path = exe.parent()?;
     let is_build = path.join(".cargo-lock").exists()
         || path.parent()?.join("CACHEDIR.TAG").exists() && path.join("deps").is_dir();
@@ -241,4 +245,38 @@ fn build_dir() -> Option<PluginDir> {
         only: Some(OWN_PLUGINS),
         trusted: true,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_build_directory_offers_our_own_plugins() {
+        let temp = tempfile::tempdir().unwrap();
+        let debug = temp.path().join("target/debug");
+        std::fs::create_dir_all(debug.join("deps")).unwrap();
+        let exe = debug.join("receptord");
+        assert_eq!(build_dir(&exe), None);
+        std::fs::write(temp.path().join("target/CACHEDIR.TAG"), "").unwrap();
+        let dir = build_dir(&exe).unwrap();
+        assert_eq!(dir.path, debug);
+        assert_eq!(dir.only, Some(OWN_PLUGINS));
+        assert!(dir.trusted);
+        std::fs::remove_dir(debug.join("deps")).unwrap();
+        assert_eq!(build_dir(&exe), None);
+        std::fs::write(debug.join(".cargo-lock"), "").unwrap();
+        assert!(build_dir(&exe).is_some());
+        assert_eq!(build_dir(Path::new("/usr/bin/receptord")), None);
+    }
+
+    #[test]
+    fn the_standard_directories_come_in_order_and_before_a_build_s_own() {
+        let node = "a".parse().unwrap();
+        let config = HostConfig::new(node, Path::new("/tmp/a"));
+        let paths: Vec<_> = config.dirs.iter().map(|dir| dir.path.clone()).collect();
+        let standard = STANDARD_PLUGIN_DIRS.map(PathBuf::from);
+        assert_eq!(paths.get(..3), Some(&standard[..]));
+        assert!(config.dirs.iter().skip(3).all(|dir| dir.only.is_some()));
+    }
 }

@@ -427,7 +427,23 @@ impl Running {
             let _ = std::fs::remove_file(&path);
             return Err(quota);
         }
-        Ok(ReportPayload::File { path, size })
+        if size > SEGMENT_MAX as u64 {
+            return Ok(ReportPayload::File { path, size });
+        }
+        let bytes = std::fs::read(&path);
+        let _ = std::fs::remove_file(&path);
+        match bytes {
+            Ok(bytes) if bytes.len() <= SEGMENT_MAX => Ok(ReportPayload::Inline(bytes.into())),
+            // Somebody still writes to it.
+            Ok(_) => Err(Flaw::Plugin(format!(
+                "the file {:?} has changed after it was given away",
+                file.path
+            ))),
+            Err(problem) => Err(Flaw::Host(error(
+                ErrorCode::Internal,
+                format!("a result cannot be read: {problem}"),
+            ))),
+        }
     }
 
     fn count(&mut self, size: u64) -> Result<(), Flaw> {

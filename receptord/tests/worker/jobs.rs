@@ -186,6 +186,9 @@ fn result_files_are_handed_over() {
         assert_eq!(work.data[0].bytes, vec![b'x'; 100_000]);
         assert_eq!(work.data[1].bytes, &[0, 1, 2, 3][..]);
         assert!(!work.data[1].by_file);
+        assert_eq!(work.data[2].name.as_deref(), Some("small"));
+        assert_eq!(work.data[2].bytes, "12345");
+        assert!(!work.data[2].by_file, "it fits a segment");
         rig.stop().await;
     });
 }

@@ -152,6 +152,9 @@ def result_file(job, payload):
         file.write(b"x" * 100_000)
     say(type="data", id=job, file="out/artifacts.zip", name="artifacts.zip", size=100_000)
     say(type="data", id=job, base64="AAECAw==")
+    with open("small", "w") as file:
+        file.write("12345")
+    say(type="data", id=job, file="small")
     say(type="done", id=job, code=0)
 
 
