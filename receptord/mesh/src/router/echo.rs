@@ -130,6 +130,12 @@ impl Router {
             hops,
             arrived,
         } = echo;
+        // Whoever looks for the way asks nothing about the nodes on it.
+        let (active, works) = if arrived {
+            (active, works)
+        } else {
+            (0, Vec::new())
+        };
         let reply = EchoReply {
             nonce,
             hops,
