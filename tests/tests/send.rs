@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 
 use receptor_tests::{Control, Daemon, Mesh, Node, program, wait_for};
 use serde_json::{Value, json};
@@ -132,8 +132,8 @@ fn many_are_under_way_at_once_on_one_connection() {
     let mesh = Mesh::new();
     let [a, _b, _c] = chain(&mesh);
     let mut control = a.control();
-    // As many as one plugin takes, running and waiting.
-    let count = 100;
+    // More than a plugin runs and than may wait for it: the rest waits further back.
+    let count = 500;
     for tag in 0..count {
         control.write(format!(
             "{{\"command\":\"send\",\"tag\":{tag},\"directive\":\"echo:echo\",\"recipient\":\"c\",\"payload\":{{\"n\":{tag}}},\"volatile\":{}}}\n",
@@ -155,6 +155,37 @@ fn many_are_under_way_at_once_on_one_connection() {
         }
     }
     assert!(answered.iter().all(|times| *times == 1), "{answered:?}");
+}
+
+#[test]
+fn what_a_plugin_cannot_take_yet_waits_and_is_not_lost() {
+    const COUNT: u64 = 5000;
+    let mesh = Mesh::new();
+    let [a, _b, c] = chain(&mesh);
+    let mut control = a.control();
+    let one = "{\"command\":\"send\",\"directive\":\"echo:discard\",\"recipient\":\"c\",\"text\":\"x\",\"volatile\":true,\"respond\":false}\n";
+    let writer = {
+        let mut stream = control.stream().try_clone().unwrap();
+        std::thread::spawn(move || {
+            for _ in 0..COUNT {
+                stream.write_all(one.as_bytes()).unwrap();
+            }
+        })
+    };
+    for _ in 0..COUNT {
+        let reply = control.reply();
+        assert_eq!(
+            (&reply["type"], &reply["eof"]),
+            (&json!("accepted"), &json!(true))
+        );
+    }
+    writer.join().unwrap();
+    let ask = json!({"command": "send", "directive": "echo:discarded", "recipient": "c"});
+    wait_for("all of them", || {
+        let all = send(&mut control, &ask);
+        (all[1]["data"] == COUNT).then_some(())
+    });
+    assert!(resident_kib(a.pid()).max(resident_kib(c.pid())) < 80 * 1024);
 }
 
 #[test]
@@ -192,6 +223,42 @@ fn large_payloads_pass_by_file_and_come_back_whole() {
         let what = format!("an empty store at {}", daemon.name());
         wait_for(&what, || (count() == 0).then_some(()));
     }
+}
+
+#[test]
+fn memory_does_not_grow_with_a_payload_and_small_things_go_first() {
+    const SIZE: usize = 200 << 20;
+    let mesh = Mesh::new();
+    let [a, b, c] = chain(&mesh);
+    let socket = a.socket_path().to_owned();
+    let sender = std::thread::spawn(move || {
+        let mut control = Control::connect(&socket).unwrap();
+        control.write(format!(
+            "{{\"command\":\"send\",\"directive\":\"echo:discard\",\"recipient\":\"c\",\"size\":{SIZE}}}\n"
+        ));
+        let piece = vec![7; 1 << 20];
+        for _ in 0..SIZE >> 20 {
+            control.write(&piece);
+        }
+        // As long as it takes; the other side is asked whether it is alive meanwhile.
+        control.stream().set_read_timeout(None).unwrap();
+        replies(&mut control)
+    });
+    let mut control = a.control();
+    let mut resident = 0;
+    let mut pings = 0;
+    while !sender.is_finished() {
+        let pong = control.json("ping c");
+        assert_eq!(pong["Success"], true, "{pong}");
+        pings += 1;
+        for daemon in [&a, &b, &c] {
+            resident = resident.max(resident_kib(daemon.pid()));
+        }
+    }
+    let all = sender.join().unwrap();
+    assert_eq!(all.last().unwrap()["code"], 0, "{all:?}");
+    assert!(pings > 10, "{pings}");
+    assert!(resident < 80 * 1024, "{resident} KiB");
 }
 
 #[test]

@@ -198,8 +198,9 @@ impl Outlet {
         let mut file = None;
         let eof = match news {
             News::Accepted { recipient } => {
-                sending.accepted = true;
-                self.unaccepted.set(self.unaccepted.get() - 1);
+                if !std::mem::replace(&mut sending.accepted, true) {
+                    self.unaccepted.set(self.unaccepted.get().saturating_sub(1));
+                }
                 let eof = sending.until_accepted;
                 let reply = SendReply::Accepted {
                     id: work,
@@ -210,9 +211,6 @@ impl Outlet {
                 eof
             }
             News::Refused(error) => {
-                if !sending.accepted {
-                    self.unaccepted.set(self.unaccepted.get() - 1);
-                }
                 let reply = SendReply::Error { error, eof: true };
                 put_line(buffer, sending.tag.as_deref(), &reply);
                 true
@@ -225,7 +223,7 @@ impl Outlet {
         };
         if eof && let Some(sending) = sends.remove(&work) {
             if !sending.accepted {
-                // A last response without an acceptance.
+                // Refused, or given up before it was accepted.
                 self.unaccepted.set(self.unaccepted.get().saturating_sub(1));
             }
             if let Some(ended) = sending.ended {

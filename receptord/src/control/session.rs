@@ -181,6 +181,7 @@ impl Session {
                 Some(line) => line,
                 None => {
                     self.flush().await?;
+                    self.outlet.wait_accepted(UNACCEPTED_MAX).await;
                     match self.input.line().await {
                         Ok(Some(line)) => line,
                         Ok(None) => {

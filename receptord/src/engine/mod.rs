@@ -85,7 +85,7 @@ pub(crate) struct Engine {
     links: BTreeMap<LinkId, LinkEntry>,
     /// Links that were written to in this turn.
     dirty: Vec<LinkId>,
-    sends: HashMap<MessageId, Send>,
+    sends: HashMap<MessageId, Sent>,
     parked: Parked,
     echoes: HashMap<EchoId, oneshot::Sender<Result<EchoAnswer, ErrorBody>>>,
     events: EventLog,
@@ -103,7 +103,7 @@ struct LinkEntry {
 }
 
 /// A message of a client of this node.
-struct Send {
+struct Sent {
     listener: Listener,
     /// The highest serial that came.
     delivered: u64,
@@ -213,6 +213,12 @@ impl Engine {
             self.now = self.clock.now();
             for input in inputs.drain(..) {
                 self.handle(input);
+            }
+            // A full inbox must not keep the plugins' results waiting.
+            while reports.len() < TURN
+                && let Ok(report) = self.reports.try_recv()
+            {
+                reports.push(report);
             }
             for report in reports.drain(..) {
                 self.report(report);
@@ -543,7 +549,7 @@ impl Engine {
             Listener::Client(Rc::clone(&mailbox))
         };
         let respond = submission.respond;
-        let send = Send {
+        let send = Sent {
             listener,
             delivered: 0,
             ended: !respond,
@@ -606,7 +612,7 @@ impl Engine {
         let send = self.sends.entry(work).or_insert_with(|| {
             // A message of an earlier run of the daemon.
             self.parked.order.push_back(work);
-            Send {
+            Sent {
                 listener: Listener::Nobody(VecDeque::new()),
                 delivered: 0,
                 ended: false,

@@ -1,10 +1,11 @@
 //! Works between the core and the plugin host.
 //!
-//! Owns, for each work that was dispatched here, the reports that the core cannot take yet, and
-//! the commands that the host has no room for yet. Both are bounded: the host sends only so
-//! many results before they are confirmed ([`WINDOW_RESULTS`]), and what waits for the host is
-//! at most a few commands for each work that the core accepts. Decides nothing about a work but
-//! whether policy allows it.
+//! Owns, for each work that was dispatched here, the reports that the core cannot take yet, the
+//! works that the host has no place for yet, and the commands that it has no room for yet. All
+//! are bounded: the host sends only so many results before they are confirmed
+//! ([`WINDOW_RESULTS`]), and of works there are as many as the core accepts
+//! ([`receptor_mesh::Limits::works`]), after which it holds back their senders. Decides nothing
+//! about a work but whether policy allows it.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -38,6 +39,17 @@ pub(super) struct Works {
     /// What the host had no room for, in order.
     pending: VecDeque<Command>,
     table: HashMap<MessageId, Work>,
+    /// By plugin; only those with something in them.
+    queues: HashMap<String, Queue>,
+}
+
+/// The works of one plugin that have no place yet.
+#[derive(Debug, Default)]
+struct Queue {
+    /// How many the host has taken and not started; it refuses more than it is configured for.
+    at_host: usize,
+    /// In the order in which they came.
+    held: VecDeque<Job>,
 }
 
 /// One work that was dispatched here.
@@ -47,6 +59,8 @@ struct Work {
     blocked: bool,
     /// A result that the core has taken, and the host was not told.
     untaken: usize,
+    /// The plugin whose [`Queue::at_host`] counts it.
+    queued_for: Option<String>,
     /// What the host reported meanwhile, in order; at most [`WINDOW_RESULTS`] and one end.
     held: VecDeque<Held>,
 }
@@ -86,6 +100,7 @@ impl Works {
             admission,
             pending: VecDeque::new(),
             table: HashMap::new(),
+            queues: HashMap::new(),
         }
     }
 
@@ -121,6 +136,55 @@ impl Works {
         self.pending.push_back(command);
     }
 
+    /// Gives as many works of a plugin to the host as it takes, at most `max_waiting` of them
+    /// without a place. Those that got one at once are returned.
+    fn admit(&mut self, plugin: &str, max_waiting: usize) -> Vec<MessageId> {
+        let mut started = Vec::new();
+        let Some(queue) = self.queues.get_mut(plugin) else {
+            return started;
+        };
+        while let Some(job) = queue.held.front() {
+            let admitted = self.admission.try_admit(&job.directive).is_some();
+            if !admitted && queue.at_host >= max_waiting {
+                break;
+            }
+            let Some(mut job) = queue.held.pop_front() else {
+                break;
+            };
+            job.admitted = admitted;
+            if admitted {
+                started.push(job.work);
+            } else {
+                queue.at_host += 1;
+                if let Some(work) = self.table.get_mut(&job.work) {
+                    work.queued_for = Some(plugin.to_owned());
+                }
+            }
+            self.pending.push_back(Command::Run(job));
+        }
+        if queue.at_host == 0 && queue.held.is_empty() {
+            self.queues.remove(plugin);
+        }
+        started
+    }
+
+    /// A work that had no place has one, or needs none any more. The plugin it waited for.
+    fn left_queue(&mut self, work: MessageId) -> Option<String> {
+        let plugin = self.table.get_mut(&work)?.queued_for.take()?;
+        if let Some(queue) = self.queues.get_mut(&plugin) {
+            queue.at_host = queue.at_host.saturating_sub(1);
+        }
+        Some(plugin)
+    }
+
+    /// Takes a work out of its queue, if the host has not got it.
+    fn withdraw(&mut self, work: MessageId) -> Option<Job> {
+        self.queues.values_mut().find_map(|queue| {
+            let index = queue.held.iter().position(|job| job.work == work)?;
+            queue.held.remove(index)
+        })
+    }
+
     fn taken(&mut self, work: MessageId, results: usize) {
         if results > 0 {
             self.command(Command::Taken { work, results });
@@ -145,7 +209,6 @@ impl Engine {
             let error = ErrorBody::new(ErrorCode::PermissionDenied, text);
             return self.end_work(work, error);
         }
-        let admitted = self.works.admission.try_admit(&directive).is_some();
         let payload = match payload {
             Payload::Inline(bytes) => JobPayload::Inline(bytes),
             Payload::Stored { entry, size } => JobPayload::File {
@@ -153,19 +216,49 @@ impl Engine {
                 size,
             },
         };
-        tracing::debug!(%work, %sender, %directive, admitted, "work");
+        tracing::debug!(%work, %sender, %directive, "work");
         self.works.table.insert(work, Work::default());
-        self.works.command(Command::Run(Job {
+        let mut job = Job {
             work,
             sender,
             directive,
             content,
             payload,
             attempt: 1,
-            admitted,
-        }));
-        if admitted {
+            admitted: false,
+        };
+        let plugin = job.directive.plugin();
+        if !self.works.queues.contains_key(plugin)
+            && self.works.admission.try_admit(&job.directive).is_some()
+        {
+            job.admitted = true;
+            self.works.command(Command::Run(job));
             self.mesh.work_started(self.now, work);
+            return;
+        }
+        let plugin = plugin.to_owned();
+        let queue = self.works.queues.entry(plugin.clone()).or_default();
+        queue.held.push_back(job);
+        self.admit(&plugin);
+    }
+
+    /// Lets the host have what it has a place for.
+    fn admit(&mut self, plugin: &str) {
+        let max_waiting = self.settings.borrow().plugins.max_waiting;
+        // With nothing allowed to wait the host itself must say so.
+        let max_waiting = usize::try_from(max_waiting).unwrap_or(usize::MAX).max(1);
+        for work in self.works.admit(plugin, max_waiting) {
+            self.mesh.work_started(self.now, work);
+        }
+    }
+
+    fn admit_all(&mut self) {
+        if self.works.queues.is_empty() {
+            return;
+        }
+        let waiting: Vec<_> = self.works.queues.keys().cloned().collect();
+        for plugin in waiting {
+            self.admit(&plugin);
         }
     }
 
@@ -186,6 +279,11 @@ impl Engine {
     }
 
     pub(super) fn cancel_work(&mut self, work: MessageId, reason: packet::CancelReason) {
+        if self.works.withdraw(work).is_some() {
+            self.works.table.remove(&work);
+            let text = "the work was cancelled before it began";
+            return self.end_work(work, ErrorBody::new(ErrorCode::Cancelled, text));
+        }
         let reason = match reason {
             packet::CancelReason::User => CancelReason::User,
             packet::CancelReason::SenderGone => CancelReason::SenderGone,
@@ -225,6 +323,9 @@ impl Engine {
         match report {
             Report::Started { work, .. } => {
                 self.mesh.work_started(self.now, work);
+                if let Some(plugin) = self.works.left_queue(work) {
+                    self.admit(&plugin);
+                }
             }
             Report::Data {
                 work,
@@ -250,7 +351,10 @@ impl Engine {
                     content,
                     payload,
                 };
+                self.works.left_queue(work);
                 self.take_report(work, held);
+                // Its place is free, for whichever plugin waits for one.
+                self.admit_all();
             }
             Report::Status {
                 work,
@@ -271,6 +375,7 @@ impl Engine {
             .collect();
         tracing::info!(plugins = names.join(" "), "capabilities");
         self.mesh.set_capabilities(self.now, plugins);
+        self.admit_all();
     }
 
     fn take_report(&mut self, work: MessageId, held: Held) {

@@ -23,6 +23,9 @@ use crate::config::{Host, LinkUrl};
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// Between two keepalive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// Bytes that the system takes from us before it has sent the ones before. What it has is out
+/// of reach of priorities: on a slow link a probe would wait behind megabytes.
+const NOTSENT_MAX: u32 = 128 * 1024;
 /// The head start that an address of a peer gets before the next one is tried beside it
 /// (RFC 8305 calls it the connection attempt delay).
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -145,9 +148,10 @@ fn tcp(stream: TcpStream, address: String) -> Connected {
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL);
-    // Neither is needed for the link to work.
+    // None of them is needed for the link to work.
     let _ = stream.set_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_notsent_lowat(NOTSENT_MAX);
     let (reader, writer) = stream.into_split();
     Connected {
         transport: Transport {
