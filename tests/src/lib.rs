@@ -11,8 +11,7 @@
 //! let mesh = Mesh::new();
 //! let a = mesh.node("a").start();
 //! let b = mesh.node("b").peer(&a).start();
-//! b.wait_reachable("a");
-//! assert_eq!(b.control().json("ping a")["Success"], true);
+//! b.wait_ping("a");
 //! ```
 
 use std::fmt::Write as _;
@@ -381,6 +380,16 @@ impl Daemon {
             let what = format!("a route from {} to {node}", self.name());
             wait_for(&what, || self.is_reachable(node).then_some(()));
         }
+    }
+
+    /// Waits until `node` answers its ping: until the nodes on the way, there and back, know
+    /// what the ends know already.
+    pub fn wait_ping(&self, node: &str) {
+        let mut control = self.control();
+        wait_for(&format!("a ping from {} to {node}", self.name()), || {
+            let pong = control.json(&format!("ping {node}"));
+            (pong["Success"] == true).then_some(())
+        });
     }
 
     /// Waits until it has no route to `node`.
