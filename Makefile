@@ -26,7 +26,7 @@ demo: build venv ## three nodes on this machine: ping, status, a real Ansible mo
 
 test: venv ## every test that needs no root and no container
 	$(CARGO) build --workspace --all-targets --locked
-	$(CARGO) test --workspace --locked
+	$(CARGO) test --workspace --locked --no-fail-fast
 	$(CARGO) sim --nodes 30 --seeds 1..=5
 
 lint: ## format, clippy with warnings as errors, documentation
