@@ -48,9 +48,11 @@ pub struct Limits {
     pub links: usize,
     /// LSAs in the database.
     pub lsas: usize,
-    /// Bytes of packets that a peer may send on one link before it is granted more.
+    /// Bytes of packets that a peer may send on one link before it is granted more; less than
+    /// [`receptor_proto::frame::CREDIT_FLOOR`] is taken as that.
     pub link_credit: u64,
-    /// Bytes of packets waiting for one link, by priority class in all.
+    /// Bytes of packets waiting for one link, except 256 KiB more for those of priority control;
+    /// less than sixteen full frames (1,152 KiB) is taken as that.
     pub link_queue: usize,
     /// Bytes in flight from here to one recipient without a receipt.
     pub flow_window: usize,

@@ -446,6 +446,7 @@ impl Router {
         self.timers.clear(Timer::Adjacency(id));
         self.timers.clear(Timer::Flood(id));
         self.ready.remove(&id);
+        self.flooding.remove(&id);
         if end == End::Ours {
             let goodbye = Goodbye {
                 code: reason.code.clone(),

@@ -288,6 +288,7 @@ impl Router {
         };
         let Some(peer) = &link.peer else { return };
         if full && peer.router {
+            self.flooding.insert(id);
             link.flood.compare(now, jitter);
         } else {
             for index in [OWN, peer.index] {
@@ -309,13 +310,19 @@ impl Router {
 
     /// Passes a statement on to every neighbor that is to have it, but not to where it came from.
     pub(super) fn flood(&mut self, key: Key, from: Option<LinkId>) {
-        for (id, link) in &mut self.links {
-            let Some(peer) = &link.peer else { continue };
-            if !link.is_up() || Some(*id) == from {
-                continue;
+        if key.1 == OWN {
+            for (id, link) in &mut self.links {
+                if link.is_up() {
+                    link.flood.mark(key);
+                    self.ready.insert(*id);
+                }
             }
-            let to_router = self.config.router && peer.router;
-            if to_router || key.1 == OWN {
+            return;
+        }
+        for id in &self.flooding {
+            if Some(*id) != from
+                && let Some(link) = self.links.get_mut(id)
+            {
                 link.flood.mark(key);
                 self.ready.insert(*id);
             }

@@ -77,6 +77,8 @@ pub(crate) struct Router {
     links: BTreeMap<LinkId, Link>,
     /// Links that may have something to send.
     ready: BTreeSet<LinkId>,
+    /// Links to routers, over which everything is flooded.
+    flooding: BTreeSet<LinkId>,
     neighbors: BTreeMap<Index, Neighbor>,
     /// How many links are being checked for a rival, and whether one should be looked at.
     checking: usize,
@@ -113,6 +115,7 @@ impl Router {
             closing: false,
             links: BTreeMap::new(),
             ready: BTreeSet::new(),
+            flooding: BTreeSet::new(),
             neighbors: BTreeMap::new(),
             checking: 0,
             recheck: false,

@@ -317,10 +317,11 @@ impl Router {
             node: link.peer.as_ref().map(|peer| peer.node.clone()),
             state: link.view_state(),
             cost: link.cost,
-            in_use: self
-                .neighbors
-                .values()
-                .any(|neighbor| neighbor.best().1 == link.id),
+            in_use: link
+                .peer
+                .as_ref()
+                .and_then(|peer| self.neighbors.get(&peer.index))
+                .is_some_and(|neighbor| neighbor.best().1 == link.id),
             address: link.info.address.to_string(),
             dialled: link.info.dialled,
             rtt: link.rtt,
