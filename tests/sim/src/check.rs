@@ -63,7 +63,11 @@ impl World {
                 let whole = part.iter().all(|part| *part == 0);
                 let apart = |a: NodeIndex, b: NodeIndex| part[a] != part[b];
                 self.ledger
-                    .unfinished(|node| self.life(node), apart)
+                    .unfinished(
+                        |node| self.life(node),
+                        apart,
+                        self.options.disk_faults > 0.0,
+                    )
                     .or_else(|| self.leftovers(whole))
             })
             .or_else(|| self.unrouted(&links))
@@ -132,9 +136,11 @@ impl World {
                 let first = host.store.messages().next();
                 return Some(format!("node {node} keeps {messages} messages: {first:?}"));
             }
-            if payloads > 0 {
+            // Of one that another node began to send and gave up, what came stays until the
+            // message expires.
+            if let Some(entry) = payloads.iter().find(|entry| host.uploads.contains(*entry)) {
                 return Some(format!(
-                    "node {node} keeps {payloads} payloads of no message"
+                    "node {node} keeps the payload {entry:?} of no message"
                 ));
             }
             if let Some(work) = host.jobs.keys().next() {

@@ -156,6 +156,7 @@ impl World {
             return Payload::Inline(Bytes::new());
         };
         let entry = mesh.new_entry();
+        host.uploads.insert(entry);
         for (index, part) in bytes.chunks(SEGMENT_MAX).enumerate() {
             let offset = (index * SEGMENT_MAX) as u64;
             if let Err(why) = host.store.append(entry, offset, bytes.slice_ref(part)) {

@@ -48,6 +48,8 @@ pub(crate) struct Letter {
     pub(crate) sent_at: u64,
     pub(crate) expiry_us: u64,
     pub(crate) cancelled: bool,
+    /// A node said in its log that it gave it up.
+    pub(crate) given_up: bool,
     pub(crate) refused: Option<ErrorBody>,
     pub(crate) accepted: bool,
     /// Where it was handed to a plugin.
@@ -128,6 +130,7 @@ impl Letter {
             sent_at,
             expiry_us,
             cancelled: false,
+            given_up: false,
             refused: None,
             accepted: false,
             runs: Vec::new(),
@@ -292,22 +295,27 @@ impl Ledger {
 
     /// The first message that is not yet what was promised, and why; `life` gives the present
     /// life of a node and `apart` tells whether there is no way between two.
+    /// With a broken disk a work may fail for that.
     pub(crate) fn unfinished(
         &self,
         life: impl Fn(NodeIndex) -> Life,
         apart: impl Fn(NodeIndex, NodeIndex) -> bool,
+        broken_disk: bool,
     ) -> Option<String> {
         let mut together = self
             .letters
             .iter()
             .filter(|(_, letter)| letter.recipient.is_none_or(|to| !apart(letter.from, to)));
-        together
-            .find_map(|(work, letter)| letter.unfinished(&life).map(|why| format!("{work} {why}")))
+        together.find_map(|(work, letter)| {
+            letter
+                .unfinished(&life, broken_disk)
+                .map(|why| format!("{work} {why}"))
+        })
     }
 }
 
 impl Letter {
-    fn unfinished(&self, life: impl Fn(NodeIndex) -> Life) -> Option<String> {
+    fn unfinished(&self, life: impl Fn(NodeIndex) -> Life, broken_disk: bool) -> Option<String> {
         let forgotten = life(self.from).data != self.from_life.data
             || self
                 .recipient
@@ -329,7 +337,7 @@ impl Letter {
             )
         };
         if !self.respond {
-            let given_up = self.end.is_some() || self.cancelled || self.nobody;
+            let given_up = self.given_up || self.end.is_some() || self.cancelled || self.nobody;
             let interrupted = self
                 .recipient
                 .is_some_and(|node| life(node).process != self.recipient_life.process);
@@ -351,6 +359,7 @@ impl Letter {
         let excused = self.cancelled
             || self.nobody
             || error.code == ErrorCode::Busy
+            || broken_disk && error.code == ErrorCode::Internal
             || self.expiry_us <= self.ended_at - self.sent_at
             || self.last_word.as_ref().is_some_and(|(said, _)| said == end)
             || !(steady || self.runs.is_empty() && error.code != ErrorCode::Interrupted);

@@ -316,7 +316,12 @@ impl World {
                     )));
                 }
             }
-            MeshEvent::GivenUp { .. } => self.stats.given_up += 1,
+            MeshEvent::GivenUp { work, .. } => {
+                self.stats.given_up += 1;
+                if let Some(letter) = self.ledger.letters.get_mut(&work) {
+                    letter.given_up = true;
+                }
+            }
             MeshEvent::NeighborDown { .. }
             | MeshEvent::LinkRefused { .. }
             | MeshEvent::NodeReachable { .. }

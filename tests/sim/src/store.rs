@@ -229,15 +229,12 @@ impl Store {
         Some(out.into())
     }
 
-    /// How many messages are stored, and how many payloads without a message.
-    pub(crate) fn left(&self) -> (usize, usize) {
-        let loose = self
-            .current
-            .payloads
-            .keys()
-            .filter(|entry| !self.current.messages.contains_key(entry))
-            .count();
-        (self.current.messages.len(), loose)
+    /// How many messages are stored, and the payloads without a message.
+    pub(crate) fn left(&self) -> (usize, Vec<EntryId>) {
+        let state = &self.current;
+        let loose = |entry: &&EntryId| !state.messages.contains_key(entry);
+        let payloads = state.payloads.keys().filter(loose).copied().collect();
+        (state.messages.len(), payloads)
     }
 
     /// Whether the entry was removed.

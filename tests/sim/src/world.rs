@@ -12,10 +12,10 @@
 //! Owns the order of things and the first broken promise, which ends the run. Reads no clock,
 //! opens no socket and iterates nothing whose order is not fixed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use fastrand::Rng;
-use receptor_mesh::{Config, Instant, LinkInfo, Mesh, Record};
+use receptor_mesh::{Config, EntryId, Instant, LinkInfo, Mesh, Record};
 use receptor_proto::frame::{Frame, HELLO_MAX, MAX_FRAME_FLOOR};
 use receptor_proto::lsa::Capability;
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
@@ -47,13 +47,13 @@ pub(crate) enum DiskJob {
         failed: bool,
     },
     Fetch {
-        entry: receptor_mesh::EntryId,
+        entry: EntryId,
         offset: u64,
         length: usize,
         failed: bool,
     },
     Append {
-        entry: receptor_mesh::EntryId,
+        entry: EntryId,
         end: u64,
         failed: bool,
     },
@@ -86,6 +86,8 @@ pub(crate) struct Host {
     pub(crate) unconfirmed: VecDeque<(u64, Vec<Record>)>,
     pub(crate) disk_free_at: u64,
     pub(crate) jobs: BTreeMap<MessageId, Job>,
+    /// Payloads that clients and plugins of this process have stored for the core.
+    pub(crate) uploads: BTreeSet<EntryId>,
     /// Has the plugin that work is for.
     pub(crate) capable: bool,
 }
@@ -155,6 +157,7 @@ impl World {
                 unconfirmed: VecDeque::new(),
                 disk_free_at: 0,
                 jobs: BTreeMap::new(),
+                uploads: BTreeSet::new(),
                 capable: nodes.chance(0.7),
             })
             .collect();
@@ -424,6 +427,7 @@ impl World {
         host.disk.clear();
         host.unconfirmed.clear();
         host.jobs.clear();
+        host.uploads.clear();
         host.life.process += 1;
         if forgets {
             host.life.data += 1;
