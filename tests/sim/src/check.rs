@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use receptor_mesh::{LinkState, LinkView};
+use receptor_proto::packet::CONTROL_MAX;
 
 use crate::event::NodeIndex;
 use crate::net::{EndState, conn_of};
@@ -15,8 +16,8 @@ use crate::world::World;
 const SOURCES_MAX: usize = 150;
 /// How much of a sample, beyond.
 const SOURCES_SAMPLE: usize = 30;
-/// Bytes that one link's queue may hold beyond its limit: the packet that went over it.
-const QUEUE_SLACK: usize = 128 << 10;
+/// Bytes of receipts and the like that one link's queue may hold beyond its limit.
+const QUEUE_SLACK: usize = 16 * CONTROL_MAX;
 
 /// Who is adjacent to whom, over which best link, at what cost; as each end says.
 #[derive(Debug)]
@@ -62,6 +63,9 @@ impl World {
                 let part = self.adjacencies(&links).parts(&routers);
                 let whole = part.iter().all(|part| *part == 0);
                 let apart = |a: NodeIndex, b: NodeIndex| part[a] != part[b];
+                if !self.hostile.is_empty() {
+                    return None;
+                }
                 self.ledger
                     .unfinished(
                         |node| self.life(node),

@@ -183,7 +183,7 @@ impl World {
         };
         let result = mesh.cancel(clock, work, CancelReason::User);
         if result.is_err() && !ended && respond {
-            self.check(Err(format!(
+            self.check_honest(Err(format!(
                 "{work} has not ended and cannot be cancelled at {node}"
             )));
         }
@@ -213,7 +213,7 @@ impl World {
             eof,
         };
         let result = self.ledger.delivered(work, node, life, now, &what);
-        self.check(result);
+        self.check_honest(result);
         let pause = if self.troubled && self.clients.chance(self.options.stalls) {
             self.clients.u64(500_000..4_000_000)
         } else {
@@ -301,12 +301,12 @@ impl World {
                 self.stats.echoes_answered += 1;
                 let right: &NodeId = &self.hosts[to].id;
                 if !answer.arrived || answer.from != *right || (node == to) != (answer.hops == 0) {
-                    self.check(Err(format!(
+                    self.check_honest(Err(format!(
                         "node {node} asked {to} for an echo, got {answer:?}"
                     )));
                 }
             }
-            Err(_) if self.troubled => self.stats.echoes_failed += 1,
+            Err(_) if sent_at < self.calm_since => self.stats.echoes_failed += 1,
             Err(error) => {
                 let why = format!("the echo of {node} to {to}, sent at {sent_at} us: {error}");
                 self.echo_failure = Some(why);

@@ -154,6 +154,7 @@ fn drive(world: &mut World) -> Result<f64, String> {
         }
     };
     // It must stay so, and everybody must find everybody.
+    world.calm_since = world.queue.now();
     let nodes = world.hosts.len();
     for _ in 0..nodes.min(64) {
         let pair = [0; 2].map(|_| world.clients.usize(0..nodes));
@@ -162,7 +163,6 @@ fn drive(world: &mut World) -> Result<f64, String> {
             world.pump(pair[0]);
         }
     }
-    world.echo_failure = None;
     look_until(world, settled_at + CALM_US)?;
     if let Some(why) = world.unsettled() {
         return Err(format!("it was right for a while only: {why}"));

@@ -49,9 +49,13 @@ impl World {
                 offset,
                 bytes,
             } => {
-                let failed = self.troubled && self.disks.chance(self.options.disk_faults);
+                // What follows a part that could not be written cannot be written either.
+                let failed = self.hosts[node].torn.contains(&entry)
+                    || self.troubled && self.disks.chance(self.options.disk_faults);
                 let end = offset + bytes.len() as u64;
-                if !failed {
+                if failed {
+                    self.hosts[node].torn.insert(entry);
+                } else {
                     let result = self.hosts[node].store.append(entry, offset, bytes);
                     self.check(result.map_err(|why| format!("node {node}: {why}")));
                 }
@@ -82,7 +86,9 @@ impl World {
                         self.check(Err(format!("{work} is not in the store of {node}")));
                     }
                     (_, None) => {
-                        self.check(Err(format!("{work} is from {sender}, whom nobody knows")));
+                        self.check_honest(Err(format!(
+                            "{work} is from {sender}, whom nobody knows"
+                        )));
                     }
                 }
             }
@@ -230,17 +236,17 @@ impl World {
         recipient: &receptor_proto::NodeId,
     ) {
         let Some(letter) = self.ledger.letters.get(&work) else {
-            self.check(Err(format!("{work} accepted at {node}, which nobody sent")));
+            self.check_honest(Err(format!("{work} accepted at {node}, which nobody sent")));
             return;
         };
         if letter.from != node || letter.from_life != self.hosts[node].life {
-            self.check(Err(format!(
+            self.check_honest(Err(format!(
                 "{work} accepted at {node}, where nobody sent it"
             )));
             return;
         }
         if !letter.volatile && !self.hosts[node].store.was_durable(work) {
-            self.check(Err(format!(
+            self.check_honest(Err(format!(
                 "{work} accepted at {node} before it is durable"
             )));
             return;
@@ -250,20 +256,20 @@ impl World {
             Some(&to) => {
                 let life = self.hosts[to].life;
                 let result = self.ledger.accepted(work, Some((to, life)));
-                self.check(result);
+                self.check_honest(result);
             }
             None if nobody => {
                 let result = self.ledger.accepted(work, None);
-                self.check(result);
+                self.check_honest(result);
             }
-            None => self.check(Err(format!("{work} accepted for {recipient}"))),
+            None => self.check_honest(Err(format!("{work} accepted for {recipient}"))),
         }
     }
 
     /// A node confirms a message that it has not written: only one that it need not keep.
     pub(crate) fn check_confirmed(&mut self, node: NodeIndex, place: &Place) {
         let Some(letter) = self.ledger.letters.get(&place.work) else {
-            self.check(Err(format!(
+            self.check_honest(Err(format!(
                 "node {node} confirms {place:?}, which nobody sent"
             )));
             return;
@@ -284,7 +290,7 @@ impl World {
             }
         };
         if !needless {
-            self.check(Err(format!(
+            self.check_honest(Err(format!(
                 "node {node} confirms {place:?} before it is durable"
             )));
         }

@@ -116,7 +116,7 @@ impl World {
         let result = self
             .ledger
             .run(work, job.sender, node, life, (&job.directive, &body));
-        self.check(result);
+        self.check_honest(result);
         self.plan_step(node, work);
     }
 

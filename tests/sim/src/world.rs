@@ -88,6 +88,8 @@ pub(crate) struct Host {
     pub(crate) jobs: BTreeMap<MessageId, Job>,
     /// Payloads that clients and plugins of this process have stored for the core.
     pub(crate) uploads: BTreeSet<EntryId>,
+    /// Payloads of which a part could not be written.
+    pub(crate) torn: BTreeSet<EntryId>,
     /// Has the plugin that work is for.
     pub(crate) capable: bool,
 }
@@ -118,7 +120,9 @@ pub(crate) struct World {
     pub(crate) next_fault: u64,
     pub(crate) next_message: u64,
     pub(crate) echoes: BTreeMap<(NodeIndex, u32, u64), (NodeIndex, u64)>,
-    /// The last echo that came to nothing after the end of all trouble.
+    /// From when on everything is as it should be.
+    pub(crate) calm_since: u64,
+    /// The last echo that came to nothing since then.
     pub(crate) echo_failure: Option<String>,
     /// Traffic and faults go on.
     pub(crate) troubled: bool,
@@ -158,6 +162,7 @@ impl World {
                 disk_free_at: 0,
                 jobs: BTreeMap::new(),
                 uploads: BTreeSet::new(),
+                torn: BTreeSet::new(),
                 capable: nodes.chance(0.7),
             })
             .collect();
@@ -189,6 +194,7 @@ impl World {
             next_fault: 0,
             next_message: 0,
             echoes: BTreeMap::new(),
+            calm_since: u64::MAX,
             echo_failure: None,
             troubled: false,
             scratch: Vec::new(),
@@ -220,6 +226,14 @@ impl World {
             let now = self.queue.now();
             self.trace.line(now, || format!("BROKEN: {why}"));
             self.violation = Some(why);
+        }
+    }
+
+    /// As [`Self::check`], for what holds among honest nodes only: a neighbor that forges packets
+    /// of others can have works run and answered that nobody asked for.
+    pub(crate) fn check_honest(&mut self, result: Result<(), String>) {
+        if self.hostile.is_empty() {
+            self.check(result);
         }
     }
 
@@ -315,7 +329,7 @@ impl World {
         config.hold_time = std::time::Duration::from_millis(self.options.hold_ms);
         if self.options.bounds == Bounds::Tight {
             config.limits.link_credit = 256 << 10;
-            config.limits.link_queue = 256 << 10;
+            config.limits.link_queue = 16 * MAX_FRAME_FLOOR;
             config.limits.flow_window = 192 << 10;
             config.limits.flow_messages = 8;
             config.limits.works = 6;
@@ -428,6 +442,7 @@ impl World {
         host.unconfirmed.clear();
         host.jobs.clear();
         host.uploads.clear();
+        host.torn.clear();
         host.life.process += 1;
         if forgets {
             host.life.data += 1;
