@@ -191,10 +191,11 @@ fn cost(text: &mut String, name: &str, cost: &Cost) {
     let stats = &cost.stats;
     let _ = writeln!(
         text,
-        "{name}: right after {:.1} s, quiet after {:.1} s simulated, {:.1} s real; {} frames, {} bytes, {} SPF runs, {} LSAs sent, {} received, {} news",
+        "{name}: right after {:.1} s, quiet after {:.1} s simulated, {:.1} s real, {:.1} s processor; {} frames, {} bytes, {} SPF runs, {} LSAs sent, {} received, {} news",
         cost.converged_s,
         cost.quiet_s,
         cost.wall.as_secs_f64(),
+        cost.cpu.as_secs_f64(),
         stats.frames.iter().sum::<u64>(),
         stats.bytes.iter().sum::<u64>(),
         stats.spf_runs,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::options::Options;
 use crate::seconds;
-use crate::stats::{SpfClock, Stats};
+use crate::stats::{SpfClock, Stats, cpu_time};
 use crate::trace::Lines;
 use crate::world::World;
 
@@ -26,6 +26,8 @@ pub struct Cost {
     pub quiet_s: f64,
     /// Real time until then.
     pub wall: Duration,
+    /// Processor time until then.
+    pub cpu: Duration,
     /// Frames, bytes, computations.
     pub stats: Stats,
 }
@@ -71,7 +73,7 @@ pub fn report(options: &Options, flaps: usize) -> Result<Report, String> {
 }
 
 fn measure(world: &mut World, act: impl FnOnce(&mut World)) -> Result<Cost, String> {
-    let wall = Instant::now();
+    let (wall, cpu) = (Instant::now(), cpu_time());
     world.collect_counters();
     let before = world.stats;
     let start = world.queue.now();
@@ -104,6 +106,7 @@ fn measure(world: &mut World, act: impl FnOnce(&mut World)) -> Result<Cost, Stri
                 converged_s: seconds(at - start),
                 quiet_s: seconds(quiet_since - start),
                 wall: wall.elapsed(),
+                cpu: cpu_time().saturating_sub(cpu),
                 stats: world.stats.since(&before),
             });
         }
