@@ -51,6 +51,10 @@ impl Neighbor {
         // A neighbor without links is removed with its last one.
         self.links[0]
     }
+
+    pub(super) fn links(&self) -> impl Iterator<Item = LinkId> {
+        self.links.iter().map(|(_, id)| *id)
+    }
 }
 
 /// How a link ends.

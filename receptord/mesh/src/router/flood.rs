@@ -319,6 +319,19 @@ impl Router {
             }
             return;
         }
+        // A leaf is told what the mesh holds in its name that is not of its present start: it
+        // alone can take that back.
+        if let Some(leaf) = self.neighbors.get(&key.1).filter(|peer| peer.leaf)
+            && let Some(stored) = self.lsdb.get(key)
+            && stored.instance != leaf.instance
+        {
+            for id in leaf.links().filter(|id| Some(*id) != from) {
+                if let Some(link) = self.links.get_mut(&id) {
+                    link.flood.mark(key);
+                    self.ready.insert(id);
+                }
+            }
+        }
         for id in &self.flooding {
             if Some(*id) != from
                 && let Some(link) = self.links.get_mut(id)

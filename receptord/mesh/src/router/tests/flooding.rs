@@ -465,6 +465,40 @@ fn a_leaf_speaks_for_itself_alone() {
 }
 
 #[test]
+fn what_another_stated_in_a_leafs_name_does_not_keep_the_leaf_out() {
+    let (mut net, _) = chain(&["a", "b"]);
+    let leaf = net.add_leaf("x");
+    net.connect(0, leaf);
+    let link = net.connect(1, leaf);
+    net.settle();
+    let evil = net.wire_to_test(0);
+    net.say(0, evil, Frame::Hello(Net::hello("evil", 1)));
+    let lsa = Lsa {
+        key: LsaKey {
+            node: id("x"),
+            kind: LsaKind(77),
+        },
+        seq: 1,
+        instance: 500,
+        remaining_s: 1000,
+        body: bytes::Bytes::new(),
+    };
+    net.say(0, evil, Frame::Lsas(vec![lsa]));
+    // Its other side is gone after the hold time.
+    net.run(Duration::from_secs(6));
+    net.settle();
+    net.forget_events();
+    net.cut(link);
+    net.run(Duration::from_secs(1));
+    net.connect(1, leaf);
+    net.settle();
+    assert!(net.reaches(1, "x"));
+    for host in 0..3 {
+        assert!(!net.had(host, |event| matches!(event, Event::DuplicateNodeId { .. })));
+    }
+}
+
+#[test]
 fn a_leaf_that_lost_its_data_and_was_a_router_once_is_heard() {
     let (mut net, _) = chain(&["a", "b", "x"]);
     net.settle();
