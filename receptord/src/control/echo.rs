@@ -12,8 +12,9 @@ use receptor_proto::{ErrorBody, NodeId};
 use serde_json::value::RawValue;
 
 use super::Context;
+use super::command::invalid;
 use super::outlet::{Outlet, tagged};
-use super::session::{Failure, invalid};
+use super::session::Failure;
 use crate::engine::{EngineGone, Input};
 
 /// How long an echo is waited for when the client does not say.

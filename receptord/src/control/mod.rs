@@ -11,6 +11,7 @@
 //! ```
 
 mod client;
+mod command;
 mod echo;
 mod outlet;
 mod send;

@@ -12,7 +12,8 @@ use receptor_proto::control::SendCommand;
 use receptor_proto::packet::{Content, SEGMENT_MAX};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 
-use super::session::{Failure, Session, invalid};
+use super::command::invalid;
+use super::session::{Failure, Session};
 use crate::engine::{Input, Submit};
 
 /// Bytes of a payload taken from the input at once.

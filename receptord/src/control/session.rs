@@ -1,29 +1,24 @@
 //! One client: its commands, one after the other or, with tags, beside each other.
 //!
-//! Owns the understanding of a command line in either form, what of it may run at once, and
-//! the form of errors: one line, in the words of Go Receptor for the commands that it knows
-//! and without a tag, as an [`ErrorBody`] otherwise. Whatever a client sends, this ends at
-//! worst its own session.
+//! Owns what of a client's commands may run at once, and the form of errors: one line, in the
+//! words of Go Receptor for the commands that it knows and without a tag, as an [`ErrorBody`]
+//! otherwise. Whatever a client sends, this ends at worst its own session.
 
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use receptor_proto::control::{
-    CancelCommand, CancelReply, Envelope, LogLevelCommand, LogLevelReply, PingCommand,
-    PluginRestartCommand, PluginsReply, ResultsCommand, StatusCommand, TAG_MAX, TracerouteCommand,
-    greeting,
-};
+use receptor_proto::control::{CancelReply, LogLevelReply, PluginsReply, ResultsCommand, greeting};
 use receptor_proto::packet::CancelReason;
-use receptor_proto::{ErrorBody, ErrorCode, MessageId};
+use receptor_proto::{ErrorBody, ErrorCode};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 use super::client::{ClientInput, LineError};
-use super::outlet::{Outlet, Sending, Tag, error_line, tagged};
+use super::command::{Command, Form, Request, from_json, id_word, invalid, is_go, parse, request};
+use super::outlet::{Outlet, Sending, error_line, tagged};
 use super::{Context, echo, send, views};
 use crate::engine::{EngineGone, Input};
 use crate::task;
@@ -133,20 +128,6 @@ pub(super) struct Session {
     tagged: Rc<std::cell::Cell<usize>>,
 }
 
-/// A command as it stands in its line.
-struct Command<'a> {
-    name: String,
-    tag: Tag,
-    form: Form<'a>,
-}
-
-enum Form<'a> {
-    /// The whole line.
-    Json(&'a [u8]),
-    /// What follows the first word.
-    Words(Vec<&'a str>),
-}
-
 /// How a command failed.
 pub(super) enum Failure {
     /// Told in one line; the session goes on.
@@ -168,10 +149,6 @@ impl From<ErrorBody> for Failure {
     fn from(error: ErrorBody) -> Self {
         Self::Error(error)
     }
-}
-
-pub(super) fn invalid(text: impl Into<String>) -> ErrorBody {
-    ErrorBody::new(ErrorCode::InvalidRequest, text)
 }
 
 impl Session {
@@ -370,169 +347,6 @@ impl Drop for Running {
     }
 }
 
-/// A command that is answered with one line, or lines of its own and a last one.
-enum Request {
-    Ping(PingCommand),
-    Traceroute(TracerouteCommand),
-    Status(StatusCommand),
-    Reload,
-    Nodes,
-    Routes,
-    Links,
-    Capabilities,
-    Plugins,
-    PluginRestart(PluginRestartCommand),
-    LogLevel(LogLevelCommand),
-    Cancel(MessageId),
-}
-
-/// The commands that Go Receptor knows: their errors are `ERROR:` lines.
-fn is_go(name: &str) -> bool {
-    !matches!(
-        name,
-        "send"
-            | "results"
-            | "nodes"
-            | "routes"
-            | "links"
-            | "capabilities"
-            | "plugins"
-            | "plugin-restart"
-            | "log-level"
-            | "cancel"
-    )
-}
-
-fn parse(line: &[u8]) -> Result<Command<'_>, String> {
-    if line.first() == Some(&b'{') {
-        let envelope: Envelope =
-            serde_json::from_slice(line).map_err(|error| json_error(&error))?;
-        if let Some(tag) = &envelope.tag {
-            check_tag(tag)?;
-        }
-        return Ok(Command {
-            name: envelope.command,
-            tag: envelope.tag,
-            form: Form::Json(line),
-        });
-    }
-    let Ok(text) = std::str::from_utf8(line) else {
-        return Err("Unknown command".to_owned());
-    };
-    let mut words = text.split_ascii_whitespace();
-    let name = words.next().unwrap_or_default().to_ascii_lowercase();
-    Ok(Command {
-        name,
-        tag: None,
-        form: Form::Words(words.collect()),
-    })
-}
-
-fn check_tag(tag: &RawValue) -> Result<(), String> {
-    let text = tag.get();
-    let good = text.starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit());
-    if text.len() > TAG_MAX || !good {
-        return Err(format!(
-            "tag: expected a string or number of at most {TAG_MAX} bytes"
-        ));
-    }
-    Ok(())
-}
-
-fn json_error(error: &serde_json::Error) -> String {
-    format!("the line is not a JSON command: {error}")
-}
-
-pub(super) fn from_json<T: DeserializeOwned>(line: &[u8]) -> Result<T, ErrorBody> {
-    serde_json::from_slice(line).map_err(|error| invalid(error.to_string()))
-}
-
-fn request(name: &str, form: Form<'_>) -> Result<Request, ErrorBody> {
-    let none = |request: Request, form: Form<'_>| match form {
-        Form::Words(words) if !words.is_empty() => {
-            Err(invalid(format!("{name} command does not take parameters")))
-        }
-        Form::Words(_) | Form::Json(_) => Ok(request),
-    };
-    Ok(match name {
-        "ping" => Request::Ping(match form {
-            Form::Json(line) => from_json(line)?,
-            Form::Words(words) => PingCommand {
-                target: target("ping", &words)?,
-                timeout_ms: None,
-            },
-        }),
-        "traceroute" => Request::Traceroute(match form {
-            Form::Json(line) => from_json(line)?,
-            Form::Words(words) => TracerouteCommand {
-                target: target("traceroute", &words)?,
-                stream: false,
-                timeout_ms: None,
-            },
-        }),
-        "status" => match form {
-            Form::Json(line) => Request::Status(from_json(line).map_err(|error| {
-                invalid(format!(
-                    "requested_fields must be a list of texts: {}",
-                    error.message
-                ))
-            })?),
-            Form::Words(_) => none(Request::Status(StatusCommand::default()), form)?,
-        },
-        "reload" => none(Request::Reload, form)?,
-        "nodes" => none(Request::Nodes, form)?,
-        "routes" => none(Request::Routes, form)?,
-        "links" => none(Request::Links, form)?,
-        "capabilities" => none(Request::Capabilities, form)?,
-        "plugins" => none(Request::Plugins, form)?,
-        "plugin-restart" => Request::PluginRestart(match form {
-            Form::Json(line) => from_json(line)?,
-            Form::Words(words) => match words[..] {
-                [plugin] => PluginRestartCommand {
-                    name: plugin.to_owned(),
-                },
-                _ => return Err(invalid("plugin-restart needs the name of a plugin")),
-            },
-        }),
-        "log-level" => Request::LogLevel(match form {
-            Form::Json(line) => from_json(line)?,
-            Form::Words(words) => match words[..] {
-                [] => LogLevelCommand { level: None },
-                [level] => LogLevelCommand {
-                    level: Some(level.to_owned()),
-                },
-                _ => return Err(invalid("log-level takes one level")),
-            },
-        }),
-        "cancel" => Request::Cancel(match form {
-            Form::Json(line) => from_json::<CancelCommand>(line)?.id,
-            Form::Words(words) => id_word("cancel", &words)?,
-        }),
-        "connect" | "work" => {
-            let text = format!(
-                "this receptord does not offer the command {name}; work is sent with the command send"
-            );
-            return Err(ErrorBody::new(ErrorCode::UnknownCommand, text));
-        }
-        _ => return Err(ErrorBody::new(ErrorCode::UnknownCommand, "Unknown command")),
-    })
-}
-
-fn target(name: &str, words: &[&str]) -> Result<String, ErrorBody> {
-    match words {
-        [] => Err(invalid(format!("no {name} target"))),
-        [target] => Ok((*target).to_owned()),
-        _ => Err(invalid(format!("{name} takes one target"))),
-    }
-}
-
-fn id_word(name: &str, words: &[&str]) -> Result<MessageId, ErrorBody> {
-    match words {
-        [id] => id.parse().map_err(|error| invalid(format!("{error}"))),
-        _ => Err(invalid(format!("{name} needs the id of a message"))),
-    }
-}
-
 /// Runs a request; its last line.
 async fn answer(
     context: &Context,
@@ -616,48 +430,6 @@ fn go_error(text: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_are_case_insensitive_and_json_is_not() {
-        let command = parse(b"PiNg node-b").unwrap();
-        assert_eq!(command.name, "ping");
-        assert!(matches!(command.form, Form::Words(words) if words == ["node-b"]));
-        assert_eq!(parse(br#"{"command":"PING"}"#).unwrap().name, "PING");
-    }
-
-    #[test]
-    fn what_is_no_command_is_one_error() {
-        for line in [
-            &b"{"[..],
-            b"{}",
-            b"{\"command\":1}",
-            b"\xff\xfe",
-            b"{\"command\":\"\xff\"}",
-            b"{\"command\":\"ping\",\"tag\":{}}",
-            b"{\"command\":\"ping\",\"tag\":[1]}",
-        ] {
-            assert!(parse(line).is_err(), "{line:?}");
-        }
-    }
-
-    #[test]
-    fn bad_parameters_are_errors() {
-        for line in [
-            &br#"{"command":"status","requested_fields":"Version"}"#[..],
-            br#"{"command":"ping"}"#,
-            br#"{"command":"cancel","id":"x"}"#,
-            b"ping",
-            b"ping a b",
-            b"status now",
-            b"cancel",
-            b"nonsense",
-            b"work list",
-            b"connect a control",
-        ] {
-            let command = parse(line).unwrap();
-            assert!(request(&command.name, command.form).is_err(), "{line:?}");
-        }
-    }
 
     #[test]
     fn errors_are_one_line() {

@@ -11,23 +11,22 @@
 //!                                   next timeout ───────▶ └────────┘ ─▶ Store, workers
 //! ```
 
+mod clients;
 mod events;
 mod input;
 mod mailbox;
 mod works;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
-use receptor_mesh::{
-    Config, EchoAnswer, EchoId, EntryId, Instant, LinkId, Mesh, Output, Payload, Reachability,
-    Recipient, Record,
-};
-use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
+use receptor_mesh::{Config, EchoAnswer, EchoId, Instant, LinkId, Mesh, Output, Record};
+use receptor_proto::ErrorBody;
 use tokio::sync::{mpsc, oneshot};
 
+use self::clients::Clients;
 use self::events::EventLog;
 use crate::config::Settings;
 use crate::link::{Outbox, WRITE_BUDGET};
@@ -43,12 +42,6 @@ use self::works::Works;
 /// Inputs handled before the outputs are done: enough to share the cost of a turn, few enough
 /// that a probe behind them is not late.
 const TURN: usize = 64;
-/// Bytes of responses kept for clients that detached and have not asked yet. Beyond that the
-/// oldest work's responses are dropped.
-const PARKED_MAX: usize = 64 << 20;
-/// Works that are known to have been detached, at most.
-const PARKED_WORKS_MAX: usize = 10_000;
-
 /// The monotonic clock that the core is told.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock(std::time::Instant);
@@ -85,8 +78,7 @@ pub(crate) struct Engine {
     links: BTreeMap<LinkId, LinkEntry>,
     /// Links that were written to in this turn.
     dirty: Vec<LinkId>,
-    sends: HashMap<MessageId, Sent>,
-    parked: Parked,
+    clients: Clients,
     echoes: HashMap<EchoId, oneshot::Sender<Result<EchoAnswer, ErrorBody>>>,
     events: EventLog,
     shutdown: Option<oneshot::Sender<()>>,
@@ -100,33 +92,6 @@ struct LinkEntry {
     /// The core has forgotten it. It stays in the table to the end of the turn, so that the
     /// core's last words about it find its address.
     gone: bool,
-}
-
-/// A message of a client of this node.
-struct Sent {
-    listener: Listener,
-    /// The highest serial that came.
-    delivered: u64,
-    ended: bool,
-}
-
-/// Who gets the responses of a message.
-enum Listener {
-    /// This client.
-    Client(Rc<Mailbox>),
-    /// This client gets the acceptance; the responses wait.
-    Detaching(Rc<Mailbox>),
-    /// Nobody now; they wait.
-    Nobody(VecDeque<Letter>),
-    /// Nobody ever; they are dropped.
-    Gone,
-}
-
-/// Bytes and works that wait for a client to ask, oldest first.
-#[derive(Default)]
-struct Parked {
-    weight: usize,
-    order: VecDeque<MessageId>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -162,8 +127,7 @@ impl Engine {
             works: Works::new(host.commands, host.admission),
             links: BTreeMap::new(),
             dirty: Vec::new(),
-            sends: HashMap::new(),
-            parked: Parked::default(),
+            clients: Clients::default(),
             echoes: HashMap::new(),
             events: EventLog::default(),
             shutdown: None,
@@ -510,192 +474,6 @@ impl Engine {
             }
             Done::Loaded(work, result) => self.loaded(work, result),
         }
-    }
-
-    // Clients.
-
-    fn submit(&mut self, submit: Submit) {
-        let Submit {
-            submission,
-            wait,
-            detach,
-            mailbox,
-        } = submit;
-        let work = submission.id;
-        let stored = match &submission.payload {
-            Payload::Stored { entry, .. } => Some(*entry),
-            Payload::Inline(_) => None,
-        };
-        if !wait
-            && let Recipient::Node(node) = &submission.recipient
-            && self.mesh.reachability(node) == Reachability::Unknown
-        {
-            let text = format!("no node {node} was ever heard of here");
-            return self.refuse(
-                work,
-                &mailbox,
-                stored,
-                ErrorBody::new(ErrorCode::NoSuchNode, text),
-            );
-        }
-        if self.sends.contains_key(&work) {
-            let text = format!("a message {work} is under way already");
-            let error = ErrorBody::new(ErrorCode::InvalidRequest, text);
-            return self.refuse(work, &mailbox, stored, error);
-        }
-        let listener = if detach {
-            Listener::Detaching(Rc::clone(&mailbox))
-        } else {
-            Listener::Client(Rc::clone(&mailbox))
-        };
-        let respond = submission.respond;
-        let send = Sent {
-            listener,
-            delivered: 0,
-            ended: !respond,
-        };
-        self.sends.insert(work, send);
-        if let Err(error) = self.mesh.submit(self.now, submission) {
-            self.sends.remove(&work);
-            // The core has seen to the payload.
-            self.refuse(work, &mailbox, None, error.0);
-        }
-    }
-
-    fn refuse(
-        &mut self,
-        work: MessageId,
-        mailbox: &Mailbox,
-        stored: Option<EntryId>,
-        error: ErrorBody,
-    ) {
-        if let Some(entry) = stored {
-            self.store.remove(entry);
-        }
-        mailbox.push(Letter {
-            work,
-            news: News::Refused(error),
-        });
-    }
-
-    fn accepted(&mut self, work: MessageId, recipient: NodeId) {
-        let Some(send) = self.sends.get_mut(&work) else {
-            return;
-        };
-        let news = News::Accepted { recipient };
-        match &send.listener {
-            Listener::Client(mailbox) => mailbox.push(Letter { work, news }),
-            Listener::Detaching(mailbox) => {
-                mailbox.push(Letter { work, news });
-                send.listener = Listener::Nobody(VecDeque::new());
-                if !send.ended {
-                    self.parked.order.push_back(work);
-                }
-            }
-            Listener::Nobody(_) | Listener::Gone => {}
-        }
-        if send.ended {
-            self.sends.remove(&work);
-        }
-        if self.parked.order.len() > PARKED_WORKS_MAX {
-            self.drop_oldest_parked();
-        }
-    }
-
-    fn deliver(&mut self, work: MessageId, response: Response) {
-        let serial = response.serial;
-        let ended = response.eof.is_some();
-        let letter = Letter {
-            work,
-            news: News::Response(response),
-        };
-        let send = self.sends.entry(work).or_insert_with(|| {
-            // A message of an earlier run of the daemon.
-            self.parked.order.push_back(work);
-            Sent {
-                listener: Listener::Nobody(VecDeque::new()),
-                delivered: 0,
-                ended: false,
-            }
-        });
-        send.delivered = serial;
-        send.ended = ended;
-        match &mut send.listener {
-            Listener::Client(mailbox) | Listener::Detaching(mailbox) => mailbox.push(letter),
-            Listener::Nobody(letters) => {
-                self.parked.weight += letter.weight();
-                letters.push_back(letter);
-                while self.parked.weight > PARKED_MAX {
-                    self.drop_oldest_parked();
-                }
-            }
-            Listener::Gone => self.consumed(work, serial),
-        }
-    }
-
-    /// Gives up the responses of the work that nobody asked for the longest.
-    fn drop_oldest_parked(&mut self) {
-        let Some(work) = self.parked.order.pop_front() else {
-            self.parked.weight = 0;
-            return;
-        };
-        let Some(send) = self.sends.get_mut(&work) else {
-            return;
-        };
-        if let Listener::Nobody(letters) = &send.listener {
-            let weight: usize = letters.iter().map(Letter::weight).sum();
-            self.parked.weight = self.parked.weight.saturating_sub(weight);
-            if weight > 0 {
-                tracing::warn!(%work, "responses that nobody asked for were dropped to make room");
-            }
-            send.listener = Listener::Gone;
-            let delivered = send.delivered;
-            self.consumed(work, delivered);
-        }
-    }
-
-    fn consumed(&mut self, work: MessageId, serial: u64) {
-        if serial > 0 {
-            self.mesh.consumed(self.now, work, serial);
-        }
-        if self
-            .sends
-            .get(&work)
-            .is_some_and(|send| send.ended && serial >= send.delivered)
-        {
-            self.sends.remove(&work);
-        }
-    }
-
-    fn client_gone(&mut self, work: MessageId) {
-        let Some(send) = self.sends.get_mut(&work) else {
-            return;
-        };
-        match &send.listener {
-            Listener::Client(_) => {
-                send.listener = Listener::Gone;
-                let delivered = send.delivered;
-                self.consumed(work, delivered);
-            }
-            // The acceptance was not read; what the message does is not its client's business.
-            Listener::Detaching(_) | Listener::Nobody(_) | Listener::Gone => {}
-        }
-    }
-
-    fn attach(&mut self, work: MessageId, mailbox: Rc<Mailbox>) -> bool {
-        let Some(send) = self.sends.get_mut(&work) else {
-            return false;
-        };
-        let Listener::Nobody(letters) = &mut send.listener else {
-            return false;
-        };
-        self.parked.order.retain(|other| *other != work);
-        for letter in std::mem::take(letters) {
-            self.parked.weight = self.parked.weight.saturating_sub(letter.weight());
-            mailbox.push(letter);
-        }
-        send.listener = Listener::Client(mailbox);
-        true
     }
 
     fn answer(&mut self, query: Query) {
