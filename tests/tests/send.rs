@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::time::Duration;
 
 use receptor_tests::{Control, Daemon, Mesh, Node, program, wait_for};
 use serde_json::{Value, json};
@@ -186,6 +187,42 @@ fn what_a_plugin_cannot_take_yet_waits_and_is_not_lost() {
         (all[1]["data"] == COUNT).then_some(())
     });
     assert!(resident_kib(a.pid()).max(resident_kib(c.pid())) < 80 * 1024);
+}
+
+#[test]
+fn a_flood_that_nobody_takes_is_held_back_at_its_client() {
+    let mesh = Mesh::new();
+    let [a, _b, c] = chain(&mesh);
+    let flood = a.control();
+    let mut stream = flood.stream().try_clone().unwrap();
+    let pad = "x".repeat(2000);
+    let one = format!(
+        "{{\"command\":\"send\",\"tag\":1,\"directive\":\"echo:sleep\",\"recipient\":\"c\",\"payload\":{{\"ms\":600000,\"pad\":\"{pad}\"}},\"volatile\":true,\"respond\":false}}\n"
+    );
+    let mut reader = flood.stream().try_clone().unwrap();
+    std::thread::spawn(move || {
+        // A client that takes its answers, but never asks less for it.
+        let mut sink = [0; 1 << 16];
+        while reader.read(&mut sink).is_ok_and(|count| count > 0) {}
+    });
+    stream
+        .set_write_timeout(Some(Duration::from_secs(2)))
+        .unwrap();
+    let mut sent = 0_u64;
+    while stream.write_all(one.as_bytes()).is_ok() {
+        sent += 1;
+        assert!(sent < 100_000, "nothing holds the client back");
+    }
+    for daemon in [&a, &c] {
+        let resident = resident_kib(daemon.pid());
+        assert!(resident < 120 * 1024, "{}: {resident} KiB", daemon.name());
+    }
+    assert_eq!(a.control().json("ping c")["Success"], true);
+    let elsewhere = json!({"command": "send", "directive": "echo:echo", "recipient": "b", "payload": 1, "volatile": true});
+    wait_for("the plugin on b", || has_echo(&a, "b").then_some(()));
+    let all = send(&mut a.control(), &elsewhere);
+    assert_eq!(all[1]["data"], 1, "{all:?}");
+    flood.stream().shutdown(std::net::Shutdown::Both).unwrap();
 }
 
 #[test]

@@ -567,6 +567,12 @@ impl Delivery {
         Some(self.last)
     }
 
+    /// Messages to this node that it has not confirmed.
+    pub(crate) fn outstanding(&self, node: &NodeId) -> usize {
+        let id = self.by_node.get(node);
+        id.map_or(0, |id| self.remotes[id.0].flow.outstanding())
+    }
+
     /// The remote of this name, if there is one or may be one more.
     fn remote(&mut self, node: &NodeId) -> Option<RemoteId> {
         if let Some(id) = self.find(node) {

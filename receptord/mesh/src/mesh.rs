@@ -218,6 +218,13 @@ impl Mesh {
         result
     }
 
+    /// Messages of this node to another, or to itself, that the recipient has not confirmed. What
+    /// is volatile is accepted at once, so that this alone tells a driver to hold a sender back.
+    #[must_use]
+    pub fn outstanding(&self, node: &NodeId) -> usize {
+        self.delivery.outstanding(node)
+    }
+
     /// Asks for the end of a work that was sent from here.
     pub fn cancel(
         &mut self,

@@ -5,7 +5,8 @@
 //! room is logged. Decides one thing for the core: a message to a node that was never heard of
 //! is refused unless its client wants it to wait.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
 use std::rc::Rc;
 
 use receptor_mesh::{EntryId, Payload, Reachability, Recipient};
@@ -20,10 +21,22 @@ const PARKED_MAX: usize = 64 << 20;
 /// Works that are known to have been detached, at most.
 const PARKED_WORKS_MAX: usize = 10_000;
 
+/// Bytes of volatile messages to one recipient, about, that may be without its receipt before
+/// further ones wait here unaccepted, and with them their clients: a few times what may be in
+/// flight ([`receptor_mesh::Limits::flow_window`]).
+const VOLATILE_BYTES: usize = 8 << 20;
+/// The same in messages, for small ones.
+const VOLATILE_MESSAGES: usize = 8192;
+/// What a message takes beside its payload, about.
+const ENVELOPE: usize = 512;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     sends: HashMap<MessageId, Sent>,
+    /// Volatile messages that wait for room, by recipient; bounded by what sessions let their
+    /// clients send unaccepted.
+    held: BTreeMap<NodeId, VecDeque<Submit>>,
     parked: Parked,
 }
 
@@ -57,7 +70,57 @@ struct Parked {
 }
 
 impl Engine {
+    /// Takes a message, or holds it while its recipient has too much to take already.
     pub(super) fn submit(&mut self, submit: Submit) {
+        let submission = &submit.submission;
+        let (true, Recipient::Node(node)) = (submission.volatile, &submission.recipient) else {
+            return self.submit_now(submit);
+        };
+        if let Some(held) = self.clients.held.get_mut(node) {
+            held.push_back(submit);
+        } else if self.has_room(&submit, node) {
+            self.submit_now(submit);
+        } else {
+            let node = node.clone();
+            self.clients.held.insert(node, VecDeque::from([submit]));
+        }
+    }
+
+    fn has_room(&self, submit: &Submit, node: &NodeId) -> bool {
+        let size = match &submit.submission.payload {
+            Payload::Inline(bytes) => bytes.len() + ENVELOPE,
+            Payload::Stored { .. } => ENVELOPE,
+        };
+        self.mesh.outstanding(node) < (VOLATILE_BYTES / size).min(VOLATILE_MESSAGES)
+    }
+
+    /// Takes held messages whose recipients have room again. Whether there were any.
+    pub(super) fn submit_held(&mut self) -> bool {
+        let mut any = false;
+        let mut next = self.clients.held.keys().next().cloned();
+        while let Some(node) = next {
+            while let Some(held) = self.clients.held.get_mut(&node) {
+                let Some(submit) = held.pop_front() else {
+                    self.clients.held.remove(&node);
+                    break;
+                };
+                if !self.has_room(&submit, &node) {
+                    if let Some(held) = self.clients.held.get_mut(&node) {
+                        held.push_front(submit);
+                    }
+                    break;
+                }
+                self.submit_now(submit);
+                any = true;
+            }
+            let after = (Bound::Excluded(node), Bound::Unbounded);
+            let mut rest = self.clients.held.range(after);
+            next = rest.next().map(|(node, _)| node.clone());
+        }
+        any
+    }
+
+    fn submit_now(&mut self, submit: Submit) {
         let Submit {
             submission,
             wait,
@@ -213,6 +276,10 @@ impl Engine {
 
     pub(super) fn client_gone(&mut self, work: MessageId) {
         let Some(send) = self.clients.sends.get_mut(&work) else {
+            // It was never accepted, so nothing was promised.
+            for held in self.clients.held.values_mut() {
+                held.retain(|submit| submit.submission.id != work);
+            }
             return;
         };
         match &send.listener {

@@ -209,8 +209,8 @@ impl Engine {
             while let Some(output) = self.mesh.poll_output() {
                 self.act(output);
             }
-            // Room that writers made meanwhile may be used at once.
-            if !self.report_room() {
+            // Room that was made meanwhile may be used at once.
+            if !self.report_room() && !self.submit_held() {
                 break;
             }
         }

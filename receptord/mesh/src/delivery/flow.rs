@@ -354,6 +354,11 @@ impl Flow {
         }
     }
 
+    /// Messages without a receipt.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.outstanding.len()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.outstanding.is_empty()
     }
