@@ -83,6 +83,7 @@ struct Daemon {
     host: mpsc::Sender<Command>,
     host_task: JoinHandle<()>,
     links: Rc<Links>,
+    context: Rc<Context>,
     control: Option<JoinHandle<()>>,
     reloads: mpsc::Receiver<ReloadRequest>,
 }
@@ -156,10 +157,12 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         log: handles.log.clone(),
         host: host_commands.clone(),
         reload,
+        draining: Cell::new(false),
         clients: Cell::new(0),
         level: RefCell::new(None),
     };
-    let control = control.map(|socket| socket.serve(Rc::new(context)));
+    let context = Rc::new(context);
+    let control = control.map(|socket| socket.serve(Rc::clone(&context)));
     Ok(Daemon {
         settings,
         handles,
@@ -169,6 +172,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         host: host_commands,
         host_task,
         links,
+        context,
         control,
         reloads,
     })
@@ -346,6 +350,7 @@ impl Daemon {
 
     /// Ends works, says goodbye everywhere and waits, not long, for the last words to leave.
     async fn stop(&mut self) {
+        self.context.draining.set(true);
         let grace = self.settings.borrow().shutdown.drain_timeout;
         let shutdown = Command::Shutdown { grace };
         if self.host.send(shutdown).await.is_ok() {

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use receptor_tests::{Control, Daemon, Mesh, Node, program, wait_for};
 use serde_json::{Value, json};
 
@@ -428,6 +429,30 @@ fn a_message_waits_until_there_is_a_way() {
     b.restart();
     let all = replies(&mut control);
     assert_eq!(all[0]["data"], 2, "{all:?}");
+}
+
+#[test]
+fn a_daemon_that_stops_lets_works_finish_and_takes_nothing_new() {
+    let mesh = Mesh::new();
+    let a = mesh.node("a").start();
+    let mut b = mesh.node("b").peer(&a).start();
+    a.wait_ping("b");
+    wait_for("the plugin on b", || has_echo(&a, "b").then_some(()));
+    let mut control = a.control();
+    control.write("{\"command\":\"send\",\"directive\":\"echo:sleep\",\"recipient\":\"b\",\"payload\":{\"ms\":1000}}\n");
+    assert_eq!(control.reply()["type"], "accepted");
+    let works = || b.control().json("status")["receptor"]["works_active"].clone();
+    wait_for("the work", || (works() == 1).then_some(()));
+    let mut here = b.control();
+    b.signal(Signal::SIGTERM);
+    b.wait_log("stopping");
+    let command =
+        json!({"command": "send", "directive": "echo:echo", "recipient": "b", "payload": 1});
+    let all = send(&mut here, &command);
+    assert_eq!(all[0]["error"]["code"], "draining", "{all:?}");
+    let all = replies(&mut control);
+    assert_eq!(all.last().unwrap()["code"], 0, "{all:?}");
+    assert_eq!(b.wait().code(), Some(0));
 }
 
 #[test]

@@ -72,6 +72,8 @@ pub(crate) struct Context {
     pub(crate) host: mpsc::Sender<Command>,
     /// Reloads are done by whoever has the other end.
     pub(crate) reload: mpsc::Sender<ReloadRequest>,
+    /// The daemon stops: it takes no message any more.
+    pub(crate) draining: Cell<bool>,
     /// Clients connected now.
     pub(crate) clients: Cell<u32>,
     /// What was set with `log-level`, when it was.

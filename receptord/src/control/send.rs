@@ -4,7 +4,7 @@
 //! one read, and keeping the input in step with the commands when a message is refused.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use receptor_mesh::{EntryId, Payload, Recipient, Submission};
@@ -48,7 +48,7 @@ pub(super) async fn prepare(
     }
     let default_expiry = session.context.settings.borrow().spool.default_expiry;
     let submission = Submission {
-        id: MessageId::from_u128(uuid::Uuid::now_v7().as_u128()),
+        id: new_id(),
         recipient: match checked.recipient {
             Some(node) => Recipient::Node(node),
             None => Recipient::Any {
@@ -70,6 +70,16 @@ pub(super) async fn prepare(
         detach: command.detach,
         mailbox: Rc::clone(&session.outlet.mailbox),
     })
+}
+
+/// A UUID of version 7: its time sorts, the rest is chance. The generator of this thread is
+/// seeded by the system once; asking the system for every message would cost a call each.
+fn new_id() -> MessageId {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let millis = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
+    let chance: [u8; 10] = std::array::from_fn(|_| fastrand::u8(..));
+    let uuid = uuid::Builder::from_unix_timestamp_millis(millis, &chance).into_uuid();
+    MessageId::from_u128(uuid.as_u128())
 }
 
 /// Reads and drops the raw payload of a message that is refused.
@@ -242,5 +252,19 @@ async fn refuse_rest(session: &mut Session, rest: Option<u64>, error: ErrorBody)
         Ok(()) => Failure::Error(error),
         Err(Failure::Fatal(_)) => Failure::Fatal(error),
         Err(failure) => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_differ_and_are_uuids() {
+        let ids: Vec<_> = (0..1000).map(|_| new_id()).collect();
+        let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
+        assert_eq!(distinct.len(), ids.len());
+        let uuid = uuid::Uuid::from_u128(ids[0].as_u128());
+        assert_eq!(uuid.get_version_num(), 7);
     }
 }

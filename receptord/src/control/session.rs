@@ -267,10 +267,18 @@ impl Session {
             return Err(invalid(text).into());
         };
         let command = from_json(line)?;
-        if self.outlet.in_flight() >= SENDS_MAX {
+        let refusal = if self.context.draining.get() {
+            let text = "this node is about to stop and takes no message any more";
+            Some(ErrorBody::new(ErrorCode::Draining, text))
+        } else if self.outlet.in_flight() >= SENDS_MAX {
             let text = format!("at most {SENDS_MAX} messages of one client may be under way");
+            Some(ErrorBody::new(ErrorCode::Busy, text))
+        } else {
+            None
+        };
+        if let Some(error) = refusal {
             send::discard(self, &command).await?;
-            return Err(ErrorBody::new(ErrorCode::Busy, text).into());
+            return Err(error.into());
         }
         let submit = send::prepare(self, command).await?;
         let work = submit.submission.id;

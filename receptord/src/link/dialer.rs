@@ -143,6 +143,9 @@ impl Task {
                     attempt = &mut attempt => attempt,
                 }
             };
+            if self.shared.stopping.get() {
+                return;
+            }
             let (pause, error) = match attempt {
                 Err(EngineGone) => return,
                 Ok(Attempt::Lost(up, error)) => {

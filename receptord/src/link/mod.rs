@@ -18,7 +18,7 @@ mod listener;
 mod outbox;
 mod transport;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
@@ -41,6 +41,8 @@ struct Shared {
     admission: Rc<Admission>,
     /// Configured costs by URL, as of the last reload.
     costs: RefCell<BTreeMap<String, u32>>,
+    /// The daemon stops: nothing is dialled again.
+    stopping: Cell<bool>,
 }
 
 impl Shared {
@@ -92,6 +94,7 @@ impl Links {
                 engine,
                 admission: Admission::new(settings.link.max_links),
                 costs: RefCell::default(),
+                stopping: Cell::new(false),
             }),
             link: RefCell::new(settings.link.clone()),
             listeners: RefCell::default(),
@@ -183,10 +186,14 @@ impl Links {
                 task.abort();
             }
         }
-        self.shared.admission.idle().await;
-        for (_, dialer) in self.peers.take().into_values() {
-            dialer.stop();
+        self.shared.stopping.set(true);
+        let peers = self.peers.take();
+        for (_, dialer) in peers.values() {
+            if !matches!(dialer.state().phase, Phase::Connected(_)) {
+                dialer.stop();
+            }
         }
+        self.shared.admission.idle().await;
     }
 
     /// What is listened on, with the ports that the system chose.
