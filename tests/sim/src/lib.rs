@@ -56,6 +56,8 @@ pub struct Outcome {
     pub errors: usize,
     /// Simulated seconds from the end of all trouble until everything was right.
     pub settled_s: f64,
+    /// What was the last to come right.
+    pub last: String,
     /// What was broken, if anything.
     pub failure: Option<Failure>,
     /// What happened, as far as lines were asked for.
@@ -111,6 +113,7 @@ pub fn run_with(options: &Options, lines: Lines) -> Outcome {
             .filter(|letter| letter.end.as_ref().is_some_and(|end| end.error.is_some()))
             .count(),
         settled_s,
+        last: std::mem::take(&mut world.last),
         failure: failure.map(|why| Failure {
             why,
             command: format!("cargo sim -- {}", options.arguments()),
@@ -146,6 +149,7 @@ fn drive(world: &mut World) -> Result<f64, String> {
         let Some(why) = world.unsettled() else {
             break next;
         };
+        world.last.clone_from(&why);
         if next >= deadline {
             return Err(format!(
                 "{} s after all trouble ended, {why}",

@@ -13,6 +13,9 @@ use receptor_sim::{
     Cost, Lines, Options, Outcome, Report, Span, Stats, TYPES, report, run, run_with,
 };
 
+/// How much is told of what was the last to come right.
+const LAST_MAX: usize = 500;
+
 /// Drives a whole mesh of real cores in one process, from one seed. A failure prints the
 /// command that shows it again.
 #[derive(Parser)]
@@ -27,7 +30,7 @@ struct Arguments {
     /// Seeds at once.
     #[arg(long, default_value_t = 1)]
     jobs: usize,
-    /// Prints frames and bytes by type.
+    /// Prints frames and bytes by type, and what was the last to come right.
     #[arg(long)]
     costs: bool,
     /// Prints every line of the run.
@@ -114,6 +117,8 @@ fn one(options: &Options, arguments: &Arguments) -> bool {
         summary(&outcome)
     );
     if arguments.costs {
+        let last: String = outcome.last.chars().take(LAST_MAX).collect();
+        let _ = writeln!(text, "  the last to come right: {last}");
         types(&mut text, &outcome.stats);
     }
     if let Some(failure) = &outcome.failure {

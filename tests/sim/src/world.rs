@@ -120,6 +120,8 @@ pub(crate) struct World {
     pub(crate) next_fault: u64,
     pub(crate) next_message: u64,
     pub(crate) echoes: BTreeMap<(NodeIndex, u32, u64), (NodeIndex, u64)>,
+    /// What was not as it should be when last looked at.
+    pub(crate) last: String,
     /// From when on everything is as it should be.
     pub(crate) calm_since: u64,
     /// The last echo that came to nothing since then.
@@ -194,6 +196,7 @@ impl World {
             next_fault: 0,
             next_message: 0,
             echoes: BTreeMap::new(),
+            last: String::new(),
             calm_since: u64::MAX,
             echo_failure: None,
             troubled: false,
