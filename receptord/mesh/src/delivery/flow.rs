@@ -46,6 +46,9 @@ const REFUSED_MOST: Duration = Duration::from_secs(30);
 /// The longest wait of all requests together: a recipient with room again says so, but that may
 /// get lost.
 const HELD_MOST: Duration = Duration::from_secs(2);
+/// The longest wait after a notice that a packet found no way: the notice came back, so that
+/// asking again costs little, and a leaf has no other way to learn of a new route.
+const NO_WAY_MOST: Duration = Duration::from_secs(2);
 /// How long a node that dropped a packet for lack of room is left alone.
 const CONGESTED: Duration = Duration::from_millis(20);
 
@@ -311,6 +314,8 @@ pub(crate) struct Flow {
     path: u64,
     /// There is no way.
     parked: bool,
+    /// When a notice last counted that there was no way.
+    turned_back: Option<Instant>,
     /// Without a way until then, what may be lost is.
     grace: Option<Instant>,
 }
@@ -350,6 +355,7 @@ impl Flow {
             resident: 0,
             path: 0,
             parked: false,
+            turned_back: None,
             grace: None,
         }
     }
@@ -851,6 +857,7 @@ impl Flow {
         done: &mut Vec<Outgoing>,
     ) -> u64 {
         let epoch = receipt.epoch;
+        let before = done.len();
         let mut mistakes = 0;
         let mut sample = None;
         for &(first, last) in &receipt.received {
@@ -887,6 +894,9 @@ impl Flow {
         }
         if let Some(sent_at) = sample {
             self.patience.measure(now.since(sent_at));
+        } else if done.len() > before {
+            // The way carries again: what else was lost on it need not wait as long as it did.
+            self.patience.reset();
         }
         for &(seq, bytes) in &receipt.progress {
             mistakes += self.progress(now, (epoch, seq), bytes);
@@ -1019,8 +1029,12 @@ impl Flow {
             let outgoing = self.remove(key)?;
             return Some(GivenUp { outgoing, code });
         }
-        let wait = self.patience.length();
-        self.patience.ran_out();
+        // All that was under way comes back at once: that is one failure, not many.
+        if self.turned_back.is_none_or(|at| now.since(at) > round_trip) {
+            self.turned_back = Some(now);
+            self.patience.ran_out();
+        }
+        let wait = self.patience.length().min(NO_WAY_MOST);
         self.delay(key, now + wait, Why::Lost);
         None
     }

@@ -68,8 +68,8 @@ impl Window {
 const FIRST: Duration = Duration::from_secs(1);
 /// A receipt may wait for a sync of the recipient's disk.
 const SHORTEST: Duration = Duration::from_millis(200);
-/// However bad it looks, try this often.
-const LONGEST: Duration = Duration::from_secs(30);
+/// However bad it looks, try this often: a leaf does not see that a way is there again.
+const LONGEST: Duration = Duration::from_secs(8);
 
 /// How long until a message without a receipt counts as lost.
 #[derive(Debug, Default)]
