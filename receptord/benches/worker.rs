@@ -1,6 +1,8 @@
 //! What the plugin host costs: a work in each mode, beside what the operating system alone takes.
 //!
-//! `cargo bench -p receptord --bench worker`. The plugin is this program itself, under other names.
+//! `cargo bench -p receptord --bench worker`. The plugin is this program itself, under other names. Beside
+//! the time on the clock stands the time of the processors, of this program and all its children, which
+//! other programs disturb less.
 
 use std::io::{BufRead as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,6 +11,7 @@ use std::process::{Command as Program, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nix::sys::resource::{UsageWho, getrusage};
 use receptor_proto::MessageId;
 use receptor_proto::packet::Content;
 use receptord::worker::{Command, Host, HostConfig, Job, JobPayload, PluginDir, Report};
@@ -46,10 +49,54 @@ fn main() {
     show("work, job mode, one after the other", job, spawn);
 }
 
+/// What one round took.
+#[derive(Clone, Copy)]
+struct Cost {
+    clock: Duration,
+    processors: Duration,
+}
+
+/// Measures rounds.
+struct Meter {
+    begin: Instant,
+    used: Duration,
+}
+
+impl Meter {
+    fn start() -> Self {
+        Self {
+            begin: Instant::now(),
+            used: used(),
+        }
+    }
+
+    fn stop(self, rounds: u32) -> Cost {
+        Cost {
+            clock: self.meter.stop(rounds),
+            processors: (used() - self.used) / rounds,
+        }
+    }
+}
+
+/// Processor time of this program and of its children that have ended.
+fn used() -> Duration {
+    let who = [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN];
+    let usage = who.map(|who| getrusage(who).expect("usage"));
+    let times = usage.iter().flat_map(|u| [u.user_time(), u.system_time()]);
+    let micros: i64 = times.map(|t| t.tv_sec() * 1_000_000 + t.tv_usec()).sum();
+    Duration::from_micros(u64::try_from(micros).expect("it passes"))
+}
+
 #[expect(clippy::print_stdout, reason = "the answer")]
-fn show(what: &str, time: Duration, beside: Duration) {
-    let factor = time.as_secs_f64() / beside.as_secs_f64();
-    println!("{what:40} {:8.1} µs {factor:6.2}", time.as_secs_f64() * 1e6);
+fn show(what: &str, cost: Cost, beside: Cost) {
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    println!(
+        "{what:40} clock {:8.1} µs {:5.2}   processors {:8.1} µs {:5.2}",
+        micros(cost.clock),
+        micros(cost.clock) / micros(beside.clock),
+        micros(cost.processors),
+        micros(cost.processors) / micros(beside.processors),
+    );
 }
 
 /// Answers each job with one result.
@@ -78,7 +125,7 @@ fn plugin() {
 }
 
 /// A job over the pipes of one process, with nothing in between.
-fn pipe_round_trip(program: &Path) -> Duration {
+fn pipe_round_trip(program: &Path) -> Cost {
     let mut child = Program::new(program)
         .env("RECEPTOR_PLUGIN_PROTOCOL", "1")
         .stdin(Stdio::piped())
@@ -90,7 +137,7 @@ fn pipe_round_trip(program: &Path) -> Duration {
     let mut line = String::new();
     stdout.read_line(&mut line).expect("a hello");
     let execute = format!("{{\"type\":\"execute\",\"id\":\"1\",\"payload\":{PAYLOAD}}}\n");
-    let begin = Instant::now();
+    let meter = Meter::start();
     for _ in 0..ROUNDS {
         stdin.write_all(execute.as_bytes()).expect("it reads");
         for _ in 0..2 {
@@ -98,14 +145,14 @@ fn pipe_round_trip(program: &Path) -> Duration {
             stdout.read_line(&mut line).expect("it answers");
         }
     }
-    let time = begin.elapsed() / ROUNDS;
+    let time = meter.stop(ROUNDS);
     drop(stdin);
     child.wait().expect("it ends");
     time
 }
 
 /// The same program, started and waited for, with the same pipes and nothing to do.
-fn bare_spawn(program: &Path) -> Duration {
+fn bare_spawn(program: &Path) -> Cost {
     let once = || {
         let mut child = Program::new(program)
             .env_clear()
@@ -121,14 +168,14 @@ fn bare_spawn(program: &Path) -> Duration {
     for _ in 0..20 {
         once();
     }
-    let begin = Instant::now();
+    let meter = Meter::start();
     for _ in 0..JOB_ROUNDS {
         once();
     }
-    begin.elapsed() / JOB_ROUNDS
+    meter.stop(JOB_ROUNDS)
 }
 
-async fn with_host(dir: &Path) -> [Duration; 3] {
+async fn with_host(dir: &Path) -> [Cost; 3] {
     let node = "bench".parse().expect("a node id");
     let mut config = HostConfig::new(node, &dir.join("data"));
     config.dirs = vec![PluginDir::new(dir.join("plugins"))];
@@ -171,8 +218,8 @@ impl Engine {
         admission: &receptord::worker::Admission,
         rounds: u32,
         at_once: u32,
-    ) -> Duration {
-        let begin = Instant::now();
+    ) -> Cost {
+        let meter = Meter::start();
         let (mut sent, mut done) = (0, 0);
         while done < rounds {
             while sent < rounds && sent - done < at_once {
@@ -205,7 +252,7 @@ impl Engine {
                 Report::Status { .. } | Report::Capabilities(_) => {}
             }
         }
-        begin.elapsed() / rounds
+        meter.stop(rounds)
     }
 
     async fn say(&self, command: Command) {
