@@ -556,6 +556,19 @@ fn a_file_of_nonsense_does_not_fill_the_journal() {
 }
 
 #[test]
+fn plugins_have_limits() {
+    let text = "[plugins.runner]\nmax-results = \"1GiB\"\nmax-memory = \"512MiB\"\nmax-file-size = 1000\nmax-open-files = 64\nmax-processes = 100\nnew-privileges = true\n";
+    let settings = Root::new().with(DEFAULT_FILE, text).settings();
+    let runner = &settings.plugins.plugin["runner"];
+    assert_eq!(runner.max_results, Some(1 << 30));
+    assert_eq!(runner.max_memory, Some(512 << 20));
+    assert_eq!(runner.max_file_size, Some(1000));
+    assert_eq!(runner.max_open_files, Some(64));
+    assert_eq!(runner.max_processes, Some(100));
+    assert!(runner.new_privileges);
+}
+
+#[test]
 fn plugins_get_their_table_as_json() {
     let text = "[plugins.runner]\ncommand = \"/x\"\ntimeout = \"1h\"\nmax-works = 2\nnested = { list = [1, 2.5, true], when = 2026-01-02 }\n";
     let settings = Root::new().with(DEFAULT_FILE, text).settings();

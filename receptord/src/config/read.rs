@@ -460,10 +460,17 @@ fn read_plugin(mut section: Section, r: &mut Report) -> Option<Plugin> {
     let name = section.key("");
     let name = name.trim_end_matches('.');
     let time = SECOND / 10..=365 * DAY;
+    let size = 1..=1024 * 1024 * GIB;
     let plugin = Plugin {
         timeout: section.optional_duration(r, "timeout", &time),
         idle_timeout: section.optional_duration(r, "idle-timeout", &time),
         max_works: section.optional_integer(r, "max-works", 1..=plugin::MAX_JOBS),
+        max_results: section.optional_bytes(r, "max-results", &size),
+        max_memory: section.optional_bytes(r, "max-memory", &(MIB..=*size.end())),
+        max_file_size: section.optional_bytes(r, "max-file-size", &size),
+        max_open_files: section.optional_integer(r, "max-open-files", 16..=1 << 30),
+        max_processes: section.optional_integer(r, "max-processes", 1..=1 << 22),
+        new_privileges: section.boolean(r, "new-privileges", false),
         config: Map::new(),
     };
     let mut refuse = |message: String| {

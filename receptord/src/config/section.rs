@@ -239,11 +239,19 @@ impl Section {
         default: u64,
         range: &RangeInclusive<u64>,
     ) -> u64 {
-        let read = self.get(report, key, |value| match value.as_integer() {
+        self.optional_bytes(report, key, range).unwrap_or(default)
+    }
+
+    pub(super) fn optional_bytes(
+        &mut self,
+        report: &mut Report,
+        key: &'static str,
+        range: &RangeInclusive<u64>,
+    ) -> Option<u64> {
+        self.get(report, key, |value| match value.as_integer() {
             Some(number) => units::parse_bytes(&number.to_string(), range),
             None => units::parse_bytes(value.as_text().unwrap_or_default(), range),
-        });
-        read.unwrap_or(default)
+        })
     }
 
     /// A list of texts, each parsed; `None` when the key is not there.

@@ -194,6 +194,18 @@ pub struct Plugin {
     pub idle_timeout: Option<Duration>,
     /// Works of this plugin running at once, in place of what the plugin says.
     pub max_works: Option<u32>,
+    /// Bytes that the results of one work may have in all.
+    pub max_results: Option<u64>,
+    /// Bytes of address space of each process.
+    pub max_memory: Option<u64>,
+    /// Bytes of each file that a process writes.
+    pub max_file_size: Option<u64>,
+    /// Open descriptors of each process.
+    pub max_open_files: Option<u64>,
+    /// Processes that the daemon's user may have in all, when a process of this plugin starts one.
+    pub max_processes: Option<u64>,
+    /// Let it gain privileges through set-user-id programs such as sudo.
+    pub new_privileges: bool,
     /// The table as JSON, for the daemon's hello. At most 32 KiB when written out.
     pub config: Map<String, Json>,
 }

@@ -181,12 +181,23 @@ impl HostConfig {
         config.times.hello = settings.hello_timeout;
         config.times.cancel_grace = settings.cancel_grace;
         for (name, plugin) in &settings.plugin {
+            let limits = [
+                (Limit::AddressSpace, plugin.max_memory),
+                (Limit::FileSize, plugin.max_file_size),
+                (Limit::OpenFiles, plugin.max_open_files),
+                (Limit::Processes, plugin.max_processes),
+            ];
+            let limits = limits.into_iter();
             let plugin = PluginConfig {
                 timeout: plugin.timeout,
                 idle_timeout: plugin.idle_timeout,
                 max_works: plugin.max_works.map(size),
+                max_results: plugin.max_results,
+                new_privileges: plugin.new_privileges,
+                limits: limits
+                    .filter_map(|(limit, value)| Some((limit, value?)))
+                    .collect(),
                 config: Json::from_value(&plugin.config).ok(),
-                ..PluginConfig::default()
             };
             config.plugins.insert(name.clone(), plugin);
         }
