@@ -29,11 +29,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::admission::Admission;
+use super::alarm::Alarm;
 use super::api::{Command, Job, JobPayload, PluginInfo, Report, ReportPayload};
 use super::config::{HostConfig, PluginConfig};
 use super::describe::{Executable, describe};
 use super::discover::{Found, Installed};
-use super::job::{self, until};
+use super::job;
 use super::lookout::Lookout;
 use super::outcome::{Outcome, cut, error};
 use super::process::Spawner;
@@ -88,6 +89,7 @@ pub struct Host {
     advertise_at: Option<Instant>,
     engine_is_gone: bool,
     stopping: Option<Stopping>,
+    alarm: Alarm,
 }
 
 #[derive(Debug)]
@@ -164,6 +166,7 @@ impl Host {
             advertise_at: None,
             engine_is_gone: false,
             stopping: None,
+            alarm: Alarm::default(),
             config: Rc::new(config),
         })
     }
@@ -247,7 +250,7 @@ impl Host {
             }
             installed = lookout.found() => self.installed(installed),
             () = shared.sweeper.progress(), if shared.sweeper.is_full() => {}
-            () = until(deadline) => self.keep_time(Instant::now()),
+            () = self.alarm.wait(deadline) => self.keep_time(Instant::now()),
         }
     }
 

@@ -29,6 +29,7 @@ use receptor_proto::plugin::{
 use receptor_proto::{ErrorBody, ErrorCode};
 use tokio::sync::mpsc;
 
+use super::alarm::Alarm;
 use super::api::{Job, Report};
 use super::config::HostConfig;
 use super::describe::{
@@ -107,6 +108,7 @@ pub(super) async fn run(task: Task) -> Ended {
                 hello: &mut hello,
                 stop: Stop::No,
                 drained_at: None,
+                alarm: Alarm::default(),
             };
             let outcome = conversation.run().await;
             ended.hello = Some(hello);
@@ -291,6 +293,7 @@ struct Conversation<'a> {
     stop: Stop,
     /// When to give up on the end of stdout.
     drained_at: Option<Instant>,
+    alarm: Alarm,
 }
 
 /// What one look at what was read has brought.
@@ -383,7 +386,7 @@ impl Conversation<'_> {
                     self.running.heard(Instant::now());
                 }
             }
-            () = until(deadline) => {}
+            () = self.alarm.wait(deadline) => {}
         }
     }
 
@@ -625,13 +628,5 @@ impl Conversation<'_> {
         self.running
             .judge(said)
             .unwrap_or_else(|| Outcome::Failed(exit_error(self.process, &self.task.plugin.name)))
-    }
-}
-
-/// Waits for a moment, or for ever.
-pub(super) async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
     }
 }

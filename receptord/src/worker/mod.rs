@@ -12,6 +12,7 @@
 //! describe   ─▶ process                              what it can do
 //! job, serve ─▶ running, job_dir, process, outcome   one work
 //! process    ─▶ exec (in the child), lines, stderr   one process
+//! alarm                                             one timer
 //! sweep      ─▶ tree                                 nothing is left behind
 //! ```
 //!
@@ -20,6 +21,7 @@
 //! better than a guess. `not-ready` is the host's own answer for a plugin that it has stopped.
 
 mod admission;
+mod alarm;
 mod api;
 mod config;
 mod describe;

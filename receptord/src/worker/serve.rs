@@ -28,13 +28,14 @@ use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::error::TrySendError;
 
+use super::alarm::Alarm;
 use super::api::{Job, JobPayload, Report};
 use super::config::HostConfig;
 use super::describe::{
     Executable, Purpose, exit_error, host_hello, let_go, make_dir, own_config, put_down,
     read_hello, start,
 };
-use super::job::{MAX_LOG, until};
+use super::job::MAX_LOG;
 use super::job_dir::Handover;
 use super::outcome::{Outcome, cut, describe, error, protocol_error};
 use super::process::{Event, Process};
@@ -153,6 +154,7 @@ pub(super) async fn run(task: Task) -> ServerEnd {
         held: None,
         idle_since: Instant::now(),
         ping: PingState::default(),
+        alarm: Alarm::default(),
     };
     let end = serving.run().await;
     // From here on the host starts another process for new jobs.
@@ -281,6 +283,7 @@ struct Serving<'a> {
     held: Option<(Data, Instant)>,
     idle_since: Instant,
     ping: PingState,
+    alarm: Alarm,
 }
 
 impl Serving<'_> {
@@ -342,7 +345,7 @@ impl Serving<'_> {
                     *closed_at = Some(Instant::now() + self.task.config.times.exit);
                 }
             }
-            () = until(deadline) => {}
+            () = self.alarm.wait(deadline) => {}
         }
     }
 
@@ -718,7 +721,7 @@ impl Serving<'_> {
         while self.process.is_open() && Instant::now() < drained {
             tokio::select! {
                 _ = self.process.next(true) => {}
-                () = until(Some(drained)) => {}
+                () = self.alarm.wait(Some(drained)) => {}
             }
             if self.read().await.is_err() {
                 break;

@@ -36,6 +36,8 @@ pub(super) const DEATH: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest pause between two looks.
 const LAST_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes of `/proc/PID/stat` that are read: 52 numbers and a name of at most 64 bytes.
+const MAX_STAT: usize = 1536;
 /// Bytes of a process's environment that are searched. Ours stands first, but a program may
 /// have been given more by its parent.
 const MAX_ENVIRONMENT: u64 = 256 * 1024;
@@ -107,16 +109,16 @@ impl Snapshot {
     fn take() -> Self {
         let mut all = BTreeMap::new();
         let mut by_parent: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
-        let mut text = String::new();
+        let mut buffer = [0; MAX_STAT];
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
                 continue;
             };
-            text.clear();
+            // One read: this is done for every process of the machine.
             let read = fs::File::open(format!("/proc/{pid}/stat"))
-                .and_then(|mut file| file.read_to_string(&mut text));
-            if read.is_ok()
-                && let Some(process) = parse(pid, &text)
+                .and_then(|mut file| file.read(&mut buffer));
+            if let Ok(count) = read
+                && let Some(process) = parse(pid, &buffer[..count])
             {
                 all.insert(pid, process);
                 by_parent.entry(process.parent).or_default().push(pid);
@@ -149,8 +151,10 @@ impl Snapshot {
 }
 
 /// Reads `/proc/PID/stat`. The program's name stands in parentheses and may contain anything.
-fn parse(pid: i32, text: &str) -> Option<Process> {
-    let mut fields = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace();
+fn parse(pid: i32, text: &[u8]) -> Option<Process> {
+    let end = text.iter().rposition(|byte| *byte == b')')?;
+    let text = str::from_utf8(text.get(end + 1..)?).ok()?;
+    let mut fields = text.split_ascii_whitespace();
     let state = fields.next()?;
     let mut number = || fields.next()?.parse().ok();
     let (parent, group, session) = (number()?, number()?, number()?);
@@ -306,11 +310,11 @@ mod tests {
 
     #[test]
     fn a_program_s_name_cannot_forge_the_other_fields() {
-        let text = "42 (a) S 1 1 1) S 7 8 9 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4711 1 2\n";
+        let text = b"42 (\xff) S 1 1 1) S 7 8 9 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4711 1 2\n";
         let process = parse(42, text).unwrap();
         assert_eq!((process.parent, process.group, process.session), (7, 8, 9));
         assert_eq!((process.start, process.dead), (4711, false));
-        assert_eq!(parse(42, "42 (sh"), None);
+        assert_eq!(parse(42, b"42 (sh"), None);
     }
 
     #[test]
