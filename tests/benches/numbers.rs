@@ -54,7 +54,8 @@ fn main() {
         "", "", "ours", "floor", "ratio", "must", "aim"
     );
     for (name, measure) in all {
-        if !wanted.is_empty() && !wanted.iter().any(|w| name.starts_with(w.as_str())) {
+        let number = name.split('-').next().unwrap_or(name);
+        if !wanted.is_empty() && !wanted.iter().any(|w| w == name || w == number) {
             continue;
         }
         println!("{name:<11} {}", measure(&bench).line());
@@ -264,7 +265,12 @@ impl Chain {
                     .arg("--data-dir")
                     .arg(dir.path().join(format!("n{i}")));
                 command.arg(format!("--listen-port={}", ports[i]));
-                command.arg("--log-level=warn");
+                command.arg("--log-level=error");
+                // What is meant for this program is none of the daemon's variables.
+                command
+                    .env_remove("RECEPTOR_ANCHOR")
+                    .env_remove("RECEPTOR_BENCH_ROUNDS");
+                command.env_remove("RECEPTOR_BENCH_PIN");
                 command
                     .arg("--socket-path")
                     .arg(dir.path().join(format!("n{i}.sock")));
