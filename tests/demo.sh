@@ -70,7 +70,7 @@ run receptorctl capabilities
 say "A real Ansible module on node-b, its events as they happen"
 send=(receptorctl send --directive=runner:execute --recipient=node-b
     '{"module": "ping", "inventory": "localhost", "extravars": {"ansible_connection": "local"}, "host_pattern": "localhost"}')
-printf '$ %s %s %s %s\n' "${send[@]:0:4}" "'${send[4]}'"
+printf '$ %s %s %s %s %s\n' "${send[@]:0:4}" "'${send[4]}'"
 "${send[@]}" | tee "$work/events"
 grep -q '"ping": *"pong"' "$work/events"
 
