@@ -120,7 +120,7 @@ impl ClientInput {
                     return Ok(());
                 }
                 Ok(count) => {
-                    if count == room {
+                    if count == room && room >= self.size {
                         self.size = (self.size * 4).min(READ_MAX);
                     } else if count < self.size / 8 {
                         self.size = (self.size / 2).max(READ_MIN);

@@ -131,8 +131,9 @@ async fn read(
             Err(error) => return Ok(Some(transport_error(&error))),
         };
         outbox.count_in(count);
-        // Grow while reads fill the buffer, shrink when they stay far below it.
-        if count == room {
+        // Grow while reads fill whole buffers (not only the rest of one), shrink when they stay
+        // far below.
+        if count == room && room >= size {
             size = (size * 4).min(READ_MAX);
         } else if count < size / 8 {
             size = (size / 2).max(READ_MIN);
