@@ -245,7 +245,9 @@ pub enum Output {
         length: usize,
     },
     /// Write a part of an incoming payload behind what is there, then call
-    /// [`crate::Mesh::handle_appended`]. A sync is needed only at the entry's `Persist`.
+    /// [`crate::Mesh::handle_appended`]. Several may be under way; those behind one that failed
+    /// fail too. A sync is needed only at the entry's `Persist`; without that, the payload is
+    /// nobody's when the process has ended, and the store forgets it.
     Append {
         /// Which.
         entry: EntryId,

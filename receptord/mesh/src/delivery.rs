@@ -105,6 +105,8 @@ struct Remote {
     /// By epoch.
     received: BTreeMap<u64, Received>,
     acks: Acks,
+    /// Nothing of an epoch before this one comes any more.
+    first_epoch: u64,
     /// Which start of it was last heard of; 0: none.
     instance: u64,
     /// Volatile requests that it has and that wait for responses: they end with it.
@@ -151,6 +153,8 @@ pub(crate) struct Delivery {
     early: BTreeMap<MessageId, Early>,
     /// Flows whose next record brings numbers that nothing else is written of.
     numbered: BTreeSet<(RemoteId, u64)>,
+    /// Nodes of which an earlier epoch is over.
+    moved_on: BTreeSet<RemoteId>,
     /// Payloads that the store is asked for.
     sources: BTreeMap<EntryId, (RemoteId, Key)>,
     /// Nodes with something to send.
@@ -203,6 +207,7 @@ impl Delivery {
             partials: Partials::default(),
             early: BTreeMap::new(),
             numbered: BTreeSet::new(),
+            moved_on: BTreeSet::new(),
             sources: BTreeMap::new(),
             ready: VecDeque::new(),
             blocked: Vec::new(),
@@ -483,6 +488,7 @@ impl Delivery {
             self.journal
                 .write(Record::Started { entry }, Done::Mark(work, entry));
         }
+        self.note_first_epochs();
         let mut flows = core::mem::take(&mut self.numbered);
         let mut gone = BTreeSet::new();
         let mut waits = BTreeSet::new();
@@ -495,10 +501,10 @@ impl Delivery {
                     .is_some_and(|received| received.is_pending(seq))
             };
             if pending(retired.key)
-                || retired.after.is_some_and(|after| pending(after.key))
+                || retired.after.is_some_and(|(_, after)| pending(after.key))
                 || waits.contains(&retired.entry)
             {
-                waits.extend(retired.after.map(|after| after.entry));
+                waits.extend(retired.after.map(|(_, after)| after.entry));
                 self.journal.retire(now, retired);
             } else {
                 flows.insert((retired.remote, retired.key.0));
@@ -506,9 +512,11 @@ impl Delivery {
                 ripe.push(retired);
             }
         }
-        for after in ripe.iter().filter_map(|retired| retired.after) {
-            if !gone.contains(&after.entry) {
-                let entry = after.entry;
+        for (request, after) in ripe.iter().filter_map(|retired| retired.after) {
+            let entry = after.entry;
+            let request = self.requests.get(request);
+            let noted = request.is_none_or(|request| request.noted == Some(entry));
+            if !noted && gone.insert(entry) {
                 self.journal.note(Record::Started { entry });
             }
         }
@@ -526,6 +534,24 @@ impl Delivery {
         }
         if !ripe.is_empty() {
             self.journal.retire_now(ripe);
+        }
+    }
+
+    /// Writes which epochs are over, together with what says so.
+    fn note_first_epochs(&mut self) {
+        for id in core::mem::take(&mut self.moved_on) {
+            let remote = &mut self.remotes[id.0];
+            let first = remote.first_epoch;
+            let kept = remote.received.split_off(&first);
+            for epoch in core::mem::replace(&mut remote.received, kept).into_keys() {
+                self.journal.note(Record::Received {
+                    origin: remote.node.clone(),
+                    epoch,
+                    floor: u64::MAX,
+                    ranges: Vec::new(),
+                });
+            }
+            self.numbered.insert((id, first));
         }
     }
 
@@ -590,6 +616,7 @@ impl Delivery {
             flow: Flow::new(&self.limits),
             received: BTreeMap::new(),
             acks: Acks::default(),
+            first_epoch: 0,
             instance: 0,
             waiting: 0,
             put_off: None,
@@ -660,7 +687,8 @@ impl Delivery {
         self.early.retain(|_, early| {
             let received = &remotes[early.remote.0].received;
             let (epoch, seq) = early.key;
-            let complete = received.len() == 1
+            let remote = &remotes[early.remote.0];
+            let complete = remote.first_epoch >= epoch
                 && received
                     .get(&epoch)
                     .is_some_and(|received| received.complete_below(seq));
@@ -691,7 +719,7 @@ impl Delivery {
     }
 }
 
-/// A duration as messages carry it.
+/// A duration as messages carry it, rounded up: what is left of a lifetime is never nothing.
 fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(duration.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
 }

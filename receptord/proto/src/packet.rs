@@ -298,7 +298,8 @@ pub struct Message {
     pub epoch: u64,
     /// The message's place in the flow; the first is 1.
     pub seq: u64,
-    /// The origin has nothing outstanding below this sequence number in this epoch.
+    /// The origin has nothing outstanding below this sequence number in this epoch, and nothing
+    /// at all in earlier ones; 0 while it has.
     pub floor: u64,
     /// The request, or the request that this belongs to.
     pub work: MessageId,

@@ -52,6 +52,11 @@ const NO_WAY_MOST: Duration = Duration::from_secs(2);
 /// How long a node that dropped a packet for lack of room is left alone.
 const CONGESTED: Duration = Duration::from_millis(20);
 
+/// How often a read of the store may fail before the message counts as unreadable.
+const READS: u32 = 5;
+/// How long after the first failed read the next is tried; twice that after the second, and on.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+
 /// Epoch and sequence number: names a message of one flow.
 pub(crate) type Key = (u64, u64);
 
@@ -73,6 +78,8 @@ pub(crate) struct Outgoing {
     absent: bool,
     /// The store was asked for it.
     fetched: bool,
+    /// Reads that failed since one did not.
+    failed_reads: u32,
     state: State,
     attempts: u32,
     refusals: u32,
@@ -115,6 +122,7 @@ impl Outgoing {
             last_word: false,
             absent: false,
             fetched: false,
+            failed_reads: 0,
             state: State::Queued,
             attempts: 0,
             refusals: 0,
@@ -824,6 +832,7 @@ impl Flow {
         let Some(outgoing) = self.outstanding.get_mut(&key) else {
             return Ok(());
         };
+        outgoing.failed_reads = 0;
         if let Some(transfer) = &mut outgoing.transfer {
             return if transfer.read(offset, bytes) {
                 Ok(())
@@ -845,6 +854,32 @@ impl Flow {
             self.queue(key, true);
         }
         Ok(())
+    }
+
+    /// The store could not read. True: that was once too often.
+    pub(crate) fn fetch_failed(&mut self, now: Instant, key: Key, offset: u64) -> bool {
+        let Some(outgoing) = self.outstanding.get_mut(&key) else {
+            return false;
+        };
+        if let Some(transfer) = &mut outgoing.transfer {
+            transfer.read_failed(offset);
+        }
+        match outgoing.state {
+            State::Fetching | State::Active => {}
+            State::Queued | State::InFlight | State::Delayed(..) => return false,
+        }
+        outgoing.failed_reads += 1;
+        if outgoing.failed_reads >= READS {
+            return true;
+        }
+        let wait = READ_AGAIN * (1 << (outgoing.failed_reads - 1));
+        self.delay(key, now + wait, Why::Refused);
+        false
+    }
+
+    /// Something came from the recipient. True: the timer may have to ring earlier.
+    pub(crate) fn heard(&mut self) -> bool {
+        self.patience.calm()
     }
 
     /// What the recipient says it has. Appends to `done` what is no longer outstanding; gives
@@ -878,6 +913,7 @@ impl Flow {
                     State::Active | State::Queued | State::Fetching | State::Delayed(..) => 0,
                 };
                 self.window.grow(bytes);
+                self.patience.reset();
                 if request {
                     self.request_allowance = self.request_allowance.saturating_mul(2);
                     self.requests_refused = 0;
@@ -1326,7 +1362,8 @@ fn small_share(window: &Window, bulk: usize) -> usize {
     window.size().saturating_sub(bulk).max(window.size() / 4)
 }
 
-/// The lowest outstanding sequence number of an epoch, looked up once a turn: it only rises.
+/// The lowest outstanding sequence number of an epoch, or 0 while something of an earlier one is
+/// outstanding. Looked up once a turn: it only rises.
 #[derive(Default)]
 struct Floors {
     known: Option<Key>,
@@ -1342,12 +1379,17 @@ impl Floors {
         match self.known {
             Some((epoch, floor)) if epoch == key.0 => floor,
             _ => {
-                let floor = outstanding
-                    .range((key.0, 0)..=key)
+                let first = outstanding
+                    .keys()
                     .next()
-                    .map_or(key.1, |(lowest, _)| lowest.1);
-                let held = held.range((key.0, 0)..=key).next();
-                let floor = held.map_or(floor, |held| floor.min(held.1));
+                    .into_iter()
+                    .chain(held.first())
+                    .min();
+                let floor = match first {
+                    Some((epoch, _)) if *epoch < key.0 => 0,
+                    Some((_, seq)) => key.1.min(*seq),
+                    None => key.1,
+                };
                 self.known = Some((key.0, floor));
                 floor
             }

@@ -57,6 +57,8 @@ struct Given {
     serial: u64,
     size: u64,
     stored: Option<Stored>,
+    /// What was written of it before a write failed: perhaps the payload.
+    loose: Option<EntryId>,
 }
 
 /// A request of a client.
@@ -89,7 +91,9 @@ pub(crate) struct Request {
     given_bytes: u64,
     /// The last response that the client took; stays on the disk until it is noted that the next
     /// was, so that a restart knows where to go on.
-    retained: Option<Stored>,
+    retained: Option<(u64, Stored)>,
+    /// Which one it is noted of that the client took it.
+    pub(crate) noted: Option<EntryId>,
     /// Given to the client but not on the disk: wanted once more, for the disk.
     unsafe_serials: BTreeSet<u64>,
     /// The last one's serial.
@@ -132,6 +136,7 @@ impl Request {
             given: VecDeque::new(),
             given_bytes: 0,
             retained: None,
+            noted: None,
             unsafe_serials: BTreeSet::new(),
             end: None,
             refused: Vec::new(),
@@ -219,7 +224,9 @@ impl Request {
     /// Gives back one that an earlier note was about.
     pub(crate) fn resume(&mut self, serial: u64, stored: Stored) -> Option<Stored> {
         self.next_serial = serial.saturating_add(1);
-        self.retained.replace(stored)
+        self.noted = Some(stored.entry);
+        let before = self.retained.replace((serial, stored));
+        before.map(|(_, stored)| stored)
     }
 
     /// Gives the client what is next.
@@ -237,6 +244,7 @@ impl Request {
                 serial,
                 size,
                 stored: response.stored,
+                loose: None,
             });
             out.push_back(Output::Deliver {
                 work,
@@ -262,16 +270,19 @@ impl Request {
                 break;
             }
             self.given_bytes -= given.size;
-            self.unsafe_serials.remove(&given.serial);
+            let loose = given.loose.map(|entry| Stored { key: (0, 0), entry });
+            freed.extend(loose.map(|stored| (stored, None)));
             if given.stored.is_some() {
-                freed.extend(self.retained.take().map(|stored| (stored, given.stored)));
-                self.retained = given.stored;
+                let before = self.retained.take();
+                freed.extend(before.map(|(_, stored)| (stored, given.stored)));
+                self.retained = given.stored.map(|stored| (given.serial, stored));
             }
             self.given.pop_front();
         }
         let over = self.end.is_some_and(|end| end < self.next_serial) && self.given.is_empty();
         if over {
-            freed.extend(self.retained.take().map(|stored| (stored, None)));
+            let last = self.retained.take();
+            freed.extend(last.map(|(_, stored)| (stored, None)));
         }
         over
     }
@@ -291,33 +302,55 @@ impl Request {
         core::mem::take(&mut self.refused)
     }
 
-    /// The response with this serial could not be written: its origin sends it again.
-    pub(crate) fn not_written(&mut self, serial: u64) {
+    /// The response with this serial could not be written: its origin sends it again. True: the
+    /// client has no use for what was written of it.
+    pub(crate) fn not_written(&mut self, serial: u64) -> bool {
         if let Some(response) = self.held.remove(&serial) {
             self.held_bytes -= response.size();
             if self.end == Some(serial) {
                 self.end = None;
             }
+            true
         } else if let Some(given) = self.given.iter_mut().find(|given| given.serial == serial) {
-            given.stored = None;
+            given.loose = given.stored.take().map(|stored| stored.entry);
             self.unsafe_serials.insert(serial);
+            false
+        } else {
+            self.unsafe_serials.insert(serial);
+            true
         }
     }
 
     /// What the client took last was not on the disk after all; this, before it, was.
     pub(crate) fn retain_instead(&mut self, failed: EntryId, older: Option<Stored>) -> bool {
-        let matches = self.retained.is_some_and(|stored| stored.entry == failed);
-        if matches {
-            self.retained = older;
+        match self.retained {
+            Some((serial, stored)) if stored.entry == failed => {
+                self.retained = older.map(|older| (serial.saturating_sub(1), older));
+                true
+            }
+            Some(_) | None => false,
         }
-        matches
     }
 
     /// A response that was given before is now on its way to the disk.
-    pub(crate) fn written(&mut self, serial: u64, stored: Stored) {
+    /// Gives back what is needed no longer, and what is to be noted first, when the client has
+    /// taken it in the meantime.
+    pub(crate) fn written(&mut self, serial: u64, stored: Stored) -> Option<(Stored, Stored)> {
         self.unsafe_serials.remove(&serial);
         if let Some(given) = self.given.iter_mut().find(|given| given.serial == serial) {
             given.stored = Some(stored);
+            return None;
+        }
+        match self.retained {
+            Some((kept, last)) if kept > serial => Some((stored, last)),
+            Some((_, before)) => {
+                self.retained = Some((serial, stored));
+                Some((before, stored))
+            }
+            None => {
+                self.retained = Some((serial, stored));
+                None
+            }
         }
     }
 }

@@ -31,7 +31,16 @@ const GAPS_BUSY: Duration = Duration::from_millis(100);
 impl Delivery {
     pub(super) fn on_message(&mut self, cx: &mut Cx<'_>, from: RemoteId, message: Message) {
         let key = (message.epoch, message.seq);
+        self.heard(from);
         self.heard_instance(cx, from, message.epoch);
+        if message.epoch < self.remotes[from.0].first_epoch {
+            self.duplicates += 1;
+            self.acks(from).received(key);
+            return;
+        }
+        if message.floor > 0 {
+            self.move_on(cx, from, message.epoch);
+        }
         let Some(received) = self.received(cx, from, message.epoch) else {
             self.mistakes += 1;
             return;
@@ -62,6 +71,31 @@ impl Delivery {
                 }
             }
             Verdict::Full => self.acks(from).busy(key, GAPS_BUSY),
+        }
+    }
+
+    /// A node says that it is done with its epochs before this one.
+    fn move_on(&mut self, cx: &mut Cx<'_>, from: RemoteId, epoch: u64) {
+        let remote = &mut self.remotes[from.0];
+        if epoch <= remote.first_epoch {
+            return;
+        }
+        remote.first_epoch = epoch;
+        if remote.received.keys().all(|known| *known >= epoch) {
+            return;
+        }
+        self.moved_on.insert(from);
+        while let Some(key) = self.partials.find(from, |(e, _), _| e < epoch) {
+            self.drop_partial(from, key);
+        }
+        let early: Vec<MessageId> = self
+            .early
+            .iter()
+            .filter(|(_, early)| early.remote == from && early.key.0 < epoch)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in early {
+            self.forget_early(cx, id);
         }
     }
 
@@ -475,7 +509,9 @@ impl Delivery {
             Payload::Inline(_) => None,
             Payload::Stored { entry, .. } => Some(*entry),
         };
-        self.response_implies_arrival(cx, from, work, message.volatile.then_some(message.epoch));
+        if message.volatile {
+            self.response_implies_arrival(cx, from, work, message.epoch);
+        }
         let limit = self.limits.inbox_bytes;
         let verdict = self
             .requests
@@ -550,7 +586,9 @@ impl Delivery {
             return;
         };
         if let (inbox::Verdict::WriteOnly(serial), Some(stored)) = (verdict, stored) {
-            request.written(serial, stored);
+            if let Some((older, after)) = request.written(serial, stored) {
+                self.retire(cx.now, from, older, Some((work, after)));
+            }
             return;
         }
         let response = inbox::Response {
@@ -616,7 +654,10 @@ impl Delivery {
             .received
             .get(&key.0)
             .is_some_and(|received| received.complete_below(key.1));
-        if complete && remote.received.len() == 1 || message.remaining_ms == 0 {
+        if complete && remote.first_epoch >= key.0
+            || message.remaining_ms == 0
+            || self.works.was_here(id)
+        {
             // Its request was here before it, and is not any more.
             self.let_go(from, key, message.volatile);
             return;
@@ -720,7 +761,7 @@ impl Delivery {
         now: Instant,
         remote: RemoteId,
         stored: Stored,
-        after: Option<Stored>,
+        after: Option<(MessageId, Stored)>,
     ) {
         let retired = Retired {
             remote,
@@ -733,6 +774,7 @@ impl Delivery {
     }
 
     pub(super) fn on_receipt(&mut self, cx: &mut Cx<'_>, from: RemoteId, receipt: &Receipt) {
+        self.heard(from);
         self.heard_instance(cx, from, receipt.instance);
         let mut done = core::mem::take(&mut self.done);
         let flow = &mut self.remotes[from.0].flow;
@@ -755,9 +797,15 @@ impl Delivery {
         };
         let flow = &mut self.remotes[to.0].flow;
         let given_up = flow.undeliverable(cx.now, (epoch, seq), notice.code);
-        self.touch(to);
+        self.set_ready(to);
         if let Some(given_up) = given_up {
             self.given_up(cx, to, given_up);
+        }
+    }
+
+    fn heard(&mut self, from: RemoteId) {
+        if self.remotes[from.0].flow.heard() {
+            self.touch(from);
         }
     }
 

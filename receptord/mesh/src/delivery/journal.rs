@@ -95,8 +95,8 @@ pub(crate) struct Retired {
     pub(crate) remote: RemoteId,
     pub(crate) key: Key,
     pub(crate) entry: EntryId,
-    /// A response that its client took later: to be noted first.
-    pub(crate) after: Option<Stored>,
+    /// A response that the client of this request took later: to be noted first.
+    pub(crate) after: Option<(MessageId, Stored)>,
     /// The work that is gone with it.
     pub(crate) work: Option<MessageId>,
 }
@@ -172,7 +172,7 @@ impl Journal {
         let before = self
             .retired
             .iter()
-            .position(|r| r.after.is_some_and(|after| after.entry == failed))?;
+            .position(|r| r.after.is_some_and(|(_, after)| after.entry == failed))?;
         if let Some(own) = own {
             self.retired[before].after = own.after;
             return None;

@@ -181,7 +181,11 @@ impl Delivery {
     }
 
     /// Counts a message that left its flow.
-    pub(super) fn left(&mut self, outgoing: &Outgoing) {
+    pub(super) fn left(&mut self, to: RemoteId, outgoing: &Outgoing) {
+        // Its room in the window is another's.
+        if !self.remotes[to.0].flow.is_empty() {
+            self.set_ready(to);
+        }
         self.kept -= 1;
         self.kept_bytes -= outgoing.message.size;
         if outgoing.was_fetched()
@@ -381,11 +385,21 @@ impl Delivery {
             return;
         }
         let to = work.remote;
-        for response in core::mem::take(&mut work.unwritten) {
-            if !self.write_response_now(to, id, response) {
-                // Its reader has it: that is as good as a disk.
-                self.response_safe(cx, id, response.serial, response.eof);
+        let mut waiting = core::mem::take(&mut work.unwritten);
+        while let Some(response) = waiting.pop_front() {
+            if self.write_response_now(to, id, response) {
+                continue;
             }
+            // Its reader has it: that is as good as a disk, once those before it are safe too.
+            let Some(work) = self.works.get_mut(id) else {
+                return;
+            };
+            if work.writing.0 > 0 {
+                waiting.push_front(response);
+                work.unwritten = waiting;
+                return;
+            }
+            self.response_safe(cx, id, response.serial, response.eof);
         }
     }
 
@@ -397,7 +411,7 @@ impl Delivery {
         outgoing: Outgoing,
         instance: u64,
     ) {
-        self.left(&outgoing);
+        self.left(to, &outgoing);
         match outgoing.message.kind {
             MessageKind::Request { .. } => {
                 self.request_arrived(cx, to, outgoing.message, instance);
@@ -471,13 +485,13 @@ impl Delivery {
         self.journal.write(Record::Started { entry }, done);
     }
 
-    /// A response came before its request's receipt did.
+    /// A response is safe here, or never will be, before its request's receipt came.
     pub(super) fn response_implies_arrival(
         &mut self,
         cx: &mut Cx<'_>,
         from: RemoteId,
         work: MessageId,
-        instance: Option<u64>,
+        instance: u64,
     ) {
         let Some(request) = self.requests.get(work) else {
             return;
@@ -487,7 +501,7 @@ impl Delivery {
         }
         let key = request.key;
         if let Some(outgoing) = self.remotes[from.0].flow.remove(key) {
-            self.receipted(cx, from, *outgoing, instance.unwrap_or(0));
+            self.receipted(cx, from, *outgoing, instance);
         }
     }
 
@@ -552,7 +566,7 @@ impl Delivery {
     /// A message will not be sent again.
     pub(super) fn given_up(&mut self, cx: &mut Cx<'_>, to: RemoteId, given_up: GivenUp) {
         let GivenUp { outgoing, code } = given_up;
-        self.left(&outgoing);
+        self.left(to, &outgoing);
         let work = outgoing.message.work;
         let reason = reason(&code);
         match outgoing.message.kind {
@@ -593,7 +607,7 @@ impl Delivery {
             .collect();
         for key in keys {
             if let Some(other) = self.remotes[to.0].flow.remove(key) {
-                self.left(&other);
+                self.left(to, &other);
                 serial = serial.min(serial_of(&other));
                 gone.push(other.key());
                 entries.extend(other.entry);
@@ -760,7 +774,8 @@ impl Delivery {
         let mut freed = Vec::new();
         let over = request.consumed(serial, &mut freed);
         let refused = request.take_refused(limit);
-        let (from, entry) = (request.remote, request.entry);
+        let (from, entry, key) = (request.remote, request.entry, request.key);
+        let arrived = request.arrived;
         let waited = request.arrived && entry.is_none();
         for key in refused {
             self.acks(from).busy(key, core::time::Duration::ZERO);
@@ -774,9 +789,13 @@ impl Delivery {
             if waited {
                 self.remotes[from.0].waiting -= 1;
             }
+            if !arrived && let Some(outgoing) = self.remotes[from.0].flow.remove(key) {
+                self.left(from, &outgoing);
+            }
             self.requests.remove(work);
         }
         for (stored, after) in freed {
+            let after = after.map(|after| (work, after));
             self.retire(cx.now, from, stored, after);
         }
     }
@@ -1003,13 +1022,21 @@ impl Delivery {
                     "the store has less of the message than there should be",
                 ),
             },
-            Err(error) => error,
+            Err(error) => {
+                let hopeless = flow.fetch_failed(now, key, offset);
+                self.set_ready(to);
+                if !hopeless {
+                    return;
+                }
+                error
+            }
         };
+        let flow = &mut self.remotes[to.0].flow;
         let Some(outgoing) = flow.remove(key) else {
             return;
         };
         self.touch(to);
-        self.left(&outgoing);
+        self.left(to, &outgoing);
         self.unreadable(cx, to, *outgoing, error);
     }
 

@@ -119,6 +119,10 @@ impl Delivery {
                     if floor != u64::MAX
                         && let Some(from) = self.remote(&origin)
                     {
+                        if floor > 0 {
+                            let first = &mut self.remotes[from.0].first_epoch;
+                            *first = epoch.max(*first);
+                        }
                         self.restored_flow(now, from, epoch).merge(floor, &ranges);
                     }
                 }
@@ -162,7 +166,7 @@ impl Delivery {
                         self.journal.remove(old);
                     }
                     if let Some(outgoing) = self.remotes[to.0].flow.remove(key) {
-                        self.left(&outgoing);
+                        self.left(to, &outgoing);
                     }
                     return;
                 }
@@ -367,7 +371,7 @@ impl Delivery {
             request.arrived = true;
             let (to, key) = (request.remote, request.key);
             if let Some(outgoing) = self.remotes[to.0].flow.remove(key) {
-                self.left(&outgoing);
+                self.left(to, &outgoing);
             }
         }
         for (from, stored) in freed {

@@ -139,6 +139,11 @@ impl Transfer {
         true
     }
 
+    /// A part could not be read.
+    pub(crate) fn read_failed(&mut self, offset: u64) {
+        self.asking.remove(&offset);
+    }
+
     /// The next part to send.
     pub(crate) fn next_part(&self) -> Option<(u64, &Bytes)> {
         self.parts.get(&self.sent).map(|bytes| (self.sent, bytes))

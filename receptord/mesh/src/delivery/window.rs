@@ -71,6 +71,9 @@ const SHORTEST: Duration = Duration::from_millis(200);
 /// However bad it looks, try this often: a leaf does not see that a way is there again.
 const LONGEST: Duration = Duration::from_secs(8);
 
+/// How often it may have run out and still be no longer than that, when the other side is alive.
+const CALM: u32 = 2;
+
 /// How long until a message without a receipt counts as lost.
 #[derive(Debug, Default)]
 pub(crate) struct Patience {
@@ -98,9 +101,16 @@ impl Patience {
         self.backoff = (self.backoff + 1).min(10);
     }
 
-    /// The way is another one: what ran out before says nothing.
+    /// Something got there, or the way is another one: what ran out before says nothing.
     pub(crate) fn reset(&mut self) {
         self.backoff = 0;
+    }
+
+    /// The other side was heard: it may be slow, but there is a way. True: that shortens it.
+    pub(crate) fn calm(&mut self) -> bool {
+        let shorter = self.backoff > CALM;
+        self.backoff = self.backoff.min(CALM);
+        shorter
     }
 
     /// The smoothed round trip, or the guess.

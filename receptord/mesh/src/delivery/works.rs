@@ -26,6 +26,9 @@ use crate::{EntryId, Instant};
 /// Bytes of payloads of works that wait for a plugin, kept in memory: a thousand full ones.
 pub(crate) const WAITING_BYTES: usize = 64 << 20;
 
+/// How many works are remembered that are gone.
+const GONE_MAX: usize = 1024;
+
 /// See the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
@@ -103,6 +106,8 @@ pub(crate) struct Works {
     by_age: BTreeMap<u64, MessageId>,
     next_order: u64,
     waiting_bytes: usize,
+    /// The last ones that are gone.
+    gone: VecDeque<MessageId>,
 }
 
 /// What a new work is made of.
@@ -181,6 +186,11 @@ impl Works {
         }
     }
 
+    /// Whether it was here not long ago: a cancel often comes when its work has just ended.
+    pub(crate) fn was_here(&self, id: MessageId) -> bool {
+        self.gone.contains(&id)
+    }
+
     /// It counts no longer.
     pub(crate) fn close(&mut self, id: MessageId) {
         self.release_payload(id);
@@ -192,6 +202,10 @@ impl Works {
 
     pub(crate) fn remove(&mut self, id: MessageId) -> Option<Work> {
         self.close(id);
+        if self.gone.len() >= GONE_MAX {
+            self.gone.pop_front();
+        }
+        self.gone.push_back(id);
         self.by_id.remove(&id)
     }
 

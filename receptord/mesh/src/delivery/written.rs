@@ -53,7 +53,10 @@ impl Delivery {
                 self.acks(remote).received(key);
                 match what {
                     Arrival::Work(id) => self.work_written(id),
-                    Arrival::Number | Arrival::Response { .. } | Arrival::Cancel { .. } => {}
+                    Arrival::Response { work, .. } => {
+                        self.response_implies_arrival(cx, remote, work, 0);
+                    }
+                    Arrival::Number | Arrival::Cancel { .. } => {}
                 }
             }
             Done::Started(id) => {
@@ -77,7 +80,15 @@ impl Delivery {
             Done::GivenUp { remote, key } => self.remotes[remote.0].flow.release(key),
             Done::Retired(retired) => {
                 self.journal.retired(cx.now, Vec::new());
-                for Retired { entry, work, .. } in retired {
+                for Retired {
+                    entry, work, after, ..
+                } in retired
+                {
+                    if let Some((request, after)) = after
+                        && let Some(request) = self.requests.get_mut(request)
+                    {
+                        request.noted = Some(after.entry);
+                    }
                     self.journal.remove(entry);
                     if let Some(work) = work.and_then(|id| self.works.remove(id))
                         && let Some((_, entry)) = work.retained
@@ -250,7 +261,7 @@ impl Delivery {
         }
         let recipient = request.recipient.clone();
         if let Some(outgoing) = self.remotes[to.0].flow.remove(key) {
-            self.left(&outgoing);
+            self.left(to, &outgoing);
             if outgoing.was_sent() {
                 // It may be there all the same; nobody waits for it.
                 let expires = outgoing.expires;
@@ -311,9 +322,12 @@ impl Delivery {
             } => {
                 let older = self.journal.never_stored(entry);
                 let Some(request) = self.requests.get_mut(work) else {
+                    self.journal.remove(entry);
                     return;
                 };
-                request.not_written(serial);
+                if request.not_written(serial) {
+                    self.journal.remove(entry);
+                }
                 if !request.retain_instead(entry, older)
                     && let Some(older) = older
                 {
