@@ -1,6 +1,6 @@
 //! What the plugin host costs: a work in each mode, beside what the operating system alone takes.
 //!
-//! `cargo bench -p receptord --bench worker`. The plugin is this program itself, under other names. Beside
+//! `cargo bench -p receptord --bench worker`, with `-- serve` or `-- job` for one half of it. The plugin is this program itself, under other names. Beside
 //! the time on the clock stands the time of the processors, of this program and all its children, which
 //! other programs disturb less.
 
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 const PAYLOAD: &str = r#"{"module":"ping"}"#;
-const ROUNDS: u32 = 2000;
+const ROUNDS: u32 = 10_000;
 const JOB_ROUNDS: u32 = 500;
 
 fn main() {
@@ -34,19 +34,28 @@ fn main() {
         std::fs::copy("/proc/self/exe", &path).expect("a copy");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("its mode");
     }
-    let program = dir.join("plugins/bench-job");
-    let round_trip = pipe_round_trip(&dir.join("plugins/bench-serve"));
-    let spawn = bare_spawn(&program);
+    let word = std::env::args().skip(1).find(|word| !word.starts_with('-'));
+    let wants = |half: &str| word.as_ref().is_none_or(|word| word == half);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
-    let [serve, burst, job] = LocalSet::new().block_on(&runtime, with_host(&dir));
-    show("pipe round trip, no host", round_trip, round_trip);
-    show("work, serve mode, one after the other", serve, round_trip);
-    show("work, serve mode, 64 at once", burst, round_trip);
-    show("spawn and wait, no host", spawn, spawn);
-    show("work, job mode, one after the other", job, spawn);
+    if wants("serve") {
+        let bare = pipe_round_trip(&dir.join("plugins/bench-serve"));
+        let runs = [("bench-serve:run", 1), ("bench-serve:run", 64)];
+        let [single, many] = LocalSet::new().block_on(&runtime, with_host(&dir, ROUNDS, runs));
+        show("pipe round trip, no host", bare, bare);
+        show("work, serve mode, one after the other", single, bare);
+        show("work, serve mode, 64 at once", many, bare);
+    }
+    if wants("job") {
+        let bare = bare_spawn(&dir.join("plugins/bench-job"));
+        let runs = [("bench-job:run", 1), ("bench-job:run", 4)];
+        let [single, many] = LocalSet::new().block_on(&runtime, with_host(&dir, JOB_ROUNDS, runs));
+        show("spawn and wait, no host", bare, bare);
+        show("work, job mode, one after the other", single, bare);
+        show("work, job mode, 4 at once", many, bare);
+    }
 }
 
 /// What one round took.
@@ -175,7 +184,7 @@ fn bare_spawn(program: &Path) -> Cost {
     meter.stop(JOB_ROUNDS)
 }
 
-async fn with_host(dir: &Path) -> [Cost; 3] {
+async fn with_host(dir: &Path, rounds: u32, runs: [(&str, u32); 2]) -> [Cost; 2] {
     let node = "bench".parse().expect("a node id");
     let mut config = HostConfig::new(node, &dir.join("data"));
     config.dirs = vec![PluginDir::new(dir.join("plugins"))];
@@ -192,16 +201,16 @@ async fn with_host(dir: &Path) -> [Cost; 3] {
         number: 0,
     };
     while !matches!(engine.reports.recv().await, Some(Report::Capabilities(c)) if c.len() == 2) {}
-    engine.run("bench-serve:run", &admission, 100, 1).await;
-    let serve = engine.run("bench-serve:run", &admission, ROUNDS, 1).await;
-    let burst = engine.run("bench-serve:run", &admission, ROUNDS, 64).await;
-    engine.run("bench-job:run", &admission, 20, 1).await;
-    let job = engine.run("bench-job:run", &admission, JOB_ROUNDS, 1).await;
+    let mut costs = Vec::new();
+    for (directive, at_once) in runs {
+        engine.run(directive, &admission, 20, at_once).await;
+        costs.push(engine.run(directive, &admission, rounds, at_once).await);
+    }
     let grace = Duration::ZERO;
     let _ = engine.commands.send(Command::Shutdown { grace }).await;
     while engine.reports.recv().await.is_some() {}
     host.await.expect("it ends");
-    [serve, burst, job]
+    costs.try_into().unwrap_or_else(|_| panic!("two of them"))
 }
 
 /// As much of an engine as is needed: every work is admitted at once.
