@@ -425,7 +425,7 @@ impl Router {
                 self.mistake(id, ErrorBody::new(ErrorCode::BadFrame, text), out);
                 continue;
             }
-            let (standing, key) = self.lsdb.compare(&lsa.key, lsa.seq);
+            let (standing, key) = self.lsdb.weigh(&lsa);
             if key.is_some_and(|key| key.1 == OWN) {
                 self.handle_own_lsa(now, id, &lsa, standing, out);
                 continue;

@@ -277,6 +277,25 @@ impl Lsdb {
         (standing, Some((key.kind, index)))
     }
 
+    /// As [`Self::compare`], of a whole LSA. Two with one number and different content come from
+    /// two nodes with one id, or from somebody who speaks for another: everywhere the same one
+    /// of them counts, so that nobody is left with the other when they are gone. What states
+    /// something counts before what takes it back, so that its originator hears of it.
+    pub(super) fn weigh(&self, lsa: &Lsa) -> (Standing, Option<Key>) {
+        let (standing, key) = self.compare(&lsa.key, lsa.seq);
+        let stored = key.and_then(|key| self.get(key));
+        let (Standing::Same, Some(stored)) = (standing, stored) else {
+            return (standing, key);
+        };
+        let theirs = (lsa.remaining_s > 0, lsa.instance);
+        let standing = match theirs.cmp(&(!stored.purged, stored.instance)) {
+            core::cmp::Ordering::Less => Standing::Older,
+            core::cmp::Ordering::Equal => Standing::Same,
+            core::cmp::Ordering::Greater => Standing::Newer,
+        };
+        (standing, key)
+    }
+
     /// Puts an LSA in the place of an older one or of none.
     pub(super) fn install(&mut self, now: Instant, lsa: &Lsa) -> Result<Installed, Refusal> {
         let purged = lsa.remaining_s == 0;

@@ -13,7 +13,9 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use receptor_proto::frame::{Frame, Goodbye, Hello};
-use receptor_proto::lsa::{Capability, LinkEntry, LinksBody, Lsa, LsaKey, LsaKind};
+use receptor_proto::lsa::{
+    CapabilitiesBody, Capability, LinkEntry, LinksBody, Lsa, LsaKey, LsaKind,
+};
 use receptor_proto::packet::{Body, Packet, Priority, Receipt, Segment, kind};
 use receptor_proto::{ErrorBody, ErrorCode, NodeId};
 

@@ -217,6 +217,49 @@ fn what_was_missed_during_a_partition_is_made_up_for() {
 }
 
 #[test]
+fn of_two_statements_with_one_number_the_same_one_counts_everywhere() {
+    let (mut net, _) = chain(&["a", "b"]);
+    net.settle();
+    let body = |software: &str| CapabilitiesBody {
+        software: software.to_string(),
+        ..CapabilitiesBody::default()
+    };
+    let lsa = |instance, remaining_s, software| Lsa {
+        key: LsaKey {
+            node: id("x"),
+            kind: LsaKind::CAPABILITIES,
+        },
+        seq: 9,
+        instance,
+        remaining_s,
+        body: body(software).encode(),
+    };
+    // Two nodes with the id x go above each other, at either end of the mesh.
+    let links = [0, 1].map(|host| {
+        let link = net.wire_to_test(host);
+        net.say(host, link, Frame::Hello(Net::hello("y", 1)));
+        link
+    });
+    let software = |net: &mut Net, host| {
+        let nodes = net.mesh(host).nodes();
+        let x = nodes.into_iter().find(|node| node.node == id("x"));
+        x.map(|node| node.software)
+    };
+    for (host, lsa, counts) in [
+        (0, lsa(5, 1000, "first"), "first"),
+        (1, lsa(6, 0, "taken back"), "first"),
+        (1, lsa(6, 1000, "second"), "second"),
+        (0, lsa(5, 1000, "first"), "second"),
+    ] {
+        net.say(host, links[host], Frame::Lsas(vec![lsa]));
+        net.run(100 * MS);
+        for host in [0, 1] {
+            assert_eq!(software(&mut net, host).as_deref(), Some(counts));
+        }
+    }
+}
+
+#[test]
 fn what_is_taken_back_is_gone_everywhere() {
     let (mut net, _) = chain(&["a", "b", "c", "d"]);
     net.settle();
