@@ -26,7 +26,7 @@ pub(crate) struct Adjacencies(Vec<BTreeMap<NodeIndex, u32>>);
 impl World {
     /// What is wrong with the bounds of a node, if anything.
     pub(crate) fn over_bounds(&self) -> Option<String> {
-        for (node, host) in self.hosts.iter().enumerate() {
+        for (node, host) in self.members().iter().enumerate() {
             let Some(mesh) = &host.mesh else {
                 continue;
             };
@@ -49,7 +49,7 @@ impl World {
     /// What is not yet as it must become when the mesh is left alone; the cheapest first.
     pub(crate) fn unsettled(&self) -> Option<String> {
         let links: Vec<Vec<LinkView>> = self
-            .hosts
+            .members()
             .iter()
             .map(|host| {
                 host.mesh
@@ -59,11 +59,11 @@ impl World {
             .collect();
         self.unlinked(&links)
             .or_else(|| {
-                let routers: Vec<bool> = self.hosts.iter().map(|host| host.router).collect();
+                let routers: Vec<bool> = self.members().iter().map(|host| host.router).collect();
                 let part = self.adjacencies(&links).parts(&routers);
                 let whole = part.iter().all(|part| *part == 0);
                 let apart = |a: NodeIndex, b: NodeIndex| part[a] != part[b];
-                if !self.hostile.is_empty() {
+                if !self.all_themselves() {
                     return None;
                 }
                 self.ledger
@@ -80,7 +80,7 @@ impl World {
     /// As [`Self::unsettled`], of routing alone.
     pub(crate) fn unconverged(&self) -> Option<String> {
         let links: Vec<Vec<LinkView>> = self
-            .hosts
+            .members()
             .iter()
             .map(|host| {
                 host.mesh
@@ -93,7 +93,7 @@ impl World {
 
     /// A node that does not run, or a wire whose ends are no neighbors.
     fn unlinked(&self, links: &[Vec<LinkView>]) -> Option<String> {
-        if let Some(node) = self.hosts.iter().position(|host| host.mesh.is_none()) {
+        if let Some(node) = self.members().iter().position(|host| host.mesh.is_none()) {
             return Some(format!("node {node} does not run"));
         }
         let mut up = vec![[false; 2]; self.net.wires.len()];
@@ -131,10 +131,10 @@ impl World {
         }
         // What a node forgot, others may wait for until it expires; so they may for one they
         // cannot reach.
-        if !whole || self.hosts.iter().any(|host| host.life.data > 0) {
+        if !whole || self.members().iter().any(|host| host.life.data > 0) {
             return None;
         }
-        for (node, host) in self.hosts.iter().enumerate() {
+        for (node, host) in self.members().iter().enumerate() {
             let (messages, payloads) = host.store.left();
             if messages > 0 {
                 let first = host.store.messages().next();
@@ -155,7 +155,7 @@ impl World {
     }
 
     fn adjacencies(&self, links: &[Vec<LinkView>]) -> Adjacencies {
-        let mut all: Vec<BTreeMap<NodeIndex, u32>> = vec![BTreeMap::new(); self.hosts.len()];
+        let mut all: Vec<BTreeMap<NodeIndex, u32>> = vec![BTreeMap::new(); self.members().len()];
         for (node, links) in links.iter().enumerate() {
             for link in links {
                 let peer = link.node.as_ref().and_then(|id| self.by_id.get(id));
@@ -171,10 +171,10 @@ impl World {
     /// Databases that differ, or a route that is not the oracle's.
     fn unrouted(&self, links: &[Vec<LinkView>]) -> Option<String> {
         let adjacencies = self.adjacencies(links);
-        let routers: Vec<bool> = self.hosts.iter().map(|host| host.router).collect();
+        let routers: Vec<bool> = self.members().iter().map(|host| host.router).collect();
         let part = adjacencies.parts(&routers);
         let mut digests: BTreeMap<usize, (u64, NodeIndex)> = BTreeMap::new();
-        for (node, host) in self.hosts.iter().enumerate() {
+        for (node, host) in self.members().iter().enumerate() {
             let Some(mesh) = &host.mesh else {
                 continue;
             };
@@ -190,7 +190,7 @@ impl World {
                 }
             }
         }
-        let count = self.hosts.len();
+        let count = self.members().len();
         let mut rng = stream(self.options.seed, Stream::Checks);
         let sources: Vec<NodeIndex> = if count <= SOURCES_MAX {
             (0..count).collect()
@@ -214,7 +214,7 @@ impl World {
             return self.misrouted_leaf(node, adjacencies, routers);
         }
         let right = adjacencies.costs(node, routers);
-        for (to, host) in self.hosts.iter().enumerate() {
+        for (to, host) in self.members().iter().enumerate() {
             let route = mesh.route(&host.id);
             let cost = route.as_ref().map(|route| route.cost);
             if cost != right[to] {
@@ -258,7 +258,7 @@ impl World {
     ) -> Option<String> {
         let mesh = self.hosts[node].mesh.as_ref()?;
         let part = adjacencies.parts(routers);
-        for (to, host) in self.hosts.iter().enumerate() {
+        for (to, host) in self.members().iter().enumerate() {
             let reached = mesh.next_link(&host.id);
             let linked = !adjacencies.0[node].is_empty();
             if to != node && part[to] == part[node] && linked && reached.is_none() {

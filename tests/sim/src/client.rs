@@ -28,7 +28,7 @@ impl World {
         if !self.troubled {
             return;
         }
-        let node = self.traffic.usize(0..self.hosts.len());
+        let node = self.traffic.usize(0..self.members().len());
         let process = self.hosts[node].life.process;
         self.queue
             .after(0, Event::Process(node, process, ProcessEvent::Submit));
@@ -41,7 +41,7 @@ impl World {
         if !self.troubled {
             return;
         }
-        let node = self.traffic.usize(0..self.hosts.len());
+        let node = self.traffic.usize(0..self.members().len());
         let process = self.hosts[node].life.process;
         self.queue
             .after(0, Event::Process(node, process, ProcessEvent::Echo));
@@ -81,7 +81,7 @@ impl World {
         } else {
             self.options.expiry_ms
         });
-        let to = self.clients.usize(0..self.hosts.len());
+        let to = self.clients.usize(0..self.members().len());
         let cancelled = self.clients.chance(self.options.cancel);
         let recipient = if any {
             let zone = ("zone".to_string(), zone(self.clients.usize(0..ZONES)));
@@ -245,7 +245,7 @@ impl World {
 
     /// Sends an echo to a random node.
     pub(crate) fn echo(&mut self, node: NodeIndex) {
-        let to = self.clients.usize(0..self.hosts.len());
+        let to = self.clients.usize(0..self.members().len());
         self.echo_to(node, to);
     }
 

@@ -163,11 +163,11 @@ impl World {
         let now = self.queue.now();
         self.trace.line(now, || "all trouble ends".to_string());
         for wire in 0..self.net.wires.len() {
-            let evil = self.net.wires[wire]
+            let strange = self.net.wires[wire]
                 .ends
                 .iter()
-                .any(|end| *end >= self.hosts.len());
-            if evil || self.faults.chance(self.options.cut) {
+                .any(|end| *end >= self.members().len());
+            if strange || self.faults.chance(self.options.cut) {
                 self.net.break_wire(&mut self.queue, wire);
                 self.net.wires[wire].cut = true;
                 self.net.wires[wire].fault = None;
@@ -179,7 +179,9 @@ impl World {
             if self.hosts[node].frozen.is_some() {
                 self.thaw(node);
             }
-            if self.hosts[node].mesh.is_none() {
+            if node >= self.members().len() {
+                self.crash(node, true, true);
+            } else if self.hosts[node].mesh.is_none() {
                 self.queue.after(0, Event::Start(node));
             }
         }

@@ -159,7 +159,7 @@ fn drive(world: &mut World) -> Result<f64, String> {
     };
     // It must stay so, and everybody must find everybody.
     world.calm_since = world.queue.now();
-    let nodes = world.hosts.len();
+    let nodes = world.members().len();
     for _ in 0..nodes.min(64) {
         let pair = [0; 2].map(|_| world.clients.usize(0..nodes));
         if world.options.cut == 0.0 {

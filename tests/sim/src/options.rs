@@ -199,6 +199,8 @@ options! {
     shutdowns: f64 = 0.0;
     /// Share of links that stay cut when everything else heals, so that the mesh may fall apart.
     cut: f64 = 0.0;
+    /// Second nodes with the id of another, each with a link of its own, until all trouble ends.
+    clones: usize = 0;
     /// Neighbors that send garbage: mutated, well-formed and meaningless frames.
     hostile: usize = 0;
     /// What a node's store keeps over a crash.
@@ -319,7 +321,8 @@ impl Options {
             changes: some(rng, scale),
             shutdowns: some(rng, 0.2 * scale),
             cut: if rng.u8(0..6) == 0 { 0.15 } else { 0.0 },
-            hostile: if rng.u8(0..6) == 0 { 1 } else { 0 },
+            clones: usize::from(rng.u8(0..10) == 0),
+            hostile: usize::from(rng.u8(0..6) == 0),
             store: if rng.u8(0..6) == 0 {
                 StoreKind::Memory
             } else {

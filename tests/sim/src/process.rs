@@ -316,7 +316,7 @@ impl World {
             }
             MeshEvent::DuplicateNodeId { node: who, ours } => {
                 self.stats.duplicate_ids += 1;
-                if self.hostile.is_empty() {
+                if self.all_themselves() {
                     self.check(Err(format!(
                         "node {node} sees two nodes {who}, ours {ours}, and there is one"
                     )));

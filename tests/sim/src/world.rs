@@ -28,7 +28,7 @@ use crate::random::{Draw, Stream, mix, stream};
 use crate::receipts::Receipts;
 use crate::stats::Stats;
 use crate::store::Store;
-use crate::topology::plan;
+use crate::topology::{Wire, plan};
 use crate::trace::{Lines, Trace};
 use crate::worker::Job;
 
@@ -99,7 +99,9 @@ pub(crate) struct Host {
 pub(crate) struct World {
     pub(crate) options: Options,
     pub(crate) queue: Queue,
+    /// The nodes, and behind them the clones.
     pub(crate) hosts: Vec<Host>,
+    members: usize,
     pub(crate) by_id: BTreeMap<NodeId, NodeIndex>,
     pub(crate) net: Net,
     pub(crate) ledger: Ledger,
@@ -132,6 +134,39 @@ pub(crate) struct World {
     pub(crate) spf_clock: Option<crate::stats::SpfClock>,
 }
 
+impl Host {
+    /// A machine that has not started yet; `id` names the node.
+    fn new(id: usize, router: bool, options: &Options) -> Self {
+        Self {
+            id: node_id(id),
+            router,
+            mesh: None,
+            powered: true,
+            life: Life {
+                data: 0,
+                process: 0,
+            },
+            instance: 0,
+            clock_back: false,
+            clock_offset: 0,
+            frozen: None,
+            closing: false,
+            thawed_at: 0,
+            deferred: VecDeque::new(),
+            timer: None,
+            idle_turns: 0,
+            store: Store::new(options.store),
+            disk: VecDeque::new(),
+            unconfirmed: VecDeque::new(),
+            disk_free_at: 0,
+            jobs: BTreeMap::new(),
+            uploads: BTreeSet::new(),
+            torn: BTreeSet::new(),
+            capable: false,
+        }
+    }
+}
+
 impl World {
     pub(crate) fn new(options: &Options, lines: Lines) -> Self {
         let mut plan = plan(options);
@@ -140,43 +175,33 @@ impl World {
             .routers
             .iter()
             .enumerate()
-            .map(|(index, router)| Host {
-                id: node_id(index),
-                router: *router,
-                mesh: None,
-                powered: true,
-                life: Life {
-                    data: 0,
-                    process: 0,
-                },
-                instance: 0,
-                clock_back: false,
-                clock_offset: 0,
-                frozen: None,
-                closing: false,
-                thawed_at: 0,
-                deferred: VecDeque::new(),
-                timer: None,
-                idle_turns: 0,
-                store: Store::new(options.store),
-                disk: VecDeque::new(),
-                unconfirmed: VecDeque::new(),
-                disk_free_at: 0,
-                jobs: BTreeMap::new(),
-                uploads: BTreeSet::new(),
-                torn: BTreeSet::new(),
-                capable: nodes.chance(0.7),
+            .map(|(index, router)| {
+                let mut host = Host::new(index, *router, options);
+                host.capable = nodes.chance(0.7);
+                host
             })
             .collect();
+        let mut hosts = hosts;
         let mut hostiles = stream(options.seed, Stream::Hostile);
+        let members = hosts.len();
+        for _ in 0..options.clones {
+            let (twin, neighbor) = (hostiles.usize(0..members), hostiles.usize(0..members));
+            plan.wires.push(Wire {
+                ends: [hosts.len(), neighbor],
+                cost: [1, 1],
+                latency_us: 1000,
+            });
+            hosts.push(Host::new(twin, true, options));
+        }
         let hostile = crate::hostile::plan(options, &mut hostiles, hosts.len(), &mut plan.wires);
         let mut world = Self {
-            by_id: hosts
+            by_id: hosts[..members]
                 .iter()
                 .enumerate()
                 .map(|(index, host)| (host.id.clone(), index))
                 .collect(),
             net: Net::new(options, &plan.wires),
+            members,
             hosts,
             queue: Queue::default(),
             ledger: Ledger::default(),
@@ -205,7 +230,13 @@ impl World {
             options: options.clone(),
         };
         for node in 0..world.hosts.len() {
-            let pause = world.nodes.u64(0..50_000);
+            // A clone comes when the node that it is a clone of is known.
+            let late = if node < world.members {
+                50_000
+            } else {
+                10_000_000
+            };
+            let pause = world.nodes.u64(0..late);
             world.queue.at(pause, Event::Start(node));
         }
         world.start_hostile();
@@ -235,7 +266,7 @@ impl World {
     /// As [`Self::check`], for what holds among honest nodes only: a neighbor that forges packets
     /// of others can have works run and answered that nobody asked for.
     pub(crate) fn check_honest(&mut self, result: Result<(), String>) {
-        if self.hostile.is_empty() {
+        if self.all_themselves() {
             self.check(result);
         }
     }
@@ -343,7 +374,8 @@ impl World {
     }
 
     fn start(&mut self, node: NodeIndex) {
-        if self.hosts[node].mesh.is_some() {
+        let superfluous = node >= self.members && self.net.healed;
+        if self.hosts[node].mesh.is_some() || superfluous {
             return;
         }
         let config = self.config(node);
@@ -715,7 +747,17 @@ impl World {
 
     /// Whether peers are honest and links faithful, so that a complaint about a peer is a defect.
     pub(crate) fn all_honest(&self) -> bool {
-        self.hostile.is_empty() && self.options.transport == Transport::Tcp
+        self.all_themselves() && self.options.transport == Transport::Tcp
+    }
+
+    /// Whether nobody speaks for another.
+    pub(crate) fn all_themselves(&self) -> bool {
+        self.hostile.is_empty() && self.members == self.hosts.len()
+    }
+
+    /// The nodes that stay, without clones.
+    pub(crate) fn members(&self) -> &[Host] {
+        &self.hosts[..self.members]
     }
 
     /// Begins with faults and traffic.
