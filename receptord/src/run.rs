@@ -19,7 +19,8 @@ use tokio::time::timeout;
 
 use crate::cli::Cli;
 use crate::config::{
-    self, Apply, Change, ConfigError, DEFAULT_COST, Environment, LinkUrl, Listen, NodeId, Settings,
+    self, Apply, Change, ConfigError, DEFAULT_COST, Environment, LinkUrl, Listen, MAX_LINKS,
+    NodeId, Settings,
 };
 use crate::control::{Context, ControlError, ControlSocket, ReloadRequest};
 use crate::data_dir::DataDir;
@@ -187,8 +188,8 @@ fn socket_exit(error: &io::Error) -> Exit {
     let kind = error.kind();
     if kind == io::ErrorKind::PermissionDenied {
         Exit::NotPermitted
-    } else if kind == io::ErrorKind::NotFound {
-        // A group or directory that is not there: waiting does not make it.
+    } else if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::Unsupported) {
+        // A group or directory or transport that is not there: waiting does not make it.
         Exit::Configuration
     } else {
         Exit::Unavailable
@@ -246,7 +247,8 @@ fn mesh_config(settings: &Settings, node: &NodeId, instance: u64) -> receptor_me
     config.hop_limit = settings.routing.hop_limit;
     config.dead_node_retention = settings.routing.dead_node_retention;
     let limits = &mut config.limits;
-    limits.links = usize::try_from(settings.link.max_links).unwrap_or(usize::MAX);
+    // The links themselves hold the configured number, which a reload can change.
+    limits.links = usize::try_from(MAX_LINKS).unwrap_or(usize::MAX);
     limits.outgoing_bytes = settings.spool.max_bytes;
     limits.outgoing_entries = usize::try_from(settings.spool.max_entries).unwrap_or(usize::MAX);
     config

@@ -468,6 +468,7 @@ fn what_is_wrong_is_told_with_file_line_key_value_and_what_was_expected() {
         ),
         ("syntax", "node-id = \"a\"\n[link\nhold-time = 4s\n"),
         ("key given twice", "node-id = \"a\"\nnode-id = \"b\"\n"),
+        ("unlike any other", "colour = [1]\n[spool]\nquota = 3\n"),
         ("line break in a value", "node-id = \"a\\nb\\u001b[2J\"\n"),
     ];
     let mut shown = String::new();
@@ -533,7 +534,7 @@ fn files_that_cannot_be_read_are_told() {
     let error = root.load("", &[]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!("{DEFAULT_FILE}: line 2 is not UTF-8 text")
+        format!("{DEFAULT_FILE}:2: is not UTF-8 text")
     );
 
     let root = Root::new()
@@ -541,6 +542,21 @@ fn files_that_cannot_be_read_are_told() {
         .with(&format!("{ETC}/b.toml"), "x");
     let error = root.load("", &[]).unwrap_err();
     assert_eq!(error.problems.len(), 2, "both files are told: {error}");
+}
+
+#[test]
+fn a_private_key_is_never_shown() {
+    let key = "-----BEGIN PRIVATE KEY-----\\nMC4CAQAwBQYDK2Vw";
+    for text in [
+        format!("[tls]\nkey = \"{key}\"\n"),
+        format!("[tls]\npem = \"{key}\"\n"),
+        format!("[tls]\nkey = \"{key}\" x\n"),
+        format!("[tls]\nkey = '{key}\n"),
+    ] {
+        let error = Root::new().with(DEFAULT_FILE, &text).load("", &[]);
+        let error = error.unwrap_err().to_string();
+        assert!(!error.contains("MC4C"), "{text}: {error}");
+    }
 }
 
 #[test]
@@ -739,12 +755,17 @@ fn only_what_cannot_change_in_a_running_daemon_needs_a_restart() {
     other.control.mode = 0o600;
     other.control.group = Some("wheel".to_owned());
     other.node_id = Some("a".parse().unwrap());
+    other.link.hold_time *= 2;
+    other.routing.hop_limit = 7;
+    other.routing.dead_node_retention *= 2;
+    other.spool.max_bytes *= 2;
+    other.spool.max_entries *= 2;
     let restart = Settings::diff(&builtin, &other);
     assert!(
         restart.iter().all(|change| change.apply == Apply::Restart),
         "{restart:?}"
     );
-    assert_eq!(restart.len(), 7);
+    assert_eq!(restart.len(), 12);
     other.control.max_clients = 300;
     other.link.max_links = 3;
     let changes = Settings::diff(&builtin, &other.keeping_what_needs_a_restart(&builtin));

@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -125,8 +126,9 @@ fn it_says_when_it_is_ready_reloading_and_stopping() {
     let log = fs::read_to_string(log).unwrap();
     for expected in [
         "WARN changes at the next restart key=\"router\"",
-        "INFO changed key=\"link.hold-time\"",
-        "receptord.toml:1: rooter: is not a key that receptord knows; did you mean router?",
+        "WARN changes at the next restart key=\"link.hold-time\"",
+        "INFO changed key=\"log.level\"",
+        "receptord.toml:1: rooter: false: is not a key that receptord knows; did you mean router?",
         "ERROR the configuration is wrong; the one before stays in force",
     ] {
         assert!(log.contains(expected), "{expected:?} is missing in {log}");
@@ -141,7 +143,7 @@ fn exit_codes_say_what_kind_of_failure_it_was() {
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
     let (open, data) = (open.to_str().unwrap(), dir.path().join("data"));
     let data = data.to_str().unwrap();
-    let table: [(&[&str], i32, &str); 9] = [
+    let table: [(&[&str], i32, &str); 11] = [
         (&["--version"], 0, ""),
         (&["--check-config"], 0, ""),
         (&["--no-such-flag"], 2, "unexpected argument"),
@@ -156,6 +158,16 @@ fn exit_codes_say_what_kind_of_failure_it_was() {
             &["-d", data, "--peer", "192.0.2.1:1"],
             78,
             "flag --peer: peer[0].url",
+        ),
+        (
+            &["-d", data, "--listen", "ws://127.0.0.1:0"],
+            78,
+            "not part of this build",
+        ),
+        (
+            &["-d", data, "--socket-path", "/dev/null"],
+            69,
+            "/dev/null is there and is no socket",
         ),
         (
             &["--check-config", "--listen", "0.0.0.0:1"],
@@ -180,10 +192,11 @@ fn exit_codes_say_what_kind_of_failure_it_was() {
         assert!(stderr.contains(expected), "{args:?}: {stderr}");
         assert_eq!(stderr.is_empty(), code == 0, "{args:?}: {stderr}");
     }
-    assert!(
-        !Path::new(data).exists(),
-        "a wrong configuration touches nothing"
-    );
+    let untouched = dir.path().join("untouched");
+    let args = ["--log-level", "info", "--peer", "192.0.2.1:1", "-d"];
+    let output = receptord().args(args).arg(&untouched).output().unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    assert!(!untouched.exists(), "a wrong configuration touches nothing");
 }
 
 #[test]
@@ -245,6 +258,149 @@ fn a_journal_stream_gets_priorities_and_no_times() {
     assert_eq!(log.is_empty(), native, "{log}");
     assert!(log.lines().all(|line| line.starts_with("<6>")), "{log}");
     assert!(!log.contains("message_id"), "{log}");
+}
+
+/// Runs the program in namespaces of its own, as root there, after `script` has changed what it
+/// sees of the file system.
+fn in_own_namespaces(script: &str) -> Command {
+    let script = format!("set -e; {script}; exec \"$@\"");
+    let mut command = Command::new("unshare");
+    command
+        .env_clear()
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+        .args(["sh", env!("CARGO_BIN_EXE_receptord"), "--config=/dev/null"]);
+    command
+}
+
+/// One entry of the journal's native protocol: lines `NAME=value`, or for values with line
+/// breaks `NAME`, their length in 64 bits little endian, and the value.
+fn journal_entry(mut bytes: &[u8]) -> Vec<(String, String)> {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let mut fields = Vec::new();
+    while !bytes.is_empty() {
+        let end = bytes.iter().position(|byte| *byte == b'\n').unwrap();
+        let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+        if let Some(equals) = line.iter().position(|byte| *byte == b'=') {
+            fields.push((text(&line[..equals]), text(&line[equals + 1..])));
+            bytes = rest;
+        } else {
+            let (length, rest) = rest.split_first_chunk::<8>().unwrap();
+            let length = usize::try_from(u64::from_le_bytes(*length)).unwrap();
+            fields.push((text(line), text(&rest[..length])));
+            assert_eq!(rest[length], b'\n');
+            bytes = &rest[length + 1..];
+        }
+    }
+    fields
+}
+
+#[test]
+fn where_a_journal_is_its_native_protocol_is_spoken() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    fs::create_dir_all(run.join("systemd/journal")).unwrap();
+    let journal = UnixDatagram::bind(run.join("systemd/journal/socket")).unwrap();
+    // Whoever logs waits until there is room, so that it must be read all the time.
+    let (send, entries) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(length) = journal.recv(&mut buffer) {
+            if send.send(journal_entry(&buffer[..length])).is_err() {
+                return;
+            }
+        }
+    });
+    let log = File::create_new(dir.path().join("log")).unwrap();
+    let meta = log.metadata().unwrap();
+    let mut command = in_own_namespaces(&format!("mount --bind '{}' /run", run.display()));
+    command
+        .args(["node", "--node-id=node-a", "--log-level=debug", "-d"])
+        .arg(dir.path().join("data"))
+        .env("JOURNAL_STREAM", format!("{}:{}", meta.dev(), meta.ino()))
+        .stderr(log);
+    let mut daemon = Daemon::start(dir.path(), command);
+
+    let mut priorities = Vec::new();
+    let started = loop {
+        let entry = entries.recv_timeout(DEADLINE).unwrap();
+        // What finds out whether there is a journal is empty, and the journal leaves it out.
+        if entry.is_empty() {
+            continue;
+        }
+        let get = |name: &str| {
+            let mut values = entry.iter().filter(|(key, _)| key == name);
+            let value = values.next().map(|(_, value)| value.clone());
+            assert!(values.next().is_none(), "{name} twice in {entry:?}");
+            value
+        };
+        assert_eq!(get("SYSLOG_IDENTIFIER").as_deref(), Some("receptord"));
+        priorities.push(get("PRIORITY").unwrap());
+        if let Some(id) = get("MESSAGE_ID") {
+            break (id, get("MESSAGE"), get("RECEPTOR_NODE"));
+        }
+    };
+    let expected = (
+        receptord::log::id::STARTED.to_owned(),
+        Some("serving".to_owned()),
+        Some("node-a".to_owned()),
+    );
+    assert_eq!(started, expected);
+    assert_eq!(priorities.first().map(String::as_str), Some("7"), "DEBUG");
+    assert_eq!(priorities.last().map(String::as_str), Some("6"), "INFO");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+    let log = fs::read_to_string(dir.path().join("log")).unwrap();
+    assert_eq!(log, "", "nothing is said twice");
+}
+
+#[test]
+fn the_control_socket_is_the_group_receptors_where_that_can_be() {
+    // In its namespace the daemon can give files to group 0 alone.
+    for (groups, expected) in [
+        ("receptor:x:0:", "group=\"receptor\""),
+        ("wheel:x:0:\nreceptor:x:7:", "group=\"wheel\""),
+        ("wheel:x:0:", "group=\"wheel\""),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let group = dir.path().join("group");
+        fs::write(&group, format!("{groups}\n")).unwrap();
+        let log = dir.path().join("log");
+        let mut command =
+            in_own_namespaces(&format!("mount --bind '{}' /etc/group", group.display()));
+        command
+            .args(["--node-id=node-a", "--socket-path"])
+            .arg(dir.path().join("control"))
+            .arg("-d")
+            .arg(dir.path().join("data"))
+            .stderr(File::create_new(&log).unwrap());
+        let mut daemon = Daemon::start(dir.path(), command);
+        daemon.signal(Signal::SIGTERM);
+        assert_eq!(daemon.wait().code(), Some(0));
+        let log = fs::read_to_string(log).unwrap();
+        assert!(log.contains(expected), "{groups}: {log}");
+        let stays = log.contains("stays with the group of the daemon");
+        assert_eq!(stays, groups.contains('7'), "{groups}: {log}");
+    }
+}
+
+#[test]
+fn a_group_that_was_asked_for_has_to_be_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("receptord.toml");
+    fs::write(&config, "[control]\ngroup = \"no-such-group\"\n").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_receptord"))
+        .env_clear()
+        .arg("--config")
+        .arg(&config)
+        .arg("--socket-path")
+        .arg(dir.path().join("control"))
+        .arg("-d")
+        .arg(dir.path().join("data"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(stderr(&output).contains("there is no group no-such-group"));
+    assert!(!dir.path().join("control").exists());
 }
 
 /// Runs the program with these listening sockets passed under these names.

@@ -22,6 +22,9 @@ use super::error::{MAX_QUOTED, Problem};
 /// some other file given by mistake.
 const MAX_FILE: u64 = 1 << 20;
 
+/// What every private key in PEM begins with. Text with it is never quoted.
+const PRIVATE_KEY: &str = "PRIVATE KEY-----";
+
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -121,6 +124,10 @@ impl Value {
     /// The beginning of the value as one would write it, for messages.
     pub(super) fn quoted(&self) -> String {
         let text = match self {
+            // Written in place of the name of its file, it must not end up in a log.
+            Self::String(text) if text.contains(PRIVATE_KEY) => {
+                return "a private key, which is not shown".to_owned();
+            }
             Self::String(text) => quote(text),
             Self::Integer(number) => number.to_string(),
             Self::Float(number) => number.to_string(),
@@ -157,31 +164,40 @@ pub(super) fn quote(text: &str) -> String {
 pub(super) fn read(path: &Path, shown: &Path, problems: &mut Vec<Problem>) -> Table {
     match read_text(path) {
         Ok(text) => parse(&text, shown, problems),
-        Err(reason) => {
-            problems.push(Problem::new(Source::file(shown), "", reason));
+        Err((line, reason)) => {
+            let source = match line {
+                Some(line) => Source::File {
+                    path: shown.into(),
+                    line,
+                },
+                None => Source::file(shown),
+            };
+            problems.push(Problem::new(source, "", reason));
             Table::new()
         }
     }
 }
 
-fn read_text(path: &Path) -> Result<String, String> {
-    let cannot = |error: std::io::Error| format!("cannot be read: {error}");
+/// The text of a file, or why not, with the line if it is about one.
+fn read_text(path: &Path) -> Result<String, (Option<usize>, String)> {
+    let cannot = |error: std::io::Error| (None, format!("cannot be read: {error}"));
     let metadata = std::fs::metadata(path).map_err(cannot)?;
     // Opening a pipe or a device could wait for ever; /dev/null stands for an empty file.
     if !metadata.is_file() && std::fs::canonicalize(path).ok() != Some(PathBuf::from("/dev/null")) {
-        return Err("is not a file".to_owned());
+        return Err((None, "is not a file".to_owned()));
     }
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
         .map_err(cannot)?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err("is larger than 1 MiB, which no configuration is".to_owned());
+        let reason = "is larger than 1 MiB, which no configuration is";
+        return Err((None, reason.to_owned()));
     }
     String::from_utf8(bytes).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
-        format!("line {line} is not UTF-8 text")
+        (Some(line), "is not UTF-8 text".to_owned())
     })
 }
 
@@ -191,7 +207,12 @@ pub(super) fn parse(text: &str, path: &Path, problems: &mut Vec<Problem>) -> Tab
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let line = error.span().map_or(0, |span| lines.number(&span));
-        let message = error.message().replace('\n', ", ");
+        let mut message = error.message().replace('\n', ", ");
+        let seen = text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+        if line > 0 && !seen.trim().is_empty() && !text.contains(PRIVATE_KEY) {
+            let seen = Value::String(seen.trim().to_owned()).quoted();
+            message.push_str(&format!(", in the line {seen}"));
+        }
         problems.push(Problem::new(lines.at(line), "", message));
     }
     table(document.get_ref(), "", &lines, problems)

@@ -28,10 +28,10 @@ pub use self::level::LogLevel;
 pub use self::merge::{DEFAULT_FILE, DROP_IN_DIRS};
 pub use self::pattern::Pattern;
 pub use self::print::{Apply, Change};
-pub use self::read::DEFAULT_COST;
+pub use self::read::{DEFAULT_COST, MAX_LINKS};
 pub use self::settings::{
-    Allow, Control, Link, Listen, Log, Peer, Plugin, Plugins, Routing, STANDARD_PLUGIN_DIRS,
-    Settings, Shutdown, Spool, TLS_DIR, Tls, TlsFile,
+    Allow, CONTROL_GROUP, Control, Link, Listen, Log, Peer, Plugin, Plugins, Routing,
+    STANDARD_PLUGIN_DIRS, Settings, Shutdown, Spool, TLS_DIR, Tls, TlsFile,
 };
 pub use self::url::{Bind, Host, LinkUrl};
 pub use receptor_proto::NodeId;

@@ -156,15 +156,15 @@ fn blocks(settings: &Settings) -> Vec<Block> {
     }
     blocks.extend([
         Block::new("link")
-            .set(AtOnce, "hold-time", time(link.hold_time))
+            .set(Restart, "hold-time", time(link.hold_time))
             .set(AtOnce, "reconnect-min", time(link.reconnect_min))
             .set(AtOnce, "reconnect-max", time(link.reconnect_max))
             .set(AtOnce, "connect-timeout", time(link.connect_timeout))
             .set(AtOnce, "max-links", link.max_links.to_string()),
         Block::new("routing")
-            .set(AtOnce, "hop-limit", routing.hop_limit.to_string())
+            .set(Restart, "hop-limit", routing.hop_limit.to_string())
             .set(
-                AtOnce,
+                Restart,
                 "dead-node-retention",
                 time(routing.dead_node_retention),
             ),
@@ -218,8 +218,8 @@ fn blocks(settings: &Settings) -> Vec<Block> {
     }
     blocks.extend([
         Block::new("spool")
-            .set(AtOnce, "max-bytes", text(&format_bytes(spool.max_bytes)))
-            .set(AtOnce, "max-entries", spool.max_entries.to_string())
+            .set(Restart, "max-bytes", text(&format_bytes(spool.max_bytes)))
+            .set(Restart, "max-entries", spool.max_entries.to_string())
             .set(AtOnce, "default-expiry", time(spool.default_expiry)),
         Block::new("log").set(AtOnce, "level", text(log.level.as_str())),
         Block::new("shutdown").set(AtOnce, "drain-timeout", time(shutdown.drain_timeout)),
@@ -283,7 +283,9 @@ fn json(value: &Json) -> String {
 fn unset(key: &str) -> &'static str {
     match key {
         "node-id" => "a name is made up at the first start and kept in the data directory",
-        "control.group" => "the socket belongs to the group of the daemon",
+        "control.group" => {
+            "the socket belongs to the group receptor where there is one, else to that of the daemon"
+        }
         _ => "nothing",
     }
 }

@@ -30,6 +30,9 @@ const DATA_DIR: &str = "/var/lib/receptor";
 const RUNTIME_DIR: &str = "/run/receptor";
 const SOCKET_NAME: &str = "receptord.sock";
 
+/// Links that can be configured at most; each holds a descriptor.
+pub const MAX_LINKS: u32 = 65_536;
+
 /// Listeners, peers and rules of each kind. A hub is *listened to* by thousands of nodes;
 /// thousands of outgoing links from one node are a mistake.
 const MAX_BLOCKS: usize = 1000;
@@ -277,7 +280,7 @@ fn read_link(root: &mut Section, r: &mut Report) -> Link {
             10 * SECOND,
             &(SECOND / 10..=300 * SECOND),
         ),
-        max_links: section.integer(r, "max-links", 4096, 1..=65_536),
+        max_links: section.integer(r, "max-links", 4096, 1..=MAX_LINKS),
     };
     if link.reconnect_min > link.reconnect_max {
         r.refuse(

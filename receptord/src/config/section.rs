@@ -26,8 +26,22 @@ pub(super) struct Report {
     pub(super) origins: Origins,
     /// Every key that was asked for, in full.
     known: BTreeSet<String>,
-    /// Keys that nobody asked for, in full, with the known key meant instead, if any.
-    unknown: Vec<(String, Source, Option<String>)>,
+    /// Keys that nobody asked for.
+    unknown: Vec<Unknown>,
+}
+
+/// A key that nobody asked for.
+#[derive(Debug)]
+struct Unknown {
+    /// In full.
+    key: String,
+    source: Source,
+    /// The beginning of its value, for the message.
+    value: String,
+    /// The known key that was most likely meant.
+    meant: Option<String>,
+    /// What the table may hold; empty when its keys are the user's choice.
+    expected: Vec<&'static str>,
 }
 
 impl Report {
@@ -41,7 +55,14 @@ impl Report {
 
     /// Reports the keys that nobody asked for, once all that exist are known.
     pub(super) fn tell_unknown(&mut self) {
-        for (key, source, meant) in std::mem::take(&mut self.unknown) {
+        for unknown in std::mem::take(&mut self.unknown) {
+            let Unknown {
+                key,
+                source,
+                value,
+                meant,
+                expected,
+            } = unknown;
             let name = key.rsplit('.').next().unwrap_or_default();
             let elsewhere = || {
                 let same = |known: &&String| known.rsplit('.').next() == Some(name);
@@ -52,10 +73,12 @@ impl Report {
                     .find(same)
                     .cloned()
             };
-            let hint = meant
-                .or_else(elsewhere)
-                .map_or_else(String::new, |known| format!("; did you mean {known}?"));
-            let message = format!("is not a key that receptord knows{hint}");
+            let hint = match meant.or_else(elsewhere) {
+                Some(known) => format!("; did you mean {known}?"),
+                None if expected.is_empty() => String::new(),
+                None => format!("; expected one of {}", expected.join(", ")),
+            };
+            let message = format!("{value}: is not a key that receptord knows{hint}");
             self.problems.push(Problem::new(source, key, message));
         }
     }
@@ -401,9 +424,15 @@ impl Section {
             .extend(self.asked.iter().map(|key| self.key(key)));
         for (key, item) in &self.table {
             let meant = did_you_mean(key, self.asked.iter().copied()).map(ToOwned::to_owned);
-            report
-                .unknown
-                .push((self.key(key), item.source.clone(), meant));
+            let mut expected = self.asked.clone();
+            expected.sort_unstable();
+            report.unknown.push(Unknown {
+                key: self.key(key),
+                source: item.source.clone(),
+                value: item.value.quoted(),
+                meant,
+                expected,
+            });
         }
     }
 }

@@ -30,6 +30,9 @@ pub const STANDARD_PLUGIN_DIRS: [&str; 3] = [
     },
 ];
 
+/// The group that the packages make for those who may command the daemon.
+pub const CONTROL_GROUP: &str = "receptor";
+
 /// Where a TLS file with a bare name is looked for after `$CREDENTIALS_DIRECTORY`.
 pub const TLS_DIR: &str = "/etc/receptor/tls";
 
@@ -145,7 +148,8 @@ pub struct Control {
     pub enabled: bool,
     /// Its path, absolute, also when it is not served.
     pub socket_path: PathBuf,
-    /// The group it belongs to, by name or number; `None` is the daemon's own.
+    /// The group it belongs to, by name or number; `None` is [`CONTROL_GROUP`] when the system
+    /// has it and the daemon may give it, else the daemon's own.
     pub group: Option<String>,
     /// Its file mode.
     pub mode: u32,
@@ -277,6 +281,15 @@ impl Settings {
             node_id: running.node_id.clone(),
             data_dir: running.data_dir.clone(),
             router: running.router,
+            link: Link {
+                hold_time: running.link.hold_time,
+                ..self.link
+            },
+            routing: running.routing.clone(),
+            spool: Spool {
+                default_expiry: self.spool.default_expiry,
+                ..running.spool.clone()
+            },
             control: Control {
                 max_clients: self.control.max_clients,
                 max_clients_per_user: self.control.max_clients_per_user,

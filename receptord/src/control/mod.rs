@@ -21,7 +21,7 @@ mod views;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
-use crate::config::{Control, Settings};
+use crate::config::{CONTROL_GROUP, Control, Settings};
 use crate::engine::{EngineGone, EngineHandle};
 use crate::link::Links;
 use crate::log::LogHandle;
@@ -100,7 +100,11 @@ impl Context {
     }
 
     fn security(&self) -> &'static str {
-        if self.settings.borrow().tls.is_some() {
+        // A [tls] table alone encrypts nothing: what the links do counts.
+        let settings = self.settings.borrow();
+        let listen = settings.listen.iter().map(|listen| &listen.url);
+        let mut urls = listen.chain(settings.peer.iter().map(|peer| &peer.url));
+        if settings.tls.is_some() && urls.any(|url| url.is_tls()) {
             "tls"
         } else {
             "none"
@@ -234,27 +238,50 @@ impl ControlSocket {
 
 /// Sets the mode and the group of the socket file.
 fn give(path: &Path, control: &Control) -> io::Result<()> {
-    if let Some(name) = &control.group {
-        let group = match name.parse::<u32>() {
-            Ok(number) => Some(Gid::from_raw(number)),
-            Err(_) => Group::from_name(name)?.map(|group| group.gid),
-        };
-        match group {
-            Some(group) => chown(path, None, Some(group)).map_err(|error| {
-                io::Error::new(
-                    io::Error::from(error).kind(),
-                    format!("it cannot be given to the group {name}: {error}"),
-                )
-            })?,
-            None => {
-                return Err(io::Error::new(
-                    io::ErrorKind::NotFound,
-                    format!("there is no group {name} (control.group)"),
-                ));
+    match &control.group {
+        Some(name) => give_to(path, name)?,
+        // The packages' group is a default, so that a daemon without it, or without the right
+        // to give files away, serves its own group.
+        None => match give_to(path, CONTROL_GROUP) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::info!(%error, "the control socket stays with the group of the daemon");
             }
-        }
+        },
     }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(control.mode))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(control.mode))?;
+    let gid = Gid::from_raw(path.symlink_metadata()?.gid());
+    let group = match Group::from_gid(gid) {
+        Ok(Some(group)) => group.name,
+        Ok(None) | Err(_) => gid.to_string(),
+    };
+    tracing::info!(
+        path = %path.display(),
+        group,
+        mode = format_args!("{:04o}", control.mode),
+        "control socket"
+    );
+    Ok(())
+}
+
+fn give_to(path: &Path, name: &str) -> io::Result<()> {
+    let group = match name.parse::<u32>() {
+        Ok(number) => Some(Gid::from_raw(number)),
+        Err(_) => Group::from_name(name)?.map(|group| group.gid),
+    };
+    let Some(group) = group else {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("there is no group {name} (control.group)"),
+        ));
+    };
+    chown(path, None, Some(group)).map_err(|error| {
+        io::Error::new(
+            io::Error::from(error).kind(),
+            format!("it cannot be given to the group {name}: {error}"),
+        )
+    })
 }
 
 struct Server {

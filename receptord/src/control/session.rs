@@ -387,7 +387,12 @@ async fn answer(
                 let text = format!("there is no plugin {} here", command.name);
                 return Err(ErrorBody::new(ErrorCode::NoSuchPlugin, text).into());
             }
-            tagged(tag, &command)
+            let plugins = context.plugins().await;
+            match plugins.iter().find(|plugin| plugin.name == command.name) {
+                Some(plugin) => tagged(tag, plugin),
+                // Its file has gone since.
+                None => tagged(tag, &command),
+            }
         }
         Request::LogLevel(command) => {
             let level = context.log_level(command.level.as_deref())?;

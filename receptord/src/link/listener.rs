@@ -60,8 +60,23 @@ enum Socketed {
     },
 }
 
+/// Refuses a listener that would serve something else than its URL promises.
+fn check_transport(url: &LinkUrl) -> io::Result<()> {
+    match url {
+        LinkUrl::Tcp { tls: false, .. } | LinkUrl::Unix(_) => Ok(()),
+        LinkUrl::Tcp { tls: true, .. } | LinkUrl::WebSocket { .. } => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "links of this kind are not part of this build; rnp:// and unix:// are",
+        )),
+    }
+}
+
 /// Binds all addresses of a URL.
 pub(crate) async fn bind(url: &LinkUrl) -> Result<Bound, ListenError> {
+    check_transport(url).map_err(|source| ListenError {
+        url: url.clone(),
+        source,
+    })?;
     let sockets = match url.bind() {
         Some(Bind::Tcp(addresses)) => bind_tcp(&addresses),
         Some(Bind::Unix(path)) => bind_unix(&path).await,
@@ -80,6 +95,7 @@ pub(crate) async fn bind(url: &LinkUrl) -> Result<Bound, ListenError> {
 /// Takes a socket that the service manager listens on.
 pub(crate) fn adopt(url: &LinkUrl, fd: OwnedFd) -> Result<Bound, ListenError> {
     let adopt = || {
+        check_transport(url)?;
         let socket = Socket::from(fd);
         socket.set_nonblocking(true)?;
         Ok(if socket.domain()? == Domain::UNIX {
