@@ -410,8 +410,9 @@ impl PluginMessage {
 }
 
 /// The start of a line that broke the protocol, short enough for an error and fit for a log:
-/// control characters and bytes that are not UTF-8 are replaced.
+/// control characters and bytes that are not UTF-8 are replaced, and its end is left away.
 pub fn excerpt(line: &[u8]) -> String {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
     let start = line.get(..EXCERPT).unwrap_or(line);
     String::from_utf8_lossy(start)
         .chars()

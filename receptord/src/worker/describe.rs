@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use receptor_proto::ErrorBody;
 use receptor_proto::plugin::{
-    HostHello, HostMessage, Limits, MAX_HELLO, MAX_LINE, PROTOCOL_VERSION, PluginHello,
+    HostHello, HostMessage, Json, Limits, MAX_HELLO, MAX_LINE, PROTOCOL_VERSION, PluginHello,
     PluginMessage, env, excerpt, feature,
 };
 use tokio::time::timeout_at;
@@ -195,7 +195,8 @@ pub(super) fn host_hello(config: &HostConfig, plugin: &str) -> HostMessage {
         config: config
             .plugins
             .get(plugin)
-            .and_then(|own| own.config.clone()),
+            .and_then(|own| own.config.clone())
+            .or_else(|| Json::from_value(&serde_json::Map::new()).ok()),
     })
 }
 
@@ -304,6 +305,15 @@ pub(super) async fn put_down(process: &mut Process, patience: Duration) {
 /// The plugin's own part of the configuration.
 pub(super) fn own_config(config: &HostConfig, plugin: &str) -> PluginConfig {
     config.plugins.get(plugin).cloned().unwrap_or_default()
+}
+
+/// `plugin-exit` for a process that closed its stdout and was ended because it stayed.
+pub(super) fn closed_error(process: &mut Process, plugin: &str) -> ErrorBody {
+    let mut problem = exit_error(process, plugin);
+    problem.message = format!(
+        "{plugin} closed its stdout without a final message and did not exit: it was killed"
+    );
+    problem
 }
 
 /// `plugin-exit` for a process that has ended.

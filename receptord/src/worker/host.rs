@@ -1055,7 +1055,9 @@ impl Plugin {
         if self.stopped.is_some() {
             return self.stopped.clone();
         }
-        let hello = self.hello.as_ref()?;
+        let Some(hello) = &self.hello else {
+            return Some("it has not said its hello yet".to_owned());
+        };
         let reason = hello.reason.clone();
         (!hello.ready).then(|| reason.unwrap_or_else(|| "it does not say why".to_owned()))
     }

@@ -33,8 +33,8 @@ use super::alarm::Alarm;
 use super::api::{Job, Report};
 use super::config::HostConfig;
 use super::describe::{
-    Executable, Parting, Purpose, exit_error, host_hello, let_go, make_dir, own_config, put_down,
-    read_hello, start,
+    Executable, Parting, Purpose, closed_error, exit_error, host_hello, let_go, make_dir,
+    own_config, put_down, read_hello, start,
 };
 use super::job_dir::Handover;
 use super::outcome::{Outcome, cut, describe, error, protocol_error};
@@ -600,7 +600,11 @@ impl Conversation<'_> {
         if self.running.why.is_some() {
             return self.judge(None);
         }
-        self.process.kill_if_alive().await;
+        if self.process.status().is_none() {
+            self.process.kill().await;
+            let problem = closed_error(self.process, &self.task.plugin.name);
+            return Outcome::Failed(problem);
+        }
         let status = self.process.status();
         if self.task.action.output != OutputKind::Json
             && let Some(code) = status.and_then(|status| status.code())

@@ -57,7 +57,8 @@ pub(super) struct Handover {
     pub dir: PathBuf,
     /// The payload's file in it, when there must be one.
     pub file_name: String,
-    /// The plugin reads payloads by file.
+    /// The plugin says that it reads payloads by file. To one that does not, a payload goes in the
+    /// line for as long as it fits one, and by file beyond that.
     pub reads_files: bool,
 }
 
@@ -125,14 +126,6 @@ impl Handover {
         if usize::try_from(size).is_ok_and(|size| size <= limit) {
             let bytes = fs::read(source).map_err(|e| failed(&e))?;
             return self.inline(&bytes, kind);
-        }
-        if !self.reads_files && kind != PayloadKind::File {
-            return Err(error(
-                ErrorCode::PayloadTooLarge,
-                format!(
-                    "the payload has {size} bytes, and the plugin takes at most {limit}: it does not read payloads by file"
-                ),
-            ));
         }
         let open = || File::open(source).map_err(|e| failed(&e));
         match kind {

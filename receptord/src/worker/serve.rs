@@ -32,8 +32,8 @@ use super::alarm::Alarm;
 use super::api::{Job, JobPayload, Report};
 use super::config::HostConfig;
 use super::describe::{
-    Executable, Purpose, exit_error, host_hello, let_go, make_dir, own_config, put_down,
-    read_hello, start,
+    Executable, Purpose, closed_error, exit_error, host_hello, let_go, make_dir, own_config,
+    put_down, read_hello, start,
 };
 use super::job::MAX_LOG;
 use super::job_dir::Handover;
@@ -731,12 +731,17 @@ impl Serving<'_> {
                 break;
             }
         }
+        let lingers = self.process.status().is_none();
         self.process.kill_if_alive().await;
         let was_clean = self.process.status().is_some_and(|status| status.success());
         if self.jobs.is_empty() && was_clean {
             return ServerEnd::Stopped;
         }
-        let problem = exit_error(self.process, self.name);
+        let problem = if lingers {
+            closed_error(self.process, self.name)
+        } else {
+            exit_error(self.process, self.name)
+        };
         self.fail_all(&problem).await;
         ServerEnd::Crashed(problem.message)
     }

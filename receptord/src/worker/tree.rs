@@ -7,6 +7,7 @@
 //! | it is a descendant of the plugin | all, while the plugin lives |
 //! | its session or process group is the plugin's | children of a plugin that has died |
 //! | its first environment names the job directory | those that called `setsid` |
+//! | it is an orphan here that works in the job directory | those that cleared their environment as well |
 //! | it is a descendant of one of these | helpers of those |
 //! | it is an orphan here, and no plugin that runs is old enough to be its parent | those that hid all of the above |
 //!
@@ -183,6 +184,11 @@ fn job_dir(pid: i32) -> Option<PathBuf> {
     })
 }
 
+/// Whether a process works in this directory or below it.
+fn works_in(pid: i32, dir: &Path) -> bool {
+    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|place| place.starts_with(dir))
+}
+
 /// Kills the plugin and everything that is of its job, and returns when all of it is dead or
 /// [`DEATH`] has passed. The plugin itself remains for whoever waits for it.
 pub(super) fn kill_all(root: &Root) {
@@ -194,7 +200,10 @@ pub(super) fn kill_all(root: &Root) {
             snapshot.descend(root.pid, &mut set);
         }
         for orphan in snapshot.orphans() {
-            if orphan.is_of_session(root.pid) || job_dir(orphan.pid).as_ref() == Some(&root.dir) {
+            if orphan.is_of_session(root.pid)
+                || job_dir(orphan.pid).as_ref() == Some(&root.dir)
+                || works_in(orphan.pid, &root.dir)
+            {
                 snapshot.descend(orphan.pid, &mut set);
             }
         }
@@ -230,6 +239,8 @@ pub(super) fn sweep(ended: &[Root]) {
             } else if let Some(dir) = job_dir(orphan.pid) {
                 // A directory outlives its job only until everything of the job is gone.
                 ended.iter().any(|root| root.dir == dir) || !dir.exists()
+            } else if ended.iter().any(|root| works_in(orphan.pid, &root.dir)) {
+                true
             } else {
                 hunts && oldest_plugin.is_none_or(|start| start > orphan.start)
             };

@@ -324,6 +324,7 @@ impl Rig {
         loop {
             if let Some(info) = self.list().await.get(name)
                 && let Some(reason) = &info.reason
+                && !reason.contains("not said its hello yet")
             {
                 assert!(!info.ready);
                 return reason.clone();

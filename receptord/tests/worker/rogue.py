@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A plugin that breaks the rule that its file name or its action names.
 
-With "cancel" in its file name it claims to listen to cancels; with "serve" it serves.
+With "cancel" in its file name it claims to listen to cancels; with "serve" it serves; with
+"plain" it does not claim to read payloads by file.
 """
 import json
 import os
@@ -36,7 +37,7 @@ def hello(**changes):
     message = {
         "type": "hello", "protocol": 1, "name": NAME, "version": "1.0.0",
         "mode": "serve" if "serve" in NAME else "job",
-        "features": ["file"] + (["cancel"] if "cancel" in NAME else []),
+        "features": ([] if "plain" in NAME else ["file"]) + (["cancel"] if "cancel" in NAME else []),
         "actions": {name: descriptor for name, (_, descriptor) in ACTIONS.items()},
     }
     if message["mode"] == "serve":
@@ -376,6 +377,17 @@ def vanish(job, payload):
         close_all()
         os.chdir("/")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.execve("/bin/sleep", ["sleep", "3600"], {})
+    pid = orphan(hidden)
+    say(type="data", id=job, data={"pid": pid})
+    say(type="done", id=job, code=0)
+
+
+@action(payload="none")
+def nameless(job, payload):
+    """A grandchild that hides session and environment, but stays in the directory."""
+    def hidden():
+        close_all()
         os.execve("/bin/sleep", ["sleep", "3600"], {})
     pid = orphan(hidden)
     say(type="data", id=job, data={"pid": pid})

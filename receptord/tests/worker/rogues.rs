@@ -259,6 +259,8 @@ fn a_last_line_without_its_newline_still_counts() {
 fn a_closed_stdout() {
     rogue("closes-stdout", |work| {
         assert_eq!(work.code(), "plugin-exit");
+        let message = &work.error().message;
+        assert!(message.contains("closed its stdout"), "{message}");
     });
 }
 
@@ -501,6 +503,22 @@ fn a_grandchild_that_hides() {
         let gone = format!("/proc/{pid}");
         rig.until_seen("it is reaped", || !std::path::Path::new(&gone).exists())
             .await;
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn a_grandchild_that_stays_in_the_directory_while_an_older_plugin_runs() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let older = rig.send("rogue:sleepy", "").await;
+        rig.until_data(older, 1).await;
+        let work = rig.run("rogue:nameless", "").await;
+        work.result();
+        let pid = work.pid();
+        rig.until_seen("the grandchild is dead", || !is_alive(pid))
+            .await;
+        assert!(rig.work(older).unwrap().done.is_none());
         rig.stop().await;
     });
 }
