@@ -52,8 +52,6 @@ pub const MAX_ACTIONS: usize = 64;
 pub const MAX_JOBS: u32 = 65_536;
 /// Longest free text of a hello (version, about, reason) in bytes.
 pub const MAX_TEXT: usize = 1_024;
-/// Jobs that wait for one plugin; one more is answered with [`ErrorCode::Busy`].
-pub const MAX_QUEUE: usize = 100;
 /// Status messages kept for a job in a second; in between the latest wins.
 pub const MAX_STATUS_PER_SECOND: u32 = 4;
 /// Bytes of stderr kept for a job.

@@ -151,7 +151,6 @@ fn limits_and_names_in_the_text_are_those_of_the_types() {
         plugin::SERVE_IDLE.as_secs()
     )));
     assert!(TEXT.contains(&format!("silent for {} s", plugin::PING_AFTER.as_secs())));
-    assert!(TEXT.contains(&format!("one plugin | {}, then `busy`", plugin::MAX_QUEUE)));
     for name in [
         plugin::env::PROTOCOL,
         plugin::env::NODE,

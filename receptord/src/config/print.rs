@@ -190,7 +190,6 @@ fn blocks(settings: &Settings) -> Vec<Block> {
         Block::new("plugins")
             .set(AtOnce, "dirs", format!("[{}]", dirs.join(", ")))
             .set(AtOnce, "max-works", plugins.max_works.to_string())
-            .set(AtOnce, "max-waiting", plugins.max_waiting.to_string())
             .set(AtOnce, "hello-timeout", time(plugins.hello_timeout))
             .set(AtOnce, "cancel-grace", time(plugins.cancel_grace))
             .set(AtOnce, "allow-unsafe", plugins.allow_unsafe.to_string()),

@@ -430,7 +430,6 @@ fn read_plugins(root: &mut Section, r: &mut Report) -> Plugins {
             .texts(r, "dirs", MAX_PLUGIN_DIRS, absolute)
             .unwrap_or_default(),
         max_works: section.integer(r, "max-works", 8, 1..=plugin::MAX_JOBS),
-        max_waiting: section.integer(r, "max-waiting", DEFAULT_WAITING, 0..=1_000_000),
         hello_timeout: section.duration(r, "hello-timeout", plugin::HELLO_TIMEOUT, &grace),
         cancel_grace: section.duration(r, "cancel-grace", plugin::CANCEL_GRACE, &grace),
         allow_unsafe: section.boolean(r, "allow-unsafe", false),
@@ -454,9 +453,6 @@ fn read_plugins(root: &mut Section, r: &mut Report) -> Plugins {
     section.finish(r);
     plugins
 }
-
-#[expect(clippy::cast_possible_truncation, reason = "a constant of 100")]
-const DEFAULT_WAITING: u32 = plugin::MAX_QUEUE as u32;
 
 fn read_plugin(mut section: Section, r: &mut Report) -> Option<Plugin> {
     let whole = Value::Table(section.snapshot());

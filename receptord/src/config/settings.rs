@@ -164,10 +164,8 @@ pub struct Control {
 pub struct Plugins {
     /// Configured directories; see [`Plugins::search_path`].
     pub dirs: Vec<PathBuf>,
-    /// Works running at once on this node; what exceeds it waits.
+    /// Works running at once on this node, those of a serving plugin as one; what exceeds it waits.
     pub max_works: u32,
-    /// Works of one plugin waiting at once; what exceeds it is refused as busy.
-    pub max_waiting: u32,
     /// Time for a plugin to say hello.
     pub hello_timeout: Duration,
     /// Time for a plugin to end a cancelled work by itself.

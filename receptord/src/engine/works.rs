@@ -18,7 +18,9 @@ use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 use tokio::sync::mpsc;
 
 use super::Engine;
-use crate::worker::{Admission, Command, Job, JobPayload, Report, ReportPayload, WINDOW_RESULTS};
+use crate::worker::{
+    Admission, Command, Job, JobPayload, MAX_WAITING, Report, ReportPayload, WINDOW_RESULTS,
+};
 
 /// The plugin host, as the engine reaches it.
 #[derive(Debug)]
@@ -46,7 +48,7 @@ pub(super) struct Works {
 /// The works of one plugin that have no place yet.
 #[derive(Debug, Default)]
 struct Queue {
-    /// How many the host has taken and not started; it refuses more than it is configured for.
+    /// How many the host has taken and not started, at most [`MAX_WAITING`].
     at_host: usize,
     /// In the order in which they came.
     held: VecDeque<Job>,
@@ -136,16 +138,16 @@ impl Works {
         self.pending.push_back(command);
     }
 
-    /// Gives as many works of a plugin to the host as it takes, at most `max_waiting` of them
-    /// without a place. Those that got one at once are returned.
-    fn admit(&mut self, plugin: &str, max_waiting: usize) -> Vec<MessageId> {
+    /// Gives as many works of a plugin to the host as it takes. Those that got a place at once are
+    /// returned.
+    fn admit(&mut self, plugin: &str) -> Vec<MessageId> {
         let mut started = Vec::new();
         let Some(queue) = self.queues.get_mut(plugin) else {
             return started;
         };
         while let Some(job) = queue.held.front() {
             let admitted = self.admission.try_admit(&job.directive).is_some();
-            if !admitted && queue.at_host >= max_waiting {
+            if !admitted && queue.at_host >= MAX_WAITING {
                 break;
             }
             let Some(mut job) = queue.held.pop_front() else {
@@ -244,10 +246,7 @@ impl Engine {
 
     /// Lets the host have what it has a place for.
     fn admit(&mut self, plugin: &str) {
-        let max_waiting = self.settings.borrow().plugins.max_waiting;
-        // With nothing allowed to wait the host itself must say so.
-        let max_waiting = usize::try_from(max_waiting).unwrap_or(usize::MAX).max(1);
-        for work in self.works.admit(plugin, max_waiting) {
+        for work in self.works.admit(plugin) {
             self.mesh.work_started(self.now, work);
         }
     }

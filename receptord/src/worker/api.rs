@@ -21,11 +21,13 @@ use super::config::HostConfig;
 pub const WINDOW_RESULTS: usize = 64;
 /// Bytes of such results that are held in memory; the last one may exceed it.
 pub const WINDOW_BYTES: usize = 512 * 1024;
+/// Works of one plugin that wait at the host for a place. The engine keeps the others, in order.
+pub const MAX_WAITING: usize = 100;
 
 /// From the engine to the host.
 #[derive(Debug)]
 pub enum Command {
-    /// Run this work when there is room for it. Ends with [`Report::Done`], always, unless the
+    /// Run this work when there is room for it; at most [`MAX_WAITING`] of a plugin may wait. Ends with [`Report::Done`], always, unless the
     /// host shuts down before the work was started.
     Run(Job),
     /// The start of the work is safe on the disk: hand it over. Follows [`Report::Started`], or

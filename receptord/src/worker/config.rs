@@ -11,8 +11,8 @@ use std::time::Duration;
 use nix::unistd::{User, geteuid};
 use receptor_proto::NodeId;
 use receptor_proto::plugin::{
-    CANCEL_GRACE, DESCRIBE_EXIT, DRAIN_AFTER_EXIT, HELLO_TIMEOUT, Json, MAX_QUEUE, PING_AFTER,
-    SERVE_IDLE, SHUTDOWN_GRACE, TERM_GRACE,
+    CANCEL_GRACE, DESCRIBE_EXIT, DRAIN_AFTER_EXIT, HELLO_TIMEOUT, Json, PING_AFTER, SERVE_IDLE,
+    SHUTDOWN_GRACE, TERM_GRACE,
 };
 
 use super::exec::Limit;
@@ -39,10 +39,8 @@ pub struct HostConfig {
     pub helper: PathBuf,
     /// What of the daemon's environment plugins get.
     pub inherited: Vec<(OsString, OsString)>,
-    /// Works that run at once on this node.
+    /// Works that run at once on this node; those of a serving plugin count as one.
     pub max_works: usize,
-    /// Works that wait for one plugin.
-    pub max_waiting: usize,
     /// Take plugins that others could have written.
     pub allow_unsafe: bool,
     /// The part of each plugin.
@@ -162,7 +160,6 @@ impl HostConfig {
             helper: PathBuf::from("/proc/self/exe"),
             inherited: inherited(),
             max_works: 8,
-            max_waiting: MAX_QUEUE,
             allow_unsafe: false,
             plugins: BTreeMap::new(),
             times: Times::default(),
@@ -176,7 +173,6 @@ impl HostConfig {
         config.dirs = settings.search_path().map(PluginDir::new).collect();
         config.dirs.extend(own_dir());
         config.max_works = size(settings.max_works);
-        config.max_waiting = size(settings.max_waiting);
         config.allow_unsafe = settings.allow_unsafe;
         config.times.hello = settings.hello_timeout;
         config.times.cancel_grace = settings.cancel_grace;

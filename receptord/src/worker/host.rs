@@ -30,7 +30,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::admission::Admission;
 use super::alarm::Alarm;
-use super::api::{Command, Job, JobPayload, PluginInfo, Report, ReportPayload};
+use super::api::{Command, Job, JobPayload, MAX_WAITING, PluginInfo, Report, ReportPayload};
 use super::config::{HostConfig, PluginConfig};
 use super::describe::{Executable, describe};
 use super::discover::{Found, Installed};
@@ -317,16 +317,13 @@ impl Host {
             self.start(&name, job);
             return;
         }
-        let max = self.config.max_waiting;
         let Some(plugin) = self.plugins.get_mut(&name) else {
             return;
         };
-        let room = plugin.waiting.is_empty() && self.admission.has_room(&name);
-        if plugin.waiting.len() >= max && !room {
-            let message = format!("{max} works wait for {name} already");
-            self.refuse(job.work, error(ErrorCode::Busy, message));
-            return;
-        }
+        debug_assert!(
+            plugin.waiting.len() < MAX_WAITING,
+            "the engine keeps the rest"
+        );
         self.order += 1;
         let work = job.work;
         plugin.waiting.push_back((self.order, job));

@@ -45,7 +45,8 @@ mod watch;
 
 pub use self::admission::{Admission, Admitted};
 pub use self::api::{
-    Command, Job, JobPayload, PluginInfo, Report, ReportPayload, WINDOW_BYTES, WINDOW_RESULTS,
+    Command, Job, JobPayload, MAX_WAITING, PluginInfo, Report, ReportPayload, WINDOW_BYTES,
+    WINDOW_RESULTS,
 };
 pub use self::config::{HostConfig, PluginConfig, PluginDir, Times};
 pub use self::host::{Host, HostError};

@@ -58,7 +58,7 @@ pub enum ErrorCode {
     PermissionDenied,
     /// The plugin says that it cannot work now.
     NotReady,
-    /// Too many jobs wait for the plugin.
+    /// The plugin has more to do than it bears.
     Busy,
     /// Something the plugin needs is not installed.
     MissingDependency,
