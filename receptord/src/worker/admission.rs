@@ -4,6 +4,9 @@
 //! hands them to works that wait, and the engine, which may take one for a message in the moment in
 //! which it arrives: arrival and start of such a work are then written to the disk in one step. Never starts
 //! anything.
+//!
+//! A place on the node is one process: a work in a process of its own takes one, and all works of a
+//! serving plugin take one together. How many of these run is only for the plugin to say.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -26,7 +29,6 @@ pub struct Admitted {
 struct Book {
     closed: bool,
     max: usize,
-    used: usize,
     waiting: usize,
     plugins: BTreeMap<String, Place>,
 }
@@ -34,11 +36,54 @@ struct Book {
 #[derive(Debug, Default)]
 struct Place {
     open: bool,
+    /// Its works share one process.
+    serves: bool,
     max: usize,
     used: usize,
     waiting: usize,
     /// With whether they are idempotent.
     actions: BTreeMap<String, bool>,
+}
+
+impl Place {
+    fn has_room(&self) -> bool {
+        self.open && self.used < self.max
+    }
+
+    /// Places on the node that its works take.
+    fn processes(&self) -> usize {
+        if self.serves {
+            self.used.min(1)
+        } else {
+            self.used
+        }
+    }
+
+    /// Whether one more work needs no place on the node.
+    fn joins(&self) -> bool {
+        self.serves && self.used > 0
+    }
+}
+
+impl Book {
+    fn has_place(&self) -> bool {
+        // A node has a handful of plugins.
+        let used: usize = self.plugins.values().map(Place::processes).sum();
+        used < self.max
+    }
+}
+
+/// What is known of a plugin.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// It may get works.
+    pub open: bool,
+    /// Its works share one process.
+    pub serves: bool,
+    /// How many of them may run at once.
+    pub max: usize,
+    /// Its actions, and whether they are idempotent.
+    pub actions: BTreeMap<String, bool>,
 }
 
 impl Admission {
@@ -47,16 +92,16 @@ impl Admission {
     #[must_use]
     pub fn try_admit(&self, directive: &Directive) -> Option<Admitted> {
         let mut book = self.0.borrow_mut();
-        if book.closed || book.used >= book.max || book.waiting > 0 {
+        let place = book.plugins.get(directive.plugin())?;
+        if book.closed || !place.has_room() || place.waiting > 0 {
+            return None;
+        }
+        if !place.joins() && (book.waiting > 0 || !book.has_place()) {
             return None;
         }
         let place = book.plugins.get_mut(directive.plugin())?;
-        if !place.open || place.used >= place.max {
-            return None;
-        }
         let idempotent = *place.actions.get(directive.action())?;
         place.used += 1;
-        book.used += 1;
         Some(Admitted { idempotent })
     }
 
@@ -72,7 +117,12 @@ impl Admission {
     /// Works that have a place.
     #[must_use]
     pub fn used(&self) -> usize {
-        self.0.borrow().used
+        self.0
+            .borrow()
+            .plugins
+            .values()
+            .map(|place| place.used)
+            .sum()
     }
 
     pub(super) fn set_max(&self, max: usize) {
@@ -83,19 +133,14 @@ impl Admission {
         self.0.borrow_mut().closed = true;
     }
 
-    /// What is known of a plugin. It gets no work while it is not open.
-    pub(super) fn set_plugin(
-        &self,
-        name: &str,
-        open: bool,
-        max: usize,
-        actions: BTreeMap<String, bool>,
-    ) {
+    /// What is known of a plugin now.
+    pub(super) fn set_plugin(&self, name: &str, known: Known) {
         let mut book = self.0.borrow_mut();
         let place = book.plugins.entry(name.to_owned()).or_default();
-        place.open = open;
-        place.max = max;
-        place.actions = actions;
+        place.open = known.open;
+        place.serves = known.serves;
+        place.max = known.max;
+        place.actions = known.actions;
     }
 
     /// The plugin gets no work until it is open again.
@@ -120,25 +165,19 @@ impl Admission {
     /// Whether a work that waits for this plugin could start.
     pub(super) fn has_room(&self, name: &str) -> bool {
         let book = self.0.borrow();
-        book.used < book.max
-            && book
-                .plugins
-                .get(name)
-                .is_some_and(|place| place.open && place.used < place.max)
+        book.plugins
+            .get(name)
+            .is_some_and(|place| place.has_room() && (place.joins() || book.has_place()))
     }
 
     pub(super) fn take(&self, name: &str) {
-        let mut book = self.0.borrow_mut();
-        book.used += 1;
-        if let Some(place) = book.plugins.get_mut(name) {
+        if let Some(place) = self.0.borrow_mut().plugins.get_mut(name) {
             place.used += 1;
         }
     }
 
     pub(super) fn give_back(&self, name: &str) {
-        let mut book = self.0.borrow_mut();
-        book.used = book.used.saturating_sub(1);
-        if let Some(place) = book.plugins.get_mut(name) {
+        if let Some(place) = self.0.borrow_mut().plugins.get_mut(name) {
             place.used = place.used.saturating_sub(1);
         }
     }
@@ -165,14 +204,50 @@ mod tests {
         text.parse().unwrap()
     }
 
+    /// A plugin that bears three works at once.
+    fn known(serves: bool) -> Known {
+        Known {
+            open: true,
+            serves,
+            max: 3,
+            actions: BTreeMap::from([("echo".to_owned(), true), ("fail".to_owned(), false)]),
+        }
+    }
+
+    #[test]
+    fn works_that_share_a_process_share_a_place() {
+        let admission = Admission::default();
+        admission.set_max(2);
+        admission.set_plugin("serve", known(true));
+        admission.set_plugin("echo", known(false));
+        let (serve, echo) = (directive("serve:echo"), directive("echo:echo"));
+        assert!(admission.try_admit(&serve).is_some());
+        assert!(admission.try_admit(&echo).is_some());
+        assert_eq!(admission.try_admit(&echo), None);
+        admission.set_waiting("echo", 1);
+        for _ in 1..3 {
+            assert!(admission.has_room("serve"));
+            assert!(admission.try_admit(&serve).is_some());
+        }
+        assert!(!admission.has_room("serve"));
+        assert_eq!(admission.try_admit(&serve), None);
+        assert_eq!((admission.used(), admission.used_by("serve")), (4, 3));
+        // The last of them gives the place back.
+        for has_room in [false, false, true] {
+            admission.give_back("serve");
+            assert_eq!(admission.has_room("echo"), has_room);
+        }
+        admission.take("echo");
+        assert!(!admission.has_room("serve"), "a new process needs a place");
+    }
+
     #[test]
     fn a_place_is_given_only_when_nobody_waits_for_it() {
         let admission = Admission::default();
         let echo = directive("echo:echo");
         assert_eq!(admission.try_admit(&echo), None);
         admission.set_max(2);
-        let actions = BTreeMap::from([("echo".to_owned(), true), ("fail".to_owned(), false)]);
-        admission.set_plugin("echo", true, 8, actions);
+        admission.set_plugin("echo", known(false));
         assert_eq!(
             admission.try_admit(&echo),
             Some(Admitted { idempotent: true })

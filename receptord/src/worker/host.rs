@@ -28,7 +28,7 @@ use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::admission::Admission;
+use super::admission::{Admission, Known};
 use super::alarm::Alarm;
 use super::api::{Command, Job, JobPayload, MAX_WAITING, PluginInfo, Report, ReportPayload};
 use super::config::{HostConfig, PluginConfig};
@@ -711,9 +711,20 @@ impl Host {
             && plugin.stopped.is_none()
             && plugin.paused_until.is_none()
             && !plugin.unknown;
-        let max = own.or(said).unwrap_or(usize::MAX);
-        self.admission
-            .set_plugin(name, open, max, actions.collect());
+        let serves = hello.mode == Mode::Serve;
+        // One that serves and does not say how much it bears gets as many as processes would.
+        let unsaid = if serves {
+            self.config.max_works
+        } else {
+            usize::MAX
+        };
+        let known = Known {
+            open,
+            serves,
+            max: own.or(said).unwrap_or(unsaid),
+            actions: actions.collect(),
+        };
+        self.admission.set_plugin(name, known);
     }
 
     /// Refuses works that wait for what will not come.

@@ -74,7 +74,7 @@ fn what_cannot_run_is_refused_with_what_can() {
 #[test]
 fn payloads_go_by_file_when_they_are_large_or_asked_for() {
     run(async {
-        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let mut rig = Rig::new(&["rogue", "plain"], |_| {}).await;
         let small = JobPayload::Inline(Bytes::from_static(b"\x00\xff"));
         let id = rig.submit("rogue:by-file", Content::Bytes, small).await;
         let work = rig.finish(id).await;
@@ -101,6 +101,18 @@ fn payloads_go_by_file_when_they_are_large_or_asked_for() {
         let id = rig.submit("rogue:good", Content::Json, file).await;
         assert_eq!(rig.finish(id).await.code(), "invalid-payload");
         assert!(path.exists(), "the engine's file stays");
+
+        // A plugin that does not name the feature gets in the line what fits one, and only that.
+        for (size, seen) in [(300_000, false), (1_100_000, true)] {
+            let text = format!("\"{}\"", "x".repeat(size));
+            std::fs::write(&path, &text).unwrap();
+            let size = u64::try_from(text.len()).unwrap();
+            let path = path.clone();
+            let file = JobPayload::File { path, size };
+            let id = rig.submit("plain:good", Content::Json, file).await;
+            let work = rig.finish(id).await;
+            assert_eq!(work.data[0].bytes == b"\"payload\""[..], seen, "{size}");
+        }
 
         // Between a segment and a line: read and put into the line.
         let text = format!("[\"{}\"]", "y".repeat(100_000));
@@ -283,6 +295,38 @@ fn the_node_s_own_limit_holds_over_all_plugins() {
         assert!(rig.work(third).is_none());
         rig.finish(second).await.result();
         rig.finish(third).await.result();
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn a_serving_plugin_takes_one_place_however_many_works_it_runs() {
+    run(async {
+        let mut rig = Rig::new(&["rogue", "serve"], |config| config.max_works = 2).await;
+        let own = PluginConfig {
+            max_works: Some(3),
+            ..PluginConfig::default()
+        };
+        let mut config = rig.config.clone();
+        config.plugins.insert("serve".into(), own);
+        rig.command(Command::SetConfig(Box::new(config))).await;
+        let mut works = Vec::new();
+        for _ in 0..4 {
+            works.push(rig.send("serve:later", "").await);
+        }
+        for work in &works[..3] {
+            rig.until_data(*work, 1).await;
+        }
+        assert_eq!(rig.list().await["serve"].waiting, 1);
+        // The other place is still free, and the last one waits for its plugin alone.
+        rig.run("rogue:good", "1").await.result();
+        assert!(rig.work(works[3]).is_none());
+        rig.cancel(works[3]).await;
+        rig.run("rogue:good", "1").await.result();
+        for work in works {
+            rig.cancel(work).await;
+            rig.finish(work).await;
+        }
         rig.stop().await;
     });
 }
