@@ -301,7 +301,7 @@ fn where_a_journal_is_its_native_protocol_is_spoken() {
     fs::create_dir_all(run.join("systemd/journal")).unwrap();
     let journal = UnixDatagram::bind(run.join("systemd/journal/socket")).unwrap();
     // Whoever logs waits until there is room, so that it must be read all the time.
-    let (send, entries) = mpsc::channel();
+    let (send, entries) = mpsc::sync_channel(1024);
     std::thread::spawn(move || {
         let mut buffer = vec![0; 1 << 16];
         while let Ok(length) = journal.recv(&mut buffer) {
