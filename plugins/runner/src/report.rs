@@ -17,6 +17,10 @@ const OUTPUT_KEPT: usize = 8_192;
 const MAX_RESULT: usize = 262_144;
 /// Bytes of a task's name that a person is shown.
 const MAX_TASK: usize = 120;
+/// Failures that the result tells in words; all of them went as events before.
+const MAX_TOLD: usize = 10;
+/// Characters of each of them.
+const MAX_WORDS: usize = 400;
 
 /// What became of a job so far.
 #[derive(Debug)]
@@ -36,6 +40,9 @@ pub(crate) struct Report {
     pub(crate) dropped: u64,
     cut: u64,
     no_hosts: bool,
+    /// The first failures, a line each.
+    told: Vec<String>,
+    untold: u64,
     stats: Option<Map<String, Value>>,
     artifact_data: Option<Value>,
     output: Tail,
@@ -77,6 +84,7 @@ struct Line<'a> {
 /// module does not hide the others.
 #[derive(Default, Deserialize)]
 struct EventData<'a> {
+    host: Option<Value>,
     task: Option<Value>,
     ignore_errors: Option<Value>,
     #[serde(borrow)]
@@ -86,6 +94,46 @@ struct EventData<'a> {
 #[derive(Default, Deserialize)]
 struct Res {
     changed: Option<Value>,
+    msg: Option<Value>,
+    /// In place of everything else where a task says `no_log`.
+    censored: Option<Value>,
+    rc: Option<Value>,
+    stderr: Option<Value>,
+    module_stderr: Option<Value>,
+    stdout: Option<Value>,
+}
+
+impl Res {
+    /// Why it failed, on one line.
+    fn why(&self) -> String {
+        let text = |value: &Option<Value>| match value {
+            Some(Value::String(text)) => text.trim().to_owned(),
+            Some(value @ (Value::Number(_) | Value::Array(_) | Value::Object(_))) => {
+                value.to_string()
+            }
+            Some(Value::Null | Value::Bool(_)) | None => String::new(),
+        };
+        let mut why = [&self.msg, &self.censored]
+            .map(text)
+            .into_iter()
+            .find(|text| !text.is_empty())
+            .unwrap_or_else(|| "no reason is given".to_owned());
+        let rc = text(&self.rc);
+        if !rc.is_empty() && rc != "0" {
+            why.push_str(&format!(" (rc {rc})"));
+        }
+        let said = [&self.stderr, &self.module_stderr, &self.stdout]
+            .map(text)
+            .into_iter()
+            .find(|text| !text.is_empty());
+        if let Some(line) = said.as_deref().and_then(|said| said.lines().last())
+            && !why.contains(line.trim())
+        {
+            why.push_str(": ");
+            why.push_str(line.trim());
+        }
+        why
+    }
 }
 
 impl Report {
@@ -103,6 +151,8 @@ impl Report {
             dropped: 0,
             cut: 0,
             no_hosts: false,
+            told: Vec::new(),
+            untold: 0,
             stats: None,
             artifact_data: None,
             output: Tail::new(OUTPUT_KEPT),
@@ -212,6 +262,7 @@ impl Report {
         }
         if rc != 0 {
             result["output"] = self.output().into();
+            result["message"] = self.message().into();
         }
         for large in ["artifact_data", "stats"] {
             if result.to_string().len() > MAX_RESULT {
@@ -220,6 +271,38 @@ impl Report {
             }
         }
         result
+    }
+
+    /// Why the job failed, for a person: a line for each of the first failures.
+    fn message(&self) -> String {
+        let mut lines = self.told.clone();
+        if self.untold > 0 {
+            lines.push(format!("and {} more failures", self.untold));
+        }
+        if lines.is_empty() && self.no_hosts_matched() {
+            lines.push("no host matched, so nothing was done".to_owned());
+        }
+        if lines.is_empty() {
+            lines.push(self.output());
+        }
+        lines.join("\n")
+    }
+
+    /// Keeps a failure for the result.
+    fn keep_failure(&mut self, parts: &EventData<'_>, res: &Res, kind: &str) {
+        if self.told.len() >= MAX_TOLD {
+            self.untold += 1;
+            return;
+        }
+        let text = |value: &Option<Value>| match value {
+            Some(Value::String(text)) => text.clone(),
+            Some(_) | None => "?".to_owned(),
+        };
+        let host = text(&parts.host);
+        let task = text(&parts.task);
+        let line = format!("{host}: TASK [{task}]{kind}: {}", res.why());
+        let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.told.push(line.chars().take(MAX_WORDS).collect());
     }
 
     fn take_status(&mut self, status: String, explanation: Option<String>, text: &[u8]) -> Step {
@@ -275,12 +358,18 @@ impl Report {
             "runner_on_failed" => {
                 self.failed += 1;
                 failed = true;
+                self.keep_failure(&parts, &res, "");
             }
             "runner_on_unreachable" => {
                 self.unreachable += 1;
                 failed = true;
+                self.keep_failure(&parts, &res, " unreachable");
             }
-            "runner_item_on_failed" | "runner_on_async_failed" | "error" => failed = true,
+            "runner_item_on_failed" => {
+                failed = true;
+                self.keep_failure(&parts, &res, " item");
+            }
+            "runner_on_async_failed" | "error" => failed = true,
             "playbook_on_no_hosts_matched" => {
                 self.no_hosts = true;
                 failed = true;
@@ -634,7 +723,8 @@ mod tests {
             json!({
                 "status": "failed", "rc": 2, "events": 2, "no_hosts_matched": false,
                 "stats": {"ok": {"a": 1}, "processed": {"a": 1}}, "artifact_data": {"x": 1},
-                "duration_s": 1.23, "ansible_runner": "2.4.3", "output": "ERROR! no such file",
+                    "duration_s": 1.23, "ansible_runner": "2.4.3", "output": "ERROR! no such file",
+                "message": "ERROR! no such file",
             })
         );
         let hosts: Map<String, Value> = (0..50_000).map(|n| (format!("h{n}"), json!(1))).collect();
@@ -645,6 +735,68 @@ mod tests {
         let result = report.result("successful", 0, 1.0, None);
         assert_eq!(result["stats"], Value::Null);
         assert_eq!(result["receptor_cut"], true);
+    }
+
+    #[test]
+    fn a_failure_is_told_in_words() {
+        let failed = |name, res| {
+            let data = json!({"host": "web1", "task": "copy", "res": res});
+            event(name, data)
+        };
+        let mut nobody = report(json!({}));
+        let mut report = report(json!({"events": "none"}));
+        for line in [
+            failed("runner_on_failed", json!({"msg": "disk is\nfull"})),
+            failed(
+                "runner_on_failed",
+                json!({"msg": "non-zero return code", "rc": 2, "stderr": "a\nls: no such file\n", "stdout": "x"}),
+            ),
+            failed(
+                "runner_on_unreachable",
+                json!({"msg": "timed out", "unreachable": true}),
+            ),
+            failed("runner_item_on_failed", json!({"censored": "hidden"})),
+            failed("runner_on_failed", json!({"msg": {"why": 1}, "rc": 0})),
+            event(
+                "runner_on_failed",
+                json!({"ignore_errors": true, "res": {"msg": "no"}}),
+            ),
+            event("runner_on_failed", json!("strange")),
+        ] {
+            take(&mut report, &line);
+        }
+        let message = |report: &Report| report.result("failed", 2, 1.0, None)["message"].clone();
+        assert_eq!(
+            message(&report)
+                .as_str()
+                .unwrap()
+                .lines()
+                .collect::<Vec<_>>(),
+            [
+                "web1: TASK [copy]: disk is full",
+                "web1: TASK [copy]: non-zero return code (rc 2): ls: no such file",
+                "web1: TASK [copy] unreachable: timed out",
+                "web1: TASK [copy] item: hidden",
+                "web1: TASK [copy]: {\"why\":1}",
+                "?: TASK [?]: no reason is given",
+            ]
+        );
+        for _ in 0..20 {
+            let long = json!({"msg": "x".repeat(10_000)});
+            take(&mut report, &failed("runner_on_failed", long));
+        }
+        let told = message(&report);
+        let told = told.as_str().unwrap();
+        assert_eq!(told.lines().count(), MAX_TOLD + 1);
+        assert!(told.ends_with("and 16 more failures"), "{told}");
+        assert!(told.len() < (MAX_TOLD + 1) * MAX_WORDS);
+        assert!(report.result("successful", 0, 1.0, None)["message"].is_null());
+
+        take(
+            &mut nobody,
+            &event("playbook_on_no_hosts_matched", json!({})),
+        );
+        assert_eq!(message(&nobody), "no host matched, so nothing was done");
     }
 
     #[test]

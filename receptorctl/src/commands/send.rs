@@ -39,6 +39,8 @@ const CHUNK: usize = 64 * 1024;
 const BASE64_CHUNK: usize = CHUNK / 3 * 3;
 /// Lines of a plugin's stderr that are shown; all of them are in the daemon's journal there.
 const STDERR_LINES: usize = 10;
+/// Lines that are shown of what a plugin says in words about a bad result.
+const MESSAGE_LINES: usize = 20;
 /// Uploads that are over sooner show no progress.
 const PROGRESS_AFTER: Duration = Duration::from_millis(500);
 /// Progress is drawn this often.
@@ -502,8 +504,19 @@ impl Exchange<'_> {
         match last.code {
             None | Some(0) => Ok(Exit::Done),
             Some(code) => {
-                let own = own_code(&last).unwrap_or_else(|| i64::from(code));
-                let text = format!("{}: the work ended with code {own}", last.from);
+                let word = last_word(&last);
+                let own = word.as_ref().map_or(i64::from(code), |word| word.code);
+                let mut text = format!("{}: the work ended with code {own}", last.from);
+                if let Some(message) = word.and_then(|word| word.message()) {
+                    let lines: Vec<&str> = message.lines().collect();
+                    for line in lines.iter().take(MESSAGE_LINES) {
+                        text.push_str("\n  ");
+                        text.push_str(line);
+                    }
+                    if lines.len() > MESSAGE_LINES {
+                        text.push_str("\n  …");
+                    }
+                }
                 Err(Failure::new(Exit::Failed, text))
             }
         }
@@ -612,16 +625,29 @@ fn told(error: &ErrorBody) -> String {
     text
 }
 
-/// The plugin's own code in its last word, `{"code": N, "result": …}`.
-fn own_code(last: &SendResponse) -> Option<i64> {
-    #[derive(Deserialize)]
-    struct Word {
-        code: i64,
+/// A plugin's last word: its own code, and a result of its own.
+#[derive(Deserialize)]
+struct Word {
+    code: i64,
+    #[serde(default)]
+    result: Value,
+}
+
+impl Word {
+    /// What the result has to say to a person.
+    fn message(self) -> Option<String> {
+        let Value::Object(mut result) = self.result else {
+            return None;
+        };
+        match result.remove("message") {
+            Some(Value::String(message)) => Some(message),
+            Some(_) | None => None,
+        }
     }
-    let data = last.data.as_ref()?;
-    serde_json::from_str::<Word>(data.get())
-        .ok()
-        .map(|word| word.code)
+}
+
+fn last_word(last: &SendResponse) -> Option<Word> {
+    serde_json::from_str(last.data.as_ref()?.get()).ok()
 }
 
 #[cfg(test)]

@@ -360,6 +360,12 @@ fn the_works_end_is_the_exit_code() {
             "receptorctl: node-b: the work ended with code 2\n",
         ),
         (
+            ",\"eof\":true,\"code\":1,\"data\":{\"code\":2,\"result\":{\"message\":\"web1: disk is full\\nweb2: \\u001b[2Jgone\"}}",
+            1,
+            "{\"code\":2,\"result\":{\"message\":\"web1: disk is full\\nweb2: \\u001b[2Jgone\"}}\n",
+            "receptorctl: node-b: the work ended with code 2\nreceptorctl:   web1: disk is full\nreceptorctl:   web2: \\u{1b}[2Jgone\n",
+        ),
+        (
             ",\"eof\":true,\"code\":1",
             1,
             "",
