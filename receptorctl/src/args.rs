@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use receptor_proto::{Directive, MessageId, NodeId};
 
 /// Where the packaged daemon listens.
@@ -149,7 +149,7 @@ pub(crate) struct Ping {
 /// With --json every line of the daemon's answer is printed as it came. A payload of bytes, and any too large for
 /// a line, is added to its line in base64.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(group = ArgGroup::new("destination").required(true), after_help = "Examples:
   receptorctl send --directive runner:execute --recipient node-b '{\"module\": \"ping\"}'
   receptorctl send --directive runner:execute --recipient node-b @playbook.json
   tar c site | receptorctl send --directive deploy:unpack --any --where site=berlin -
@@ -160,16 +160,11 @@ pub(crate) struct Send {
     pub(crate) directive: Directive,
 
     /// Run it on this node
-    #[arg(
-        long,
-        value_name = "NODE",
-        required_unless_present = "any",
-        conflicts_with = "any"
-    )]
+    #[arg(long, value_name = "NODE", group = "destination")]
     pub(crate) recipient: Option<NodeId>,
 
     /// Run it on the nearest node that can
-    #[arg(long)]
+    #[arg(long, group = "destination")]
     pub(crate) any: bool,
 
     /// With --any: only nodes with this metadata; may be repeated
@@ -224,7 +219,10 @@ pub(crate) enum Work {
 pub(crate) enum Plugin {
     /// List the plugins installed on this node, and why one is not ready
     List,
+    Describe(PluginDescribe),
     Check(PluginCheck),
+    Run(PluginRun),
+    New(PluginNew),
     /// Look at a plugin anew and forget its crashes
     Restart {
         /// The plugin's name
@@ -266,6 +264,70 @@ pub(crate) struct PluginCheck {
     /// Fail also for what could not be checked, and for owners and modes that receptord refuses in a plugins directory
     #[arg(long)]
     pub(crate) strict: bool,
+}
+
+/// Show what a plugin can do: its actions, what they take and give.
+///
+/// A name is looked up at receptord, which knows where the plugin is and whether it is ready; a path needs no receptord. The
+/// details come from the plugin itself, which is started, says its hello and ends.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  receptorctl plugin describe runner
+  receptorctl plugin describe ./wordcount.py")]
+pub(crate) struct PluginDescribe {
+    /// The plugin's name, or the path of an executable, with a /
+    #[arg(value_name = "NAME")]
+    pub(crate) name: OsString,
+}
+
+/// Run one job of a plugin here, without receptord.
+///
+/// Starts the executable as receptord would, in a temporary job directory, and hands it the payload. Results go to stdout as with
+/// send; status, log and the end of its stderr to stderr. With --json every message of the plugin is printed as it came. Ends
+/// everything that the plugin started, also at Ctrl-C.
+///
+/// Here --timeout is how long the job may take. Exits 0 when the job went well, 1 when it failed, 2 when it could not be started.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  receptorctl plugin run ./wordcount.py execute '{\"texts\": [\"two words\"]}'
+  receptorctl plugin run ./deploy unpack @site.tar --timeout 30")]
+pub(crate) struct PluginRun {
+    /// The executable
+    #[arg(value_name = "PATH")]
+    pub(crate) path: PathBuf,
+
+    /// The action
+    #[arg(value_name = "ACTION")]
+    pub(crate) action: String,
+
+    /// What to hand to it: JSON, or else text; @FILE for a file's contents, - for stdin until its end
+    #[arg(value_name = "PAYLOAD", allow_negative_numbers = true)]
+    pub(crate) payload: Option<OsString>,
+}
+
+/// Write a small plugin to start from.
+///
+/// Makes NAME (sh), NAME.py (python) or the directory NAME with a Cargo package (rust) in the current directory. What is there
+/// already is never touched. The plugin works as it is, and passes plugin check.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  receptorctl plugin new inventory --lang python
+  receptorctl plugin check ./inventory.py")]
+pub(crate) struct PluginNew {
+    /// The plugin's name: a-z, then up to 63 of a-z 0-9 _ -
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+
+    /// The language to write it in
+    #[arg(long, value_enum, value_name = "LANG")]
+    pub(crate) lang: Language,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Language {
+    Sh,
+    Python,
+    Rust,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

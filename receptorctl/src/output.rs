@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use crate::exit::{Exit, Failure};
 
+/// Lines that are shown of what a plugin says about a bad result; all of it is on stdout.
+const MESSAGE_LINES: usize = 20;
+
 /// Stdout, buffered until [`Out::flush`].
 #[derive(Debug)]
 pub(crate) struct Out {
@@ -83,6 +86,21 @@ fn broken(error: &io::Error) -> Failure {
         return Failure::silent(Exit::BrokenPipe);
     }
     Failure::system("cannot write the answer", error)
+}
+
+/// What a bad result says to a person in its `message`, as further lines of a failure.
+pub(crate) fn in_words(result: &serde_json::Value) -> String {
+    let message = result.get("message").and_then(serde_json::Value::as_str);
+    let mut lines = message.unwrap_or_default().lines();
+    let mut text = String::new();
+    for line in lines.by_ref().take(MESSAGE_LINES) {
+        text.push_str("\n  ");
+        text.push_str(line);
+    }
+    if lines.next().is_some() {
+        text.push_str("\n  …");
+    }
+    text
 }
 
 /// Says something to the person on stderr.

@@ -49,10 +49,10 @@ struct Stop {
 
 /// An action with a payload that works.
 #[derive(Debug, Clone)]
-struct Probe {
-    name: String,
-    action: ActionDescriptor,
-    payload: Vec<u8>,
+pub(super) struct Probe {
+    pub(super) name: String,
+    pub(super) action: ActionDescriptor,
+    pub(super) payload: Vec<u8>,
 }
 
 impl Checks {
@@ -563,7 +563,8 @@ impl Checks {
 }
 
 /// A payload in the form in which the daemon hands it over.
-fn order(hello: &PluginHello, id: &str, probe: &Probe, bytes: &[u8]) -> Order {
+/// A job for an action, with its payload in the form that the host would give it.
+pub(super) fn order(hello: &PluginHello, id: &str, probe: &Probe, bytes: &[u8]) -> Order {
     let by_file = || Order::by_file(id, &probe.name, bytes.to_vec());
     let small = bytes.len() <= MAX_INLINE;
     let payload = match probe.action.payload {

@@ -241,7 +241,7 @@ pub(super) struct Greeted {
 pub(super) type NoHello = (String, &'static str);
 
 /// Reads a process's hello.
-fn greet(
+pub(super) fn greet(
     process: &mut Process<'_>,
     patience: Duration,
 ) -> Result<Result<Greeted, NoHello>, Failure> {
@@ -402,7 +402,7 @@ impl Bench {
 }
 
 /// What the environment says of a job.
-fn variables(plan: &Plan<'_>) -> Vec<(&'static str, String)> {
+pub(super) fn variables(plan: &Plan<'_>) -> Vec<(&'static str, String)> {
     let [order] = &plan.orders[..] else {
         return Vec::new();
     };
@@ -420,7 +420,8 @@ fn variables(plan: &Plan<'_>) -> Vec<(&'static str, String)> {
     all
 }
 
-fn host_hello(newer: bool) -> Vec<u8> {
+/// The host's answer to a hello.
+pub(super) fn host_hello(newer: bool) -> Vec<u8> {
     let hello = HostMessage::Hello(HostHello {
         protocol: PROTOCOL_VERSION,
         host: "receptorctl".to_owned(),
@@ -447,6 +448,18 @@ fn line_of(message: &HostMessage) -> Vec<u8> {
     message.to_line().unwrap_or_default()
 }
 
+/// The message that gives a job.
+pub(super) fn execute(order: &Order, timeout: Option<Duration>) -> Vec<u8> {
+    line_of(&HostMessage::Execute(Execute {
+        id: order.id.clone(),
+        action: order.action.clone(),
+        sender: NODE.to_owned(),
+        payload: order.payload.clone(),
+        timeout_ms: timeout.and_then(|time| u64::try_from(time.as_millis()).ok()),
+        attempt: 1,
+    }))
+}
+
 /// Everything from the host's hello to the exit.
 fn converse(
     process: &mut Process<'_>,
@@ -456,14 +469,7 @@ fn converse(
 ) -> Result<(), Failure> {
     process.write(&host_hello(plan.newer));
     for order in &plan.orders {
-        process.write(&line_of(&HostMessage::Execute(Execute {
-            id: order.id.clone(),
-            action: order.action.clone(),
-            sender: NODE.to_owned(),
-            payload: order.payload.clone(),
-            timeout_ms: u64::try_from(plan.patience.as_millis()).ok(),
-            attempt: 1,
-        })));
+        process.write(&execute(order, Some(plan.patience)));
     }
     let output = plan
         .orders
@@ -698,7 +704,7 @@ fn message(line: &[u8], seen: &mut Seen, ids: &[&str], dir: &Path) {
 }
 
 /// Why the daemon would not take a result's file.
-fn file_problem(file: &FileRef, dir: &Path) -> Option<String> {
+pub(super) fn file_problem(file: &FileRef, dir: &Path) -> Option<String> {
     let path = &file.path;
     if !is_relative_path(path) {
         return Some(format!(

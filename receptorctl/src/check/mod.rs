@@ -1,4 +1,4 @@
-//! `plugin check`: does an executable keep the plugin protocol?
+//! `plugin check`: does an executable keep the plugin protocol? Also one job of it without a daemon, `plugin run`.
 //!
 //! Owns which checks there are, in which order, and the words for what was seen. Runs the plugin as the
 //! daemon would, in a temporary job directory, and leaves nothing alive and nothing behind.
@@ -8,6 +8,7 @@
 //!  ├──── groups           what needs jobs
 //!  └──── job ── process   one run: the protocol's order, three pipes
 //!         └──── tree      what descends from us, and its end
+//! play                    one job for a person: `plugin run`
 //! exec                    the plugin's side of the spawn
 //! report                  a line a check
 //! ```
@@ -16,10 +17,13 @@ pub(crate) mod exec;
 mod file;
 mod groups;
 mod job;
+mod play;
 mod process;
 mod report;
 mod schema;
 mod tree;
+
+pub(crate) use self::play::{hello, run as play};
 
 use std::fs;
 use std::path::Path;

@@ -3,6 +3,7 @@
 mod completions;
 mod config;
 mod lists;
+mod new;
 mod ops;
 mod ping;
 mod plugin;
@@ -35,6 +36,11 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Traceroute(args) => traceroute::run(&context, &args),
         Command::Work(Work::Cancel { id }) => ops::cancel(&context, id),
         Command::Plugin(Plugin::List) => plugin::list(&context),
+        Command::Plugin(Plugin::Describe(args)) => plugin::describe(&context, &args.name),
+        Command::Plugin(Plugin::Run(args)) => {
+            crate::check::play(&args, context.global.json, context.global.timeout)
+        }
+        Command::Plugin(Plugin::New(args)) => new::run(&args),
         Command::Plugin(Plugin::Check(args)) => {
             crate::check::run(&args, context.global.json, context.global.timeout)
         }

@@ -29,7 +29,7 @@ use crate::args::Send;
 use crate::client::{Answer, Connection, Deadline, error_in, parse, wait};
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupts;
-use crate::output::{Out, note, size};
+use crate::output::{Out, in_words, note, size};
 
 /// How long Ctrl-C waits for the work's end: a plugin's grace time and a little for the way.
 const CANCEL_WAIT: Duration = Duration::from_secs(12);
@@ -39,8 +39,6 @@ const CHUNK: usize = 64 * 1024;
 const BASE64_CHUNK: usize = CHUNK / 3 * 3;
 /// Lines of a plugin's stderr that are shown; all of them are in the daemon's journal there.
 const STDERR_LINES: usize = 10;
-/// Lines that are shown of what a plugin says in words about a bad result.
-const MESSAGE_LINES: usize = 20;
 /// Uploads that are over sooner show no progress.
 const PROGRESS_AFTER: Duration = Duration::from_millis(500);
 /// Progress is drawn this often.
@@ -507,15 +505,8 @@ impl Exchange<'_> {
                 let word = last_word(&last);
                 let own = word.as_ref().map_or(i64::from(code), |word| word.code);
                 let mut text = format!("{}: the work ended with code {own}", last.from);
-                if let Some(message) = word.and_then(|word| word.message()) {
-                    let lines: Vec<&str> = message.lines().collect();
-                    for line in lines.iter().take(MESSAGE_LINES) {
-                        text.push_str("\n  ");
-                        text.push_str(line);
-                    }
-                    if lines.len() > MESSAGE_LINES {
-                        text.push_str("\n  …");
-                    }
+                if let Some(word) = word {
+                    text.push_str(&in_words(&word.result));
                 }
                 Err(Failure::new(Exit::Failed, text))
             }
@@ -631,19 +622,6 @@ struct Word {
     code: i64,
     #[serde(default)]
     result: Value,
-}
-
-impl Word {
-    /// What the result has to say to a person.
-    fn message(self) -> Option<String> {
-        let Value::Object(mut result) = self.result else {
-            return None;
-        };
-        match result.remove("message") {
-            Some(Value::String(message)) => Some(message),
-            Some(_) | None => None,
-        }
-    }
 }
 
 fn last_word(last: &SendResponse) -> Option<Word> {

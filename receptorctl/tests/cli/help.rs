@@ -65,6 +65,30 @@ fn completions_know_the_commands() {
 }
 
 #[test]
+fn bash_completes() {
+    let complete = |line: &str| {
+        // As bash does when the tab key is pressed.
+        let script = r#"eval "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+            _receptorctl receptorctl "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+            printf '%s\n' "${COMPREPLY[@]}""#;
+        let output = std::process::Command::new("bash")
+            .args(["--norc", "-c", script, "bash"])
+            .arg(output(&["completions", "bash"]))
+            .args(line.split(' '))
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && said.is_empty(), "{said}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(complete("receptorctl pi"), "ping\n");
+    assert_eq!(complete("receptorctl send --rec"), "--recipient\n");
+    assert_eq!(complete("receptorctl plugin d"), "describe\n");
+    assert_eq!(complete("receptorctl plugin new x --lang p"), "python\n");
+    assert_eq!(complete("receptorctl completions z"), "zsh\n");
+}
+
+#[test]
 fn usage_errors_are_2_and_help_is_0() {
     for args in [
         &["nonsense"][..],

@@ -9,5 +9,6 @@ mod fake;
 mod garbage;
 mod help;
 mod ping;
+mod plugin_author;
 mod plugin_check;
 mod send;
