@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod artifacts;
 mod config;
 mod health;
 mod payload;

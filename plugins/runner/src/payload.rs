@@ -52,9 +52,8 @@ pub(crate) struct Options {
     idle_timeout_s: Option<u64>,
     pub(crate) max_event_bytes: usize,
     pub(crate) fail_on_no_hosts: bool,
-    /// To have the archive of artifacts as a result: there is no way to it yet that leaves the
-    /// environment out of it, so that only `false` is taken.
-    artifacts: bool,
+    /// To have what ansible-runner keeps of the job as a result, a zip archive.
+    pub(crate) artifacts: bool,
 }
 
 impl Default for Options {
@@ -285,11 +284,6 @@ impl Plan {
                 EVENT_BYTES.start(),
                 EVENT_BYTES.end()
             )));
-        }
-        if options.artifacts {
-            return Err(Refusal::Options(
-                "\"artifacts\" is not supported".to_owned(),
-            ));
         }
         self.timeout = options.timeout_s.map(Duration::from_secs);
         self.idle_timeout = options.idle_timeout_s.map(Duration::from_secs);

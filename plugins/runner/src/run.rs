@@ -37,6 +37,7 @@ use receptor_plugin::{CancelReason, Error, ErrorCode, Job, Level, Outcome, Resul
 use serde_json::json;
 
 use crate::{
+    artifacts,
     config::Config,
     payload::{Plan, Refusal, plan, tmp_dir},
     report::{Report, Step, Tail},
@@ -113,6 +114,10 @@ pub(crate) fn execute(job: &Job) -> Result<Outcome> {
         timeout,
         idle_timeout: plan.idle_timeout.unwrap_or(config.idle_timeout()),
         start_timeout: config.start_timeout(),
+        artifacts: plan
+            .options
+            .artifacts
+            .then(|| job.dir().join("pdd/artifacts").join(ident)),
         container,
         tools: &tools,
         said_at: started,
@@ -235,6 +240,8 @@ struct Run<'a> {
     timeout: Duration,
     idle_timeout: Duration,
     start_timeout: Duration,
+    /// What ansible-runner keeps of the job, when the sender wants it.
+    artifacts: Option<PathBuf>,
     /// The program that isolates the job, and the name that the container goes by.
     container: Option<(PathBuf, String)>,
     tools: &'a Tools,
@@ -451,6 +458,16 @@ impl Run<'_> {
             ..
         } = self;
         stream.end(|piece| send(job, report.take(&piece), news))?;
+        if let Some(from) = &self.artifacts
+            && self.stop.is_none()
+            && from.is_dir()
+        {
+            let to = job.dir().join("artifacts.zip");
+            match artifacts::pack(from, &private(&to)?) {
+                Ok(()) => job.data_file(&to, Some("artifacts.zip"))?,
+                Err(e) => job.log(Level::Warn, format!("no artifacts: {e}"))?,
+            }
+        }
         if let Some(end) = report.end() {
             job.data_json(end)?;
         }

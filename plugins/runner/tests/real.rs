@@ -10,7 +10,8 @@ mod common;
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs::{self, File},
+    io::Read as _,
     io::Write,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -393,6 +394,7 @@ fn secrets_are_in_no_message_and_on_no_command_line() {
     payload["passwords"] = json!({"^Password:\\s*?$": "canary-password"});
     payload["inventory"] = json!("one host_secret=canary-inventory");
     payload["ssh_key"] = json!(key);
+    payload["receptor"] = json!({"artifacts": true});
     let mut host = start(&payload);
 
     let mut seen = BTreeSet::new();
@@ -420,6 +422,22 @@ fn secrets_are_in_no_message_and_on_no_command_line() {
     }
     host.wait();
     assert_eq!(files(host.home()), NONE);
+
+    let archive = File::open(host.dir().join("artifacts.zip")).unwrap();
+    let mut archive = zip::ZipArchive::new(archive).unwrap();
+    let mut names = BTreeSet::new();
+    for index in 0..archive.len() {
+        let mut member = archive.by_index(index).unwrap();
+        let mut text = String::new();
+        member.read_to_string(&mut text).unwrap();
+        for secret in ["canary", &inside] {
+            assert!(!text.contains(secret), "{secret} in {text}");
+        }
+        names.insert(member.name().unwrap().into_owned());
+    }
+    for name in ["rc", "status", "command", "stdout"] {
+        assert!(names.contains(name), "{name} is not in {names:?}");
+    }
 }
 
 #[test]

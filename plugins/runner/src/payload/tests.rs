@@ -301,7 +301,7 @@ fn options_for_the_plugin() {
         json!({"evnts": "all"}),
         json!({"events": "some"}),
         json!({"max_event_bytes": 1}),
-        json!({"artifacts": true}),
+        json!({"artifacts": "yes"}),
         json!(1),
     ] {
         assert!(matches!(

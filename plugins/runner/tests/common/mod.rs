@@ -297,8 +297,9 @@ impl Host {
             if let PluginMessage::Data(message) = message {
                 match &message.body {
                     Payload::Json(json) => data.push(json.to().unwrap()),
+                    Payload::File(file) if file.name.is_some() => {}
                     Payload::File(file) => {
-                        let bytes = fs::read(self.dir.path().join(&file.path)).unwrap();
+                        let bytes = fs::read(self.dir().join(&file.path)).unwrap();
                         data.push(serde_json::from_slice(&bytes).unwrap());
                     }
                     other => panic!("{other:?}"),
@@ -306,6 +307,11 @@ impl Host {
             }
         }
         data
+    }
+
+    /// The job's directory.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Names of all events so far.
