@@ -524,7 +524,7 @@ impl Delivery {
         let size = outgoing.message.size + ENVELOPE as u64;
         let limit = self.limits.work_backlog;
         if eof && self.works.get(id).is_some_and(|work| work.lingers) {
-            self.works.remove(id);
+            self.forget_work(cx, id);
         }
         let Some(work) = self.works.get_mut(id) else {
             if let Some(entry) = outgoing.entry {
@@ -637,7 +637,7 @@ impl Delivery {
             }
         }
         if first.last_word && self.works.get(id).is_some_and(|work| work.lingers) {
-            self.works.remove(id);
+            self.forget_work(cx, id);
         }
         if !first.last_word {
             let eof = Eof {
@@ -904,7 +904,7 @@ impl Delivery {
             return Err(NoSuchWork);
         };
         if work.withdrawn {
-            self.works.remove(id);
+            self.forget_work(cx, id);
             self.work_left();
             self.drop_payload(&payload);
             return Ok(());
@@ -952,7 +952,7 @@ impl Delivery {
 
     /// The work's last word is safe, or there is none: its request can be forgotten.
     pub(super) fn close_work(&mut self, cx: &mut Cx<'_>, id: MessageId) {
-        let Some(work) = self.works.get(id) else {
+        let Some(work) = self.works.get_mut(id) else {
             return;
         };
         let (remote, key, entry, cancel) = (work.remote, work.key, work.entry, work.cancel);
@@ -962,14 +962,11 @@ impl Delivery {
             return;
         }
         let Some(entry) = entry else {
-            if let Some(work) = self.works.remove(id)
-                && let Some((_, entry)) = work.retained
-            {
-                self.journal.remove(entry);
-            }
+            self.forget_work(cx, id);
             self.work_left();
             return;
         };
+        work.cancel = None;
         self.works.close(id);
         self.work_left();
         self.journal.retire(
@@ -993,6 +990,19 @@ impl Delivery {
                     work: None,
                 },
             );
+        }
+    }
+
+    /// Nothing is left to be said about a work, nor can its request come again.
+    pub(super) fn forget_work(&mut self, cx: &mut Cx<'_>, id: MessageId) {
+        let Some(work) = self.works.remove(id) else {
+            return;
+        };
+        if let Some((_, entry)) = work.retained {
+            self.journal.remove(entry);
+        }
+        if let Some((key, entry)) = work.cancel {
+            self.retire(cx.now, work.remote, Stored { key, entry }, None);
         }
     }
 

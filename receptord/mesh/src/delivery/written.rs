@@ -90,10 +90,8 @@ impl Delivery {
                         request.noted = Some(after.entry);
                     }
                     self.journal.remove(entry);
-                    if let Some(work) = work.and_then(|id| self.works.remove(id))
-                        && let Some((_, entry)) = work.retained
-                    {
-                        self.journal.remove(entry);
+                    if let Some(work) = work {
+                        self.forget_work(cx, work);
                     }
                 }
             }
@@ -309,6 +307,8 @@ impl Delivery {
                             reason: CancelReason::SenderGone,
                         });
                     }
+                } else if work.retained.is_some_and(|(last, _)| last == work.serial) {
+                    self.forget_work(cx, id);
                 } else {
                     // It ended without ever being safe here; should it come again before its
                     // end is with its sender, it must not be taken for a new one.
