@@ -223,7 +223,8 @@ pub enum About {
 }
 
 /// Tells the source of a packet that it was not passed on. Its own source is the node that
-/// could not. Never sent about another undeliverable or a receipt.
+/// could not. Never sent about another undeliverable, and to leaves alone about receipts and echo
+/// replies, so that they try another of their routers: those are named by epoch and sequence 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Undeliverable {
     /// `no-route`, `no-such-node`, `hop-limit` or `busy`.

@@ -19,6 +19,9 @@ const NOTICE_GAP: Duration = Duration::from_millis(20);
 /// How many pairs of source and destination are remembered for that.
 const NOTICES: usize = 1024;
 
+/// What a notice is about whose packet nobody waits for: a receipt, an answer to an echo.
+const NOTHING: About = About::Message { epoch: 0, seq: 0 };
+
 /// A packet for this node.
 #[derive(Debug)]
 struct Arrived {
@@ -253,6 +256,12 @@ impl Router {
         }
     }
 
+    fn is_own_leaf(&self, node: &NodeId) -> bool {
+        let neighbor = self.lsdb.find(node);
+        let neighbor = neighbor.and_then(|index| self.neighbors.get(&index));
+        neighbor.is_some_and(|neighbor| neighbor.leaf)
+    }
+
     /// Counts a packet that is not passed on, and tells its source.
     fn refuse(&mut self, now: Instant, packet: &Packet, code: ErrorCode) {
         if code == ErrorCode::Busy {
@@ -266,6 +275,10 @@ impl Router {
         let tell = match packet.kind {
             kind::ECHO => true,
             kind::MESSAGE | kind::SEGMENT => self.transit.may_notify(now, source, destination),
+            // A leaf has no other way to learn that another of its routers may do better.
+            kind::RECEIPT | kind::ECHO_REPLY => {
+                self.is_own_leaf(source) && self.transit.may_notify(now, source, destination)
+            }
             _ => false,
         };
         if !tell {
@@ -281,13 +294,8 @@ impl Router {
                 epoch: segment.epoch,
                 seq: segment.seq,
             },
-            Ok(
-                Body::EchoReply(_)
-                | Body::Undeliverable(_)
-                | Body::Receipt(_)
-                | Body::Unknown { .. },
-            )
-            | Err(_) => return,
+            Ok(Body::EchoReply(_) | Body::Receipt(_)) => NOTHING,
+            Ok(Body::Undeliverable(_) | Body::Unknown { .. }) | Err(_) => return,
         };
         let body = Body::Undeliverable(Undeliverable {
             code,
@@ -349,7 +357,13 @@ impl Router {
                     continue;
                 }
             };
+            if let Body::Undeliverable(notice) = &body
+                && matches!(notice.code, ErrorCode::NoRoute | ErrorCode::NoSuchNode)
+            {
+                self.take_detour(now, &packet.source, &notice.destination);
+            }
             match body {
+                Body::Undeliverable(Undeliverable { about: NOTHING, .. }) => {}
                 Body::Echo { nonce } => {
                     return Some(Local::Echo(EchoRequest {
                         source: packet.source,

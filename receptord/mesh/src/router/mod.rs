@@ -98,6 +98,8 @@ pub(crate) struct Router {
     routes_stale: bool,
     /// Where a leaf sends what it knows no way for.
     gateway: Option<Index>,
+    /// Its other routers, for nodes that the gateway has no route to, and until when.
+    detours: BTreeMap<NodeId, (Index, Instant)>,
 
     transit: Transit,
     echoes: Echoes,
@@ -127,6 +129,7 @@ impl Router {
             routes_changed: false,
             routes_stale: false,
             gateway: None,
+            detours: BTreeMap::new(),
             transit: Transit::default(),
             echoes: Echoes::default(),
             config,

@@ -11,6 +11,7 @@ use core::time::Duration;
 use receptor_proto::lsa::CapabilitiesBody;
 use receptor_proto::{Directive, ErrorBody, ErrorCode, NodeId};
 
+use super::adjacency::Neighbor;
 use super::lsdb::{Index, Node, OWN};
 use super::pace::Rules;
 use super::spf::{Graph, Root, Route};
@@ -34,6 +35,10 @@ fn slowest(nodes: usize) -> Duration {
 /// When a link of this node's own fails, routes wait for nothing but this since the last time:
 /// many links that fail together cost a few computations.
 const URGENT_GAP: Duration = Duration::from_millis(5);
+/// How many nodes a leaf reaches over another router than its gateway at the same time.
+const DETOURS_MAX: usize = 4096;
+/// How long it does so before it asks its gateway again.
+const DETOUR: Duration = Duration::from_secs(600);
 
 impl Router {
     /// Paths may be different now.
@@ -124,6 +129,7 @@ impl Router {
 
     /// Lets statements and nodes age.
     pub(super) fn sweep(&mut self, now: Instant, out: &mut Out) {
+        self.detours.retain(|_, (_, until)| *until > now);
         let mut pinned: BTreeSet<Index> = self.neighbors.keys().copied().collect();
         let peers = self.links.values().filter_map(|link| link.peer.as_ref());
         pinned.extend(peers.map(|peer| peer.index));
@@ -156,6 +162,10 @@ impl Router {
             .and_then(|index| self.routes.get(index as usize))
             .filter(|route| route.exists())
             .map(|route| route.via)
+            .or_else(|| {
+                let (via, _) = self.detours.get(node)?;
+                self.neighbors.contains_key(via).then_some(*via)
+            })
             .or(self.gateway);
         match via.and_then(|via| Some((via, self.neighbors.get(&via)?.best().1))) {
             Some(next) => Ok(next),
@@ -164,6 +174,34 @@ impl Router {
             None if !self.config.router => Err(ErrorCode::NoRoute),
             None => Err(ErrorCode::NoSuchNode),
         }
+    }
+
+    /// The neighbor `said` has no route to `destination`. A leaf asks the next of its routers
+    /// then: they may be in parts of the mesh that nothing else joins.
+    pub(super) fn take_detour(&mut self, now: Instant, said: &NodeId, destination: &NodeId) {
+        if self.config.router {
+            return;
+        }
+        let Ok((via, _)) = self.next(destination) else {
+            return;
+        };
+        let Some(asked) = self.neighbors.get(&via).filter(|n| n.node == *said) else {
+            return;
+        };
+        let place = |neighbor: &Neighbor| (neighbor.best().0, neighbor.node.clone());
+        let asked = place(asked);
+        let routers = self.neighbors.iter().filter(|(_, n)| !n.leaf);
+        let mut routers: Vec<_> = routers.map(|(index, n)| (place(n), *index)).collect();
+        routers.sort_unstable();
+        let next = routers.iter().find(|(place, _)| *place > asked);
+        let Some((_, next)) = next.or(routers.first()) else {
+            return;
+        };
+        if self.detours.len() >= DETOURS_MAX {
+            self.detours.clear();
+        }
+        self.detours
+            .insert(destination.clone(), (*next, now + DETOUR));
     }
 
     fn is_known(&self, index: Index) -> bool {

@@ -476,6 +476,47 @@ fn a_leaf_with_two_routers_uses_the_better_and_forwards_nothing() {
 }
 
 #[test]
+fn a_leaf_between_two_meshes_finds_the_nodes_of_both() {
+    let mut net = Net::new();
+    let (a, b, c, d) = (net.add("a"), net.add("b"), net.add("c"), net.add("d"));
+    let leaf = net.add_leaf("x");
+    net.connect(a, c);
+    net.connect(b, d);
+    net.connect_at(a, leaf, 1);
+    let far = net.connect_at(b, leaf, 5);
+    net.settle();
+    assert!(net.echo(leaf, "c").is_ok());
+    // The better router says that it has no route; then the other one is asked.
+    assert!(net.echo(leaf, "d").is_err());
+    assert!(net.echo(leaf, "d").is_ok());
+    assert!(net.echo(leaf, "c").is_ok());
+    // An answer finds its way back like anything else.
+    assert!(net.echo(3, "x").is_ok());
+    // What nobody knows is asked of one after the other.
+    for _ in 0..4 {
+        assert!(net.echo(leaf, "nobody").is_err());
+    }
+    net.cut(far);
+    assert!(net.echo(leaf, "d").is_err());
+    assert!(net.echo(leaf, "c").is_ok());
+}
+
+#[test]
+fn an_answer_of_a_leaf_takes_another_router_when_the_first_has_no_route() {
+    let mut net = Net::new();
+    let (a, b) = (net.add("a"), net.add("b"));
+    let leaf = net.add_leaf("x");
+    net.connect_at(a, leaf, 1);
+    net.connect_at(b, leaf, 5);
+    let c = net.add("c");
+    net.connect(b, c);
+    net.settle();
+    // The first answer is lost; its router says so.
+    assert!(net.echo(c, "x").is_err());
+    assert!(net.echo(c, "x").is_ok());
+}
+
+#[test]
 fn a_leaf_speaks_for_itself_alone() {
     let mut net = Net::new();
     let a = net.add("a");
