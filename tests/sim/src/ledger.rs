@@ -54,14 +54,40 @@ pub(crate) struct Letter {
     pub(crate) accepted: bool,
     /// Where it was handed to a plugin.
     pub(crate) runs: Vec<(NodeIndex, Life)>,
-    /// Sizes of the responses that the plugin gave.
-    pub(crate) responses: Vec<u64>,
-    /// What the plugin said at the end.
-    pub(crate) last_word: Option<(Eof, u64)>,
+    /// What the plugin said in its latest run.
+    pub(crate) said: Said,
+    /// The same of runs that their node forgot; it may still be on its way.
+    forgotten: Vec<Said>,
     /// The last serial that the client got, and in which life of its node.
     got: (u64, Life),
     pub(crate) end: Option<Eof>,
     pub(crate) ended_at: u64,
+}
+
+/// What a plugin answered in one run.
+#[derive(Debug, Default)]
+pub(crate) struct Said {
+    /// Sizes of the responses.
+    pub(crate) responses: Vec<u64>,
+    /// The end, and the size of its payload.
+    pub(crate) last_word: Option<(Eof, u64)>,
+}
+
+impl Said {
+    /// Whether the plugin said this. An end that follows what another run had said has `moved`.
+    fn holds(&self, work: MessageId, what: &Delivered<'_>, moved: bool) -> bool {
+        let last = self.responses.len() as u64 + 1;
+        let (serial, size) = match (what.eof, &self.last_word) {
+            (None, _) => {
+                let at = usize::try_from(what.serial - 1).unwrap_or(usize::MAX);
+                (what.serial, self.responses.get(at))
+            }
+            (Some(eof), Some((said, size))) if said == eof => (last, Some(size)),
+            (Some(_), _) => return false,
+        };
+        (moved || serial == what.serial)
+            && size.is_some_and(|size| what.payload == payload(work, serial, *size))
+    }
 }
 
 /// All messages of a run.
@@ -134,17 +160,12 @@ impl Letter {
             refused: None,
             accepted: false,
             runs: Vec::new(),
-            responses: Vec::new(),
-            last_word: None,
+            said: Said::default(),
+            forgotten: Vec::new(),
             got: (0, from_life),
             end: None,
             ended_at: 0,
         }
-    }
-
-    /// The last serial that the client got.
-    pub(crate) fn last_got(&self) -> u64 {
-        self.got.0
     }
 
     fn deliver(&mut self, work: MessageId, life: Life, what: &Delivered<'_>) -> Result<(), String> {
@@ -172,34 +193,18 @@ impl Letter {
             ));
         }
         self.got = (serial, life);
-        let given = match what.eof {
-            None => self
-                .responses
-                .get(usize::try_from(serial - 1).unwrap_or(usize::MAX))
-                .copied(),
-            Some(eof) if eof.error.is_some() => None,
-            Some(eof) => match &self.last_word {
-                Some((said, size)) if said == eof && serial == self.responses.len() as u64 + 1 => {
-                    Some(*size)
-                }
-                _ => {
-                    return Err(format!(
-                        "{work} ends with {eof:?} at {serial}, its plugin said {:?} after {} responses",
-                        self.last_word,
-                        self.responses.len()
-                    ));
-                }
-            },
-        };
-        match given {
-            Some(size) if what.payload == payload(work, serial, size) => {}
-            None if what.eof.is_some() => {}
-            _ => {
-                return Err(format!(
-                    "response {serial} of {work} is not what its plugin gave: {} bytes of {given:?}",
-                    what.payload.len()
-                ));
-            }
+        // A node that refuses a message or ends its work says so in its own words.
+        let own_words = what.eof.is_some_and(|eof| eof.error.is_some());
+        let moved = !self.forgotten.is_empty();
+        let mut said = self.forgotten.iter().chain([&self.said]);
+        let right = said.any(|said| said.holds(work, what, moved));
+        if !(right || own_words) {
+            return Err(format!(
+                "response {serial} of {work} is not what its plugin gave: {} bytes, eof {:?}, of {:?}",
+                what.payload.len(),
+                what.eof,
+                self.said
+            ));
         }
         Ok(())
     }
@@ -265,8 +270,9 @@ impl Ledger {
         if letter.directive != *directive || *body != payload(work, 0, letter.size) {
             return Err(format!("{work} does not run as it was sent"));
         }
-        letter.responses.clear();
-        letter.last_word = None;
+        if letter.runs.len() > 1 {
+            letter.forgotten.push(std::mem::take(&mut letter.said));
+        }
         Ok(())
     }
 
@@ -330,8 +336,8 @@ impl Letter {
                 self.recipient,
                 self.sent_at / 1_000_000,
                 self.runs,
-                self.responses.len(),
-                self.last_word,
+                self.said.responses.len(),
+                self.said.last_word,
                 self.got,
                 self.end
             )
@@ -341,7 +347,7 @@ impl Letter {
             let interrupted = self
                 .recipient
                 .is_some_and(|node| life(node).process != self.recipient_life.process);
-            let refused = self.last_word.is_some();
+            let refused = self.said.last_word.is_some();
             return (self.runs.is_empty() && !given_up && !interrupted && !refused)
                 .then(|| format!("was never run: {}", about()));
         }
@@ -361,7 +367,11 @@ impl Letter {
             || error.code == ErrorCode::Busy
             || broken_disk && error.code == ErrorCode::Internal
             || self.expiry_us <= self.ended_at - self.sent_at
-            || self.last_word.as_ref().is_some_and(|(said, _)| said == end)
+            || self
+                .said
+                .last_word
+                .as_ref()
+                .is_some_and(|(said, _)| said == end)
             || !(steady || self.runs.is_empty() && error.code != ErrorCode::Interrupted);
         (!excused).then(|| format!("was refused without reason: {}", about()))
     }

@@ -1,12 +1,10 @@
 //! What a simulated process does for its core: every output in its order, and the disk.
 
 use receptor_mesh::{Event as MeshEvent, Output, PersistToken, Record};
-use receptor_proto::packet::MessageKind;
 
 use crate::event::{Event, NodeIndex, ProcessEvent, record_word};
 use crate::net::conn_of;
 use crate::random::Draw;
-use crate::receipts::Place;
 use crate::world::{DiskJob, World};
 
 impl World {
@@ -263,36 +261,6 @@ impl World {
                 self.check_honest(result);
             }
             None => self.check_honest(Err(format!("{work} accepted for {recipient}"))),
-        }
-    }
-
-    /// A node confirms a message that it has not written: only one that it need not keep.
-    pub(crate) fn check_confirmed(&mut self, node: NodeIndex, place: &Place) {
-        let Some(letter) = self.ledger.letters.get(&place.work) else {
-            self.check_honest(Err(format!(
-                "node {node} confirms {place:?}, which nobody sent"
-            )));
-            return;
-        };
-        let needless = match &place.kind {
-            MessageKind::Cancel { .. } => true,
-            // Refused: the answer stands for it.
-            MessageKind::Request { respond, .. } => {
-                !respond || self.hosts[node].store.was_answered(place.work)
-            }
-            // Nobody waits for it, or it was taken already.
-            MessageKind::Response { serial, .. } => {
-                let life = self.hosts[node].life;
-                letter.end.is_some()
-                    || letter.from_life.data != life.data
-                    || letter.from_life != life && (letter.volatile || !letter.accepted)
-                    || letter.last_got() >= *serial
-            }
-        };
-        if !needless {
-            self.check_honest(Err(format!(
-                "node {node} confirms {place:?} before it is durable"
-            )));
         }
     }
 

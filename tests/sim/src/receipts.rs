@@ -19,8 +19,8 @@ type Flow = (NodeIndex, NodeIndex, u64);
 /// What has one place in a flow.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Place {
-    pub(crate) work: MessageId,
-    pub(crate) kind: MessageKind,
+    work: MessageId,
+    kind: MessageKind,
     volatile: bool,
 }
 
@@ -30,6 +30,8 @@ pub(crate) struct Receipts {
     flows: BTreeMap<Flow, BTreeMap<u64, Place>>,
     /// What each life of a recipient's data holds or held of a flow, as runs.
     durable: BTreeMap<(Flow, u32), Runs>,
+    /// Below which number each origin has said that it is done with all of a flow.
+    floors: BTreeMap<Flow, u64>,
 }
 
 /// Numbers, as first and last of runs that do not touch.
@@ -57,8 +59,8 @@ impl Runs {
 }
 
 impl Receipts {
-    /// A node puts a packet on a link. Gives back the messages that it confirms and that are
-    /// not on its disk: there must be a reason for each.
+    /// A node puts a packet on a link. Gives back the messages that it confirms although neither
+    /// they nor their numbers are on its disk and their origins still count on it.
     pub(crate) fn sent(
         &mut self,
         nodes: &BTreeMap<NodeId, NodeIndex>,
@@ -82,7 +84,12 @@ impl Receipts {
                     kind: message.kind,
                     volatile: message.volatile,
                 };
-                let flow = self.flows.entry((node, to, message.epoch)).or_default();
+                let key = (node, to, message.epoch);
+                if message.floor > 0 {
+                    let floor = self.floors.entry(key).or_default();
+                    *floor = message.floor.max(*floor);
+                }
+                let flow = self.flows.entry(key).or_default();
                 let known = flow.entry(message.seq).or_insert_with(|| place.clone());
                 if *known != place {
                     return Err(format!(
@@ -99,7 +106,8 @@ impl Receipts {
                 let durable = self.durable.get(&(flow, life.data));
                 for (first, last) in receipt.received {
                     for (seq, place) in places.range(first..=last) {
-                        if !place.volatile && durable.is_none_or(|runs| !runs.contains(*seq)) {
+                        let kept = durable.is_some_and(|runs| runs.contains(*seq));
+                        if !(place.volatile || kept || self.is_done(flow, *seq)) {
                             loose.push(place.clone());
                         }
                     }
@@ -112,6 +120,15 @@ impl Receipts {
             | Body::Unknown { .. } => {}
         }
         Ok(loose)
+    }
+
+    /// Whether the origin has said that nothing is owed to this message any more: it is in other
+    /// hands already, or its sender was told that it was given up. A floor stands for all earlier
+    /// epochs, too.
+    fn is_done(&self, (from, to, epoch): Flow, seq: u64) -> bool {
+        let later = (from, to, epoch + 1)..=(from, to, u64::MAX);
+        let floor = self.floors.get(&(from, to, epoch));
+        floor.is_some_and(|floor| seq < *floor) || self.floors.range(later).next().is_some()
     }
 
     /// These records of a node are durable.

@@ -35,7 +35,6 @@ struct State {
     payloads: BTreeMap<EntryId, Vec<Bytes>>,
     retired: BTreeSet<EntryId>,
     requests: BTreeSet<MessageId>,
-    answers: BTreeSet<MessageId>,
 }
 
 /// One node's store.
@@ -102,14 +101,8 @@ impl State {
                         message.work, message.size
                     ));
                 }
-                match (&message.kind, record) {
-                    (MessageKind::Request { .. }, _) => {
-                        self.requests.insert(message.work);
-                    }
-                    (MessageKind::Response { .. }, Record::Outgoing { .. }) => {
-                        self.answers.insert(message.work);
-                    }
-                    (MessageKind::Response { .. } | MessageKind::Cancel { .. }, _) => {}
+                if matches!(message.kind, MessageKind::Request { .. }) {
+                    self.requests.insert(message.work);
                 }
                 self.messages.insert(*entry, (at, record.clone()));
             }
@@ -245,11 +238,6 @@ impl Store {
     /// Whether this request is or was on the disk.
     pub(crate) fn was_durable(&self, work: MessageId) -> bool {
         self.durable.requests.contains(&work)
-    }
-
-    /// Whether an answer of this node to this request is or was on the disk.
-    pub(crate) fn was_answered(&self, work: MessageId) -> bool {
-        self.durable.answers.contains(&work)
     }
 
     /// The messages stored, for complaints.

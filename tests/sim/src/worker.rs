@@ -183,7 +183,7 @@ impl World {
         job.serial += 1;
         let serial = job.serial;
         if let Some(letter) = self.ledger.letters.get_mut(&work) {
-            letter.responses.push(size);
+            letter.said.responses.push(size);
         }
         let payload = self.stored_payload(node, payload(work, serial, size));
         let clock = self.clock(node);
@@ -214,7 +214,7 @@ impl World {
             return;
         };
         if let Some(letter) = self.ledger.letters.get_mut(&work) {
-            letter.last_word = Some((eof.clone(), size));
+            letter.said.last_word = Some((eof.clone(), size));
         }
         let payload = self.stored_payload(node, payload(work, job.serial + 1, size));
         let content = if size == 0 {

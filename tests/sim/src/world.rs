@@ -689,7 +689,9 @@ impl World {
             match self.receipts.sent(&self.by_id, node, life, packet) {
                 Ok(loose) => {
                     for place in loose {
-                        self.check_confirmed(node, &place);
+                        self.check_honest(Err(format!(
+                            "node {node} confirms {place:?} before it is durable"
+                        )));
                     }
                 }
                 Err(why) => self.check(Err(why)),
@@ -701,13 +703,13 @@ impl World {
         );
         // The last words of a node that shuts down wait for nothing.
         let urgent = !patient || self.hosts[node].closing;
+        // Where no packet is lost, neither is what its sender may send next.
         let routing = matches!(
             frame,
             Frame::Digest { .. }
                 | Frame::Summary { .. }
                 | Frame::Lsas(_)
                 | Frame::LsaAck(_)
-                | Frame::Credit { .. }
                 | Frame::Probe { .. }
                 | Frame::ProbeReply { .. }
         );
