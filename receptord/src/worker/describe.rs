@@ -47,7 +47,7 @@ pub(super) struct Purpose<'a> {
 ///
 /// # Errors
 /// `plugin-start` when there is no room for it.
-pub(super) fn start(
+pub(super) async fn start(
     shared: &Shared,
     config: &HostConfig,
     plugin: &Executable,
@@ -83,6 +83,7 @@ pub(super) fn start(
     shared
         .spawner
         .spawn(&instruction, source)
+        .await
         .map_err(|e| plugin_start(&plugin.name, &e.to_string(), None, ""))
 }
 
@@ -216,7 +217,7 @@ pub(super) async fn describe(
         variables: Vec::new(),
     };
     let begin = Instant::now();
-    let mut process = match start(&shared, &config, &plugin, purpose) {
+    let mut process = match start(&shared, &config, &plugin, purpose).await {
         Ok(process) => process,
         Err(error) => {
             super::sweep::remove(&dir);

@@ -162,7 +162,9 @@ async fn prepare(task: &Task, running: &Running) -> Result<(Option<Payload>, Pro
         job: &running.id,
         variables,
     };
-    let process = start(shared, config, plugin, purpose)?;
+    let process = start(shared, config, plugin, purpose).await?;
+    // The plugin takes a while to come up, in which the next one can be made ready.
+    shared.spawner.park();
     Ok((payload, process))
 }
 
@@ -238,8 +240,6 @@ async fn begin(
         }
     }
     running.begin(Instant::now());
-    // The plugin is busy now, and the next one can be made ready meanwhile.
-    task.shared.spawner.park();
     Ok(hello)
 }
 

@@ -8,9 +8,10 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
@@ -27,6 +28,7 @@ use super::exec::{Instruction, WORD};
 use super::lines::{Lines, TooLong};
 use super::stderr::{Source, Stderr};
 use super::tree::{self, Awaited, DEATH, Root};
+use crate::task;
 
 /// Bytes asked for in one read at first. A plugin that fills it gets [`LARGE_READ`].
 const SMALL_READ: usize = 8 * 1024;
@@ -37,19 +39,25 @@ const PARKED: Duration = Duration::from_secs(60);
 
 /// Starts processes.
 ///
-/// The helper takes as long to start as a small plugin. So after each start the next helper is
-/// started at once and parked until there is a job for it: a job then costs one `exec` and is begun
-/// faster than by an ordinary spawn.
+/// The helper takes as long to start as a small plugin. So while a plugin starts, the next helper is
+/// started as well and parked until there is a job for it: a job then costs one `exec` and is begun
+/// faster than by an ordinary spawn. A spawn stands still until the new program runs; it does so on
+/// another thread, or everybody else's results would stand still with it.
 #[derive(Debug)]
 pub(super) struct Spawner {
     helper: PathBuf,
-    parked: RefCell<Option<Parked>>,
+    parked: Rc<RefCell<Parked>>,
 }
 
-#[derive(Debug)]
-struct Parked {
-    raw: Raw,
-    since: Instant,
+/// The place for one helper.
+#[derive(Debug, Default)]
+enum Parked {
+    #[default]
+    None,
+    /// It will be here soon.
+    Starting,
+    /// Since when.
+    Here(Box<Raw>, Instant),
 }
 
 /// A helper without an instruction.
@@ -67,7 +75,7 @@ impl Spawner {
     pub(super) fn new(helper: PathBuf) -> Self {
         Self {
             helper,
-            parked: RefCell::new(None),
+            parked: Rc::default(),
         }
     }
 
@@ -76,14 +84,14 @@ impl Spawner {
     /// # Errors
     /// When there is no room for a process or for pipes. What goes wrong later is told by an exit
     /// before the hello.
-    pub(super) fn spawn(&self, instruction: &Instruction, source: Source) -> io::Result<Process> {
-        let parked = self.parked.take().and_then(|mut parked| {
-            // It may have been killed by somebody while it was parked.
-            matches!(parked.raw.child.try_wait(), Ok(None)).then_some(parked.raw)
-        });
-        let raw = match parked {
+    pub(super) async fn spawn(
+        &self,
+        instruction: &Instruction,
+        source: Source,
+    ) -> io::Result<Process> {
+        let raw = match self.take() {
             Some(raw) => raw,
-            None => self.start()?,
+            None => self.start().await?,
         };
         raw.awaited.runs_plugin();
         let now = Instant::now();
@@ -106,23 +114,49 @@ impl Spawner {
         Ok(process)
     }
 
-    /// Makes the next start a fast one. To be called when there is time.
+    /// The parked helper, if there is one that lives.
+    fn take(&self) -> Option<Raw> {
+        let mut place = self.parked.borrow_mut();
+        if !matches!(*place, Parked::Here(..)) {
+            return None;
+        }
+        let Parked::Here(mut raw, _) = std::mem::take(&mut *place) else {
+            return None;
+        };
+        // It may have been killed by somebody while it was parked.
+        matches!(raw.child.try_wait(), Ok(None)).then_some(*raw)
+    }
+
+    /// Makes the next start a fast one.
     pub(super) fn park(&self) {
-        if self.parked.borrow().is_some() {
+        if !matches!(*self.parked.borrow(), Parked::None) {
             return;
         }
-        match self.start() {
-            Ok(raw) => {
-                let since = Instant::now();
-                self.parked.replace(Some(Parked { raw, since }));
+        self.parked.replace(Parked::Starting);
+        let place = Rc::clone(&self.parked);
+        let start = self.start();
+        task::spawn("parked helper", async move {
+            let parked = match start.await {
+                Ok(raw) => Parked::Here(Box::new(raw), Instant::now()),
+                Err(error) => {
+                    tracing::debug!(%error, "no helper can be parked");
+                    Parked::None
+                }
+            };
+            // Otherwise it was told meanwhile that none is needed.
+            if matches!(*place.borrow(), Parked::Starting) {
+                place.replace(parked);
             }
-            Err(error) => tracing::debug!(%error, "no helper can be parked"),
-        }
+        });
     }
 
     /// Lets a helper go that has not been needed for a while. Returns when to ask again.
     pub(super) fn expire(&self, now: Instant) -> Option<Instant> {
-        let until = self.parked.borrow().as_ref()?.since + PARKED;
+        let until = match &*self.parked.borrow() {
+            Parked::None => return None,
+            Parked::Starting => now + PARKED,
+            Parked::Here(_, since) => *since + PARKED,
+        };
         if now < until {
             return Some(until);
         }
@@ -136,33 +170,42 @@ impl Spawner {
         drop(self.parked.take());
     }
 
-    fn start(&self) -> io::Result<Raw> {
-        let mut command = std::process::Command::new(&self.helper);
-        command
-            .arg0("receptord")
-            .arg(WORD)
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut command = Command::from(command);
-        let mut child = command.kill_on_drop(true).spawn()?;
-        let gone = || io::Error::other("it has ended at once");
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-        let pid = pid.ok_or_else(gone)?;
-        let awaited = Awaited::new(pid);
-        let stdin = child.stdin.take().ok_or_else(gone)?.into_owned_fd()?;
-        let stdout = child.stdout.take().ok_or_else(gone)?.into_owned_fd()?;
-        let stderr = child.stderr.take().ok_or_else(gone)?.into_owned_fd()?;
-        Ok(Raw {
-            pid,
-            child,
-            stdin: pipe::Sender::from_owned_fd(stdin)?,
-            stdout: pipe::Receiver::from_owned_fd(stdout)?,
-            stderr: pipe::Receiver::from_owned_fd(stderr)?,
-            awaited,
-        })
+    /// Starts a helper on another thread.
+    fn start(&self) -> impl Future<Output = io::Result<Raw>> + 'static {
+        let helper = self.helper.clone();
+        let started = spawn_blocking(move || start(&helper));
+        async move { started.await.unwrap_or_else(|e| Err(io::Error::other(e))) }
     }
+}
+
+fn start(helper: &Path) -> io::Result<Raw> {
+    let mut command = std::process::Command::new(helper);
+    command
+        .arg0("receptord")
+        .arg(WORD)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut command = Command::from(command);
+    command.kill_on_drop(true);
+    let gone = || io::Error::other("it has ended at once");
+    let (mut child, awaited) = Awaited::start(|| {
+        let child = command.spawn()?;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        Ok((child, pid.ok_or_else(gone)?))
+    })?;
+    let stdin = child.stdin.take().ok_or_else(gone)?.into_owned_fd()?;
+    let stdout = child.stdout.take().ok_or_else(gone)?.into_owned_fd()?;
+    let stderr = child.stderr.take().ok_or_else(gone)?.into_owned_fd()?;
+    Ok(Raw {
+        pid: awaited.pid(),
+        child,
+        stdin: pipe::Sender::from_owned_fd(stdin)?,
+        stdout: pipe::Receiver::from_owned_fd(stdout)?,
+        stderr: pipe::Receiver::from_owned_fd(stderr)?,
+        awaited,
+    })
 }
 
 /// What has happened to a process.

@@ -191,7 +191,7 @@ async fn open(task: &Task, name: &str) -> Result<(Process, PluginHello, PathBuf)
         job: name,
         variables: Vec::new(),
     };
-    let mut process = match start(&task.shared, &task.config, &task.plugin, purpose) {
+    let mut process = match start(&task.shared, &task.config, &task.plugin, purpose).await {
         Ok(process) => process,
         Err(problem) => {
             sweep::remove(&dir);

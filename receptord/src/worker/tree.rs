@@ -19,9 +19,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -56,14 +56,27 @@ pub(super) struct Root {
 /// Belongs to the program and not to a host, as children do.
 static CHILDREN: Mutex<BTreeMap<i32, bool>> = Mutex::new(BTreeMap::new());
 
+/// Held for reading from a child's start to its entry in [`CHILDREN`].
+static STARTING: RwLock<()> = RwLock::new(());
+
 /// The entry of a child that somebody waits for: nobody else may.
 #[derive(Debug)]
 pub(super) struct Awaited(i32);
 
 impl Awaited {
-    pub(super) fn new(pid: i32) -> Self {
+    /// Enters a child that `start` starts. Until it is entered nobody looks for orphans.
+    ///
+    /// # Errors
+    /// That of `start`.
+    pub(super) fn start<T>(start: impl FnOnce() -> io::Result<(T, i32)>) -> io::Result<(T, Self)> {
+        let _starting = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+        let (child, pid) = start()?;
         children().insert(pid, false);
-        Self(pid)
+        Ok((child, Self(pid)))
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.0
     }
 
     /// From now on the child can have children.
@@ -80,6 +93,13 @@ impl Drop for Awaited {
 
 fn children() -> MutexGuard<'static, BTreeMap<i32, bool>> {
     CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The children that were started before this call, after which a snapshot that was taken before
+/// shows none that is missing here.
+fn entered() -> BTreeMap<i32, bool> {
+    drop(STARTING.write().unwrap_or_else(PoisonError::into_inner));
+    children().clone()
 }
 
 /// One process.
@@ -132,7 +152,7 @@ impl Snapshot {
     fn orphans(&self) -> Vec<Process> {
         let own = getpid().as_raw();
         let own_session = getsid(None).map_or(0, Pid::as_raw);
-        let awaited = children().clone();
+        let awaited = entered();
         let pids = self.by_parent.get(&own).into_iter().flatten();
         pids.filter_map(|pid| self.all.get(pid))
             .filter(|p| !awaited.contains_key(&p.pid) && p.session != own_session)
@@ -219,7 +239,7 @@ pub(super) fn sweep(ended: &[Root]) {
     let hunts = getpid().as_raw() != 1;
     let end = until_gone(|| {
         let snapshot = Snapshot::take();
-        let children = children().clone();
+        let children = entered();
         let oldest_plugin = children
             .iter()
             .filter(|(_, runs_plugin)| **runs_plugin)
