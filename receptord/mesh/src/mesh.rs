@@ -125,8 +125,8 @@ impl Mesh {
         self.settle(now);
     }
 
-    /// The cost of this side from now on. The other side's stays as it said in its hello, and
-    /// the higher of both is what this side states.
+    /// The cost of this side from now on; the other side is told. The higher of both sides' holds
+    /// in both directions.
     pub fn set_cost(&mut self, now: Instant, link: LinkId, cost: u32) {
         self.router.set_cost(now, link, cost, &mut self.out);
         self.settle(now);

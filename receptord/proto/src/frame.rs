@@ -124,6 +124,11 @@ pub enum Frame {
     },
     /// A packet on its way.
     Packet(Packet),
+    /// The sender's cost for this link from now on, in place of the one in its hello.
+    Cost {
+        /// As [`Hello::cost`].
+        cost: u32,
+    },
     /// A type of a newer version; skipped and counted.
     Unknown {
         /// The type byte.
@@ -142,6 +147,7 @@ mod kind {
     pub(super) const LSA_ACK: u8 = 8;
     pub(super) const CREDIT: u8 = 9;
     pub(super) const PACKET: u8 = 10;
+    pub(super) const COST: u8 = 11;
 }
 
 impl Frame {
@@ -208,6 +214,10 @@ impl Frame {
                 w.u8(kind::PACKET);
                 packet.encode(&mut w);
             }
+            Self::Cost { cost } => {
+                w.u8(kind::COST);
+                w.varint(u64::from(*cost));
+            }
             Self::Unknown { kind } => w.u8(*kind),
         }
         let length = u32::try_from(out.len() - start - 4).expect("frames are far below 4 GiB");
@@ -234,6 +244,7 @@ impl Frame {
                 Self::LsaAck(entries) => summaries_len(entries),
                 Self::Credit { total } => varint_len(*total),
                 Self::Packet(packet) => packet.encoded_len(),
+                Self::Cost { cost } => varint_len(u64::from(*cost)),
                 Self::Unknown { .. } => 0,
             }
     }
@@ -294,6 +305,9 @@ impl Frame {
                 total: r.varint("credit")?,
             },
             kind::PACKET => Self::Packet(Packet::decode(&mut r)?),
+            kind::COST => Self::Cost {
+                cost: r.varint_u32("cost")?,
+            },
             kind => Self::Unknown { kind },
         })
     }

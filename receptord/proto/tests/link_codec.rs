@@ -249,6 +249,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         vec(lsa(), 0..4).prop_map(Frame::Lsas),
         vec(summary(), 0..5).prop_map(Frame::LsaAck),
         any::<u64>().prop_map(|total| Frame::Credit { total }),
+        any::<u32>().prop_map(|cost| Frame::Cost { cost }),
         packet,
     ]
 }

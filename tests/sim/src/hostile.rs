@@ -304,7 +304,7 @@ fn nonsense(rng: &mut Rng, nodes: usize) -> Frame {
             message: "harm".repeat(rng.usize(0..200)),
         }),
         8 => Frame::Unknown {
-            kind: rng.u8(11..255),
+            kind: rng.u8(12..255),
         },
         _ => {
             let body = match rng.u8(0..5) {

@@ -76,7 +76,7 @@ impl Stats {
             Frame::LsaAck(_) => 7,
             Frame::Credit { .. } => 8,
             Frame::Packet(_) => 9,
-            Frame::Unknown { .. } => 10,
+            Frame::Cost { .. } | Frame::Unknown { .. } => 10,
         };
         self.frames[index] += 1;
         self.bytes[index] += size;

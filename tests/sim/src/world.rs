@@ -675,6 +675,7 @@ impl World {
             | Frame::LsaAck(_)
             | Frame::Credit { .. }
             | Frame::Packet(_)
+            | Frame::Cost { .. }
             | Frame::Unknown { .. } => MAX_FRAME_FLOOR,
         };
         if size > limit {
@@ -849,6 +850,7 @@ pub(crate) fn brief(frame: &Frame) -> String {
         ),
         Frame::Credit { total } => format!("credit {total}"),
         Frame::Packet(packet) => crate::receipts::brief(packet),
+        Frame::Cost { cost } => format!("cost {cost}"),
         Frame::Unknown { kind } => format!("unknown {kind}"),
     }
 }

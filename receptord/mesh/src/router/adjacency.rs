@@ -395,23 +395,49 @@ impl Router {
         self.request_routes(now);
     }
 
-    pub(crate) fn set_cost(&mut self, now: Instant, id: LinkId, cost: u32, _out: &mut Out) {
+    pub(crate) fn set_cost(&mut self, now: Instant, id: LinkId, cost: u32, out: &mut Out) {
         let Some(link) = self.links.get_mut(&id) else {
             return;
         };
-        link.info.cost = cost.clamp(1, COST_MAX);
-        let Some(peer) = &link.peer else {
-            link.cost = link.info.cost;
+        let cost = cost.clamp(1, COST_MAX);
+        if cost == link.info.cost {
+            return;
+        }
+        link.info.cost = cost;
+        // The hello has left already, also when the other side's is not here yet.
+        link.transmit(now, Frame::Cost { cost }, out);
+        self.cost_changed(now, id);
+    }
+
+    /// The other side has another cost than it said.
+    pub(super) fn handle_cost(&mut self, now: Instant, id: LinkId, cost: u32) {
+        if let Some(peer) = self.links.get_mut(&id).and_then(|link| link.peer.as_mut()) {
+            peer.cost = cost.clamp(1, COST_MAX);
+            self.cost_changed(now, id);
+        }
+    }
+
+    /// The higher of both sides' costs holds.
+    fn cost_changed(&mut self, now: Instant, id: LinkId) {
+        let Some(link) = self.links.get_mut(&id) else {
             return;
         };
-        link.cost = link.info.cost.max(peer.cost);
-        let (cost, index) = (link.cost, peer.index);
-        if let Some(neighbor) = self.neighbors.get_mut(&index) {
-            for entry in neighbor.links.iter_mut().filter(|entry| entry.1 == id) {
-                entry.0 = cost;
-            }
-            neighbor.links.sort_unstable();
+        let theirs = link.peer.as_ref().map_or(1, |peer| peer.cost);
+        let cost = link.info.cost.max(theirs);
+        if cost == link.cost {
+            return;
         }
+        link.cost = cost;
+        let Some(index) = link.peer.as_ref().map(|peer| peer.index) else {
+            return;
+        };
+        let Some(neighbor) = self.neighbors.get_mut(&index) else {
+            return;
+        };
+        for entry in neighbor.links.iter_mut().filter(|entry| entry.1 == id) {
+            entry.0 = cost;
+        }
+        neighbor.links.sort_unstable();
         self.adjacencies_changed(now);
     }
 

@@ -186,6 +186,7 @@ impl Router {
                 self.wake(id);
             }
             Frame::Packet(packet) => self.handle_packet(now, id, packet, out),
+            Frame::Cost { cost } => self.handle_cost(now, id, cost),
             Frame::Unknown { .. } => self.counters.unknown += 1,
             // While it is unclear who speaks, nothing is believed. It is said again.
             Frame::Digest { .. } | Frame::Summary { .. } | Frame::Lsas(_) | Frame::LsaAck(_)

@@ -35,6 +35,14 @@ fn the_higher_cost_holds_for_both() {
     net.drain(a);
     net.settle();
     assert_eq!(net.mesh(a).route(&id("b")).unwrap().cost, 20);
+    assert_eq!(net.mesh(b).route(&id("a")).unwrap().cost, 20);
+    // What was raised can be lowered again, as far as the other side wants it.
+    let now = net.now;
+    net.mesh(a).set_cost(now, link, 2);
+    net.drain(a);
+    net.settle();
+    assert_eq!(net.mesh(a).route(&id("b")).unwrap().cost, 8);
+    assert_eq!(net.mesh(b).route(&id("a")).unwrap().cost, 8);
 }
 
 #[test]
