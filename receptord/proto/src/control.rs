@@ -250,6 +250,46 @@ pub struct Status {
     pub security: String,
     /// Things that an operator should look at, one sentence each.
     pub warnings: Vec<String>,
+    /// Totals since the daemon was started.
+    #[serde(default)]
+    pub counters: CounterStatus,
+}
+
+/// What a node has counted since its start, in [`Status`]. Totals only grow, but for the last two,
+/// which are as of now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CounterStatus {
+    /// Packets passed on for other nodes.
+    pub forwarded: u64,
+    /// Packets dropped because there was no way to their destination.
+    pub dropped_no_route: u64,
+    /// Packets dropped because they had passed too many nodes.
+    pub dropped_hop_limit: u64,
+    /// Packets dropped because the queue of their link was full.
+    pub dropped_queue_full: u64,
+    /// Frames and packets of a kind that this version does not know.
+    pub unknown: u64,
+    /// Things that peers got wrong.
+    pub peer_mistakes: u64,
+    /// Messages of this node that were sent again.
+    pub resent: u64,
+    /// Messages that came again and were recognised.
+    pub duplicates: u64,
+    /// Responses that nobody here waits for.
+    pub orphans: u64,
+    /// Link-state statements sent to neighbors.
+    pub lsas_sent: u64,
+    /// Link-state statements received.
+    pub lsas_received: u64,
+    /// How many of those were news.
+    pub lsas_new: u64,
+    /// Shortest-path computations.
+    pub spf_runs: u64,
+    /// Link-state statements held now.
+    pub lsas_held: u64,
+    /// Bytes that wait for a link now, in all.
+    pub queued_bytes: u64,
 }
 
 /// A neighbor or configured peer in [`Status`].

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use receptor_mesh::{LinkState, NodeView};
 use receptor_proto::control::{
-    CapabilitiesReply, GoAdvertisement, GoConnection, GoWorkCommand, LinkStatus, LinksReply,
-    NodeCapabilities, NodeStatus, NodesReply, PeerStatus, RouteStatus, RoutesReply, SpoolStatus,
-    Status, StatusReply, VERSION,
+    CapabilitiesReply, CounterStatus, GoAdvertisement, GoConnection, GoWorkCommand, LinkStatus,
+    LinksReply, NodeCapabilities, NodeStatus, NodesReply, PeerStatus, RouteStatus, RoutesReply,
+    SpoolStatus, Status, StatusReply, VERSION,
 };
 
 use super::Context;
-use crate::engine::{EngineGone, Input, LinkReport, Query};
+use crate::engine::{EngineGone, Health, Input, LinkReport, Query};
 use crate::link::{PeerView, Phase};
 
 /// A store that is this full is worth a warning, in percent.
@@ -178,6 +178,10 @@ pub(super) async fn status_reply(context: &Context) -> Result<StatusReply, Engin
         .engine
         .ask(|reply| Input::Query(Query::WorksActive(reply)))
         .await?;
+    let health = context
+        .engine
+        .ask(|reply| Input::Query(Query::Health(reply)))
+        .await?;
     let peers = context.links.peers();
     let reachable: Vec<_> = nodes
         .iter()
@@ -225,7 +229,8 @@ pub(super) async fn status_reply(context: &Context) -> Result<StatusReply, Engin
         plugins,
         clients: u64::from(context.clients.get()),
         security: context.security().to_owned(),
-        warnings: warnings(context, &peers),
+        warnings: warnings(context, &peers, &health),
+        counters: counter_status(&health, &links),
     };
     Ok(StatusReply {
         node_id: context.node.clone(),
@@ -247,6 +252,30 @@ pub(super) async fn status_reply(context: &Context) -> Result<StatusReply, Engin
         known_connection_costs: reachable.iter().filter_map(costs).collect(),
         receptor: status,
     })
+}
+
+fn counter_status(health: &Health, links: &[LinkReport]) -> CounterStatus {
+    let counters = &health.counters;
+    let queued = links
+        .iter()
+        .map(|report| report.view.queued + report.waiting);
+    CounterStatus {
+        forwarded: counters.forwarded,
+        dropped_no_route: counters.dropped_no_route,
+        dropped_hop_limit: counters.dropped_hop_limit,
+        dropped_queue_full: counters.dropped_queue_full,
+        unknown: counters.unknown,
+        peer_mistakes: counters.peer_mistakes,
+        resent: counters.retransmitted,
+        duplicates: counters.duplicates,
+        orphans: counters.orphans,
+        lsas_sent: counters.lsas_sent,
+        lsas_received: counters.lsas_received,
+        lsas_new: counters.lsas_new,
+        spf_runs: counters.spf_runs,
+        lsas_held: health.lsas as u64,
+        queued_bytes: queued.sum::<usize>() as u64,
+    }
 }
 
 fn peers_status(links: &[LinkReport], peers: &[PeerView]) -> Vec<PeerStatus> {
@@ -296,8 +325,18 @@ fn advertisement(view: &NodeView, now: &str) -> GoAdvertisement {
     }
 }
 
-fn warnings(context: &Context, peers: &[PeerView]) -> Vec<String> {
+fn warnings(context: &Context, peers: &[PeerView], health: &Health) -> Vec<String> {
     let mut warnings = Vec::new();
+    for (node, ours, ago) in &health.twins {
+        let seconds = ago.as_secs();
+        warnings.push(if *ours {
+            format!(
+                "Another running node has this node's id, {node} ({seconds} s ago): give one of them another with --node-id."
+            )
+        } else {
+            format!("Two running nodes have the id {node}; one of them was refused {seconds} s ago.")
+        });
+    }
     let usage = context.store.usage();
     if usage.max_bytes > 0 && usage.bytes / (usage.max_bytes / 100).max(1) >= FULL_PERCENT {
         warnings.push(format!(

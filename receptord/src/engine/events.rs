@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use receptor_mesh::{Event, LinkId};
-use receptor_proto::ErrorCode;
+use receptor_proto::{ErrorCode, NodeId};
 
 use crate::log::id;
 
@@ -15,11 +15,31 @@ const MISTAKES_MAX: u32 = 10;
 /// See [`MISTAKES_MAX`].
 const WINDOW: Duration = Duration::from_secs(10);
 
+/// Node ids of which more than one running node was seen, remembered at once; whoever makes up
+/// more is held to [`MISTAKES_MAX`].
+const TWINS_MAX: usize = 16;
+/// How long a node id counts as one that two nodes have after that was last seen; a refused
+/// node tries again sooner.
+const TWINS_KEPT: Duration = Duration::from_secs(120);
+/// Between two log lines about the same id.
+const TWINS_REMIND: Duration = Duration::from_secs(60);
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct EventLog {
     window: Instant,
     mistakes: u32,
+    twins: Vec<Twin>,
+}
+
+/// A node id that two running nodes have.
+#[derive(Debug)]
+struct Twin {
+    node: NodeId,
+    /// It is this node's.
+    ours: bool,
+    seen: Instant,
+    told: Instant,
 }
 
 impl Default for EventLog {
@@ -27,6 +47,7 @@ impl Default for EventLog {
         Self {
             window: Instant::now(),
             mistakes: 0,
+            twins: Vec::new(),
         }
     }
 }
@@ -68,6 +89,9 @@ impl EventLog {
                 tracing::warn!(message_id = id::LINK_REFUSED, link = link.0, node, address, by_peer, %code, "link refused: {}", reason.message);
             }
             Event::DuplicateNodeId { node, ours } => {
+                if !self.is_news(node, *ours) {
+                    return;
+                }
                 if *ours {
                     tracing::error!(message_id = id::DUPLICATE_NODE, %node, "another running node has this node's id; give one of them another with --node-id");
                 } else {
@@ -94,6 +118,41 @@ impl EventLog {
                 tracing::warn!(link = link.0, address, %code, "the peer made a mistake: {}", reason.message);
             }
         }
+    }
+
+    /// The ids that more than one running node has, as far as was seen lately: whether it is this
+    /// node's, and how long ago.
+    pub(super) fn twins(&self) -> Vec<(NodeId, bool, Duration)> {
+        let recent = |twin: &&Twin| twin.seen.elapsed() < TWINS_KEPT;
+        let recent = self.twins.iter().filter(recent);
+        recent
+            .map(|twin| (twin.node.clone(), twin.ours, twin.seen.elapsed()))
+            .collect()
+    }
+
+    /// Remembers an id that two nodes have. Whether it is time to tell of it.
+    fn is_news(&mut self, node: &NodeId, ours: bool) -> bool {
+        let now = Instant::now();
+        self.twins.retain(|twin| now - twin.seen < TWINS_KEPT);
+        let known = |twin: &&mut Twin| twin.node == *node && twin.ours == ours;
+        if let Some(twin) = self.twins.iter_mut().find(known) {
+            twin.seen = now;
+            let due = now - twin.told >= TWINS_REMIND;
+            if due {
+                twin.told = now;
+            }
+            return due;
+        }
+        if self.twins.len() >= TWINS_MAX {
+            return self.may_tell();
+        }
+        self.twins.push(Twin {
+            node: node.clone(),
+            ours,
+            seen: now,
+            told: now,
+        });
+        true
     }
 
     /// At most [`MISTAKES_MAX`] lines a [`WINDOW`], and one that says how many were left out.

@@ -6,7 +6,9 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
-use receptor_mesh::{EchoAnswer, EntryId, LinkId, LinkInfo, LinkView, NodeView, Submission};
+use receptor_mesh::{
+    Counters, EchoAnswer, EntryId, LinkId, LinkInfo, LinkView, NodeView, Submission,
+};
 use receptor_proto::frame::Frame;
 use receptor_proto::packet::CancelReason;
 use receptor_proto::wire::DecodeError;
@@ -149,6 +151,20 @@ pub(crate) enum Query {
     Links(oneshot::Sender<Vec<LinkReport>>),
     /// Works that were dispatched here and have not ended.
     WorksActive(oneshot::Sender<u64>),
+    /// What the core has counted and seen.
+    Health(oneshot::Sender<Health>),
+}
+
+/// What the core has counted and seen.
+#[derive(Debug)]
+pub(crate) struct Health {
+    /// Totals since the start.
+    pub(crate) counters: Counters,
+    /// LSAs in the database.
+    pub(crate) lsas: usize,
+    /// Ids that more than one running node has: whether it is this node's, and how long ago
+    /// that was seen.
+    pub(crate) twins: Vec<(NodeId, bool, Duration)>,
 }
 
 /// A link as the core and the transport see it.

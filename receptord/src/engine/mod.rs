@@ -34,7 +34,7 @@ use crate::store::{Done, Store};
 use crate::systemd::Notifier;
 use crate::worker::Report;
 
-pub(crate) use self::input::{EngineGone, EngineHandle, Input, LinkReport, Query, Submit};
+pub(crate) use self::input::{EngineGone, EngineHandle, Health, Input, LinkReport, Query, Submit};
 pub(crate) use self::mailbox::{Letter, Mailbox, News, Response};
 pub(crate) use self::works::HostLink;
 use self::works::Works;
@@ -504,6 +504,13 @@ impl Engine {
             }
             Query::WorksActive(reply) => {
                 let _ = reply.send(self.works_active());
+            }
+            Query::Health(reply) => {
+                let _ = reply.send(Health {
+                    counters: self.mesh.counters(),
+                    lsas: self.mesh.lsdb_len(),
+                    twins: self.events.twins(),
+                });
             }
         }
     }
