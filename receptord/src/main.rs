@@ -10,11 +10,11 @@ use std::io::{self, Write as _};
 use clap::Parser as _;
 use nix::sys::stat::{Mode, umask};
 use receptord::cli::Cli;
-use receptord::config::{self, Environment, Loaded};
+use receptord::config::{Environment, Loaded};
 use receptord::data_dir::DataDir;
 use receptord::exit::Exit;
 use receptord::log;
-use receptord::run::{Handles, run};
+use receptord::run::{Handles, load, run};
 use receptord::systemd::{Notifier, Passed};
 use tokio::task::LocalSet;
 
@@ -29,8 +29,7 @@ fn main() -> Exit {
 fn start(cli: Cli) -> Result<Exit, Exit> {
     let passed = Passed::take_all().map_err(|error| tell(Exit::Unavailable, &error))?;
     let environment = Environment::of_process();
-    let loaded =
-        config::load(&cli, &environment).map_err(|error| tell(Exit::Configuration, &error))?;
+    let loaded = load(&cli, &environment).map_err(|error| tell(Exit::Configuration, &error))?;
     if cli.inspect.check_config || cli.inspect.print_config {
         return Ok(inspect(&cli, &loaded));
     }

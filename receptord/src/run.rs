@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use receptor_proto::control::ReloadReply;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -19,8 +20,8 @@ use tokio::time::timeout;
 
 use crate::cli::Cli;
 use crate::config::{
-    self, Apply, Change, ConfigError, DEFAULT_COST, Environment, LinkUrl, Listen, MAX_LINKS,
-    NodeId, Settings,
+    self, Apply, Change, ConfigError, DEFAULT_COST, Environment, LinkUrl, Listen, Loaded,
+    MAX_LINKS, NodeId, Settings,
 };
 use crate::control::{Context, ControlError, ControlSocket, ReloadRequest};
 use crate::data_dir::DataDir;
@@ -43,6 +44,10 @@ const HOST_COMMANDS: usize = 256;
 /// Reports that may wait for the engine; a plugin host that finds no room waits, and with it
 /// its plugins.
 const HOST_REPORTS: usize = 256;
+
+/// Descriptors that may be open beside those of links and clients: pipes of plugins, payloads,
+/// and what the process itself needs.
+const OTHER_FILES: u64 = 2048;
 
 /// What `main` took and opened for the daemon.
 #[derive(Debug)]
@@ -93,6 +98,7 @@ type Failed = (Exit, Box<dyn Error>);
 
 async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Failed> {
     let signals = Signals::new().map_err(|error| failed(Exit::Internal, error))?;
+    allow_open_files(&settings);
     let data_dir = handles.data_dir.path().to_owned();
     let store = Store::open(&data_dir, settings.spool.max_bytes)
         .map_err(|error| failed(Exit::Unavailable, error))?;
@@ -177,6 +183,27 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         control,
         reloads,
     })
+}
+
+/// Lets this process have as many descriptors as its links and clients may need. What a process
+/// is given at first is often 1,024, whatever it may ask for.
+fn allow_open_files(settings: &Settings) {
+    let clients = settings.control.max_clients;
+    let wanted = u64::from(settings.link.max_links) + u64::from(clients) + OTHER_FILES;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return;
+    };
+    let given = soft.max(wanted.min(hard));
+    if given > soft
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, given, hard)
+    {
+        tracing::warn!(%error, "no more than {soft} files can be open at once");
+    } else if given < wanted {
+        tracing::warn!(
+            wanted,
+            "no more than {given} files can be open at once, fewer than link.max-links and control.max-clients may need (LimitNOFILE=)"
+        );
+    }
 }
 
 fn failed(exit: Exit, error: impl Into<Box<dyn Error>>) -> Failed {
@@ -325,6 +352,7 @@ impl Daemon {
             }
         };
         *self.settings.borrow_mut() = settings.clone();
+        allow_open_files(&settings);
         let metadata = Input::SetMetadata(settings.capabilities.clone());
         let _ = self.engine.send(metadata).await;
         let config = HostConfig::from_settings(
@@ -379,6 +407,17 @@ impl Daemon {
     }
 }
 
+/// Reads the configuration and checks that this build can do what it asks for.
+///
+/// # Errors
+///
+/// Everything that is wrong with it, or that this build cannot do.
+pub fn load(cli: &Cli, environment: &Environment) -> Result<Loaded, ConfigError> {
+    let loaded = config::load(cli, environment)?;
+    link::check(&loaded)?;
+    Ok(loaded)
+}
+
 /// Reads the configuration again, logs what has changed, and puts in force what can change
 /// in a running daemon. Values are not logged: a plugin's may be confidential.
 ///
@@ -386,7 +425,7 @@ impl Daemon {
 ///
 /// Everything that is wrong with the new configuration; then the old one stays as a whole.
 pub fn reload(settings: &mut Settings, handles: &Handles) -> Result<Vec<Change>, ConfigError> {
-    let loaded = match config::load(&handles.cli, &handles.environment) {
+    let loaded = match load(&handles.cli, &handles.environment) {
         Ok(loaded) => loaded,
         Err(error) => {
             for problem in &error.problems {

@@ -143,7 +143,7 @@ fn exit_codes_say_what_kind_of_failure_it_was() {
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
     let (open, data) = (open.to_str().unwrap(), dir.path().join("data"));
     let data = data.to_str().unwrap();
-    let table: [(&[&str], i32, &str); 11] = [
+    let table: [(&[&str], i32, &str); 12] = [
         (&["--version"], 0, ""),
         (&["--check-config"], 0, ""),
         (&["--no-such-flag"], 2, "unexpected argument"),
@@ -162,7 +162,12 @@ fn exit_codes_say_what_kind_of_failure_it_was() {
         (
             &["-d", data, "--listen", "ws://127.0.0.1:0"],
             78,
-            "not part of this build",
+            "flag --listen: listen[0].url: \"ws://127.0.0.1:0\": this build has no WebSocket",
+        ),
+        (
+            &["--check-config", "--peer", "ws://localhost:1"],
+            78,
+            "flag --peer: peer[0].url: \"ws://localhost:1\": this build has no WebSocket",
         ),
         (
             &["-d", data, "--socket-path", "/dev/null"],

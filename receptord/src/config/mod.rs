@@ -82,3 +82,13 @@ pub fn load(cli: &Cli, env: &Environment) -> Result<Loaded, ConfigError> {
         origins,
     })
 }
+
+impl Loaded {
+    /// Something that is wrong with a value for a reason that the configuration itself does not
+    /// know, told like its own problems: with the place where the value was written.
+    #[must_use]
+    pub fn problem(&self, key: &str, message: String) -> Problem {
+        let source = self.origins.get(key).cloned();
+        Problem::new(source.unwrap_or(Source::Default(None)), key, message)
+    }
+}

@@ -62,11 +62,11 @@ enum Socketed {
 
 /// Refuses a listener that would serve something else than its URL promises.
 fn check_transport(url: &LinkUrl) -> io::Result<()> {
-    match url {
-        LinkUrl::Tcp { tls: false, .. } | LinkUrl::Unix(_) => Ok(()),
-        LinkUrl::Tcp { tls: true, .. } | LinkUrl::WebSocket { .. } => Err(io::Error::new(
+    match transport::missing(url) {
+        None => Ok(()),
+        Some(missing) => Err(io::Error::new(
             io::ErrorKind::Unsupported,
-            "links of this kind are not part of this build; rnp:// and unix:// are",
+            format!("this build has no {missing}"),
         )),
     }
 }

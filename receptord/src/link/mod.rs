@@ -28,12 +28,38 @@ use tokio::task::JoinHandle;
 
 use self::admission::Admission;
 use self::dialer::Dialer;
-use crate::config::{Link, LinkUrl, Listen, Peer, Settings};
+use crate::config::{ConfigError, Link, LinkUrl, Listen, Loaded, Peer, Settings};
 use crate::engine::{EngineHandle, Input};
 
 pub(crate) use self::dialer::{DialState, Phase};
 pub(crate) use self::listener::{Bound, ListenError, adopt, bind, url_of};
 pub(crate) use self::outbox::{Outbox, WRITE_BUDGET};
+
+/// Whether this build has every transport that a configuration asks for.
+///
+/// # Errors
+///
+/// One problem for each listener and peer whose transport it does not have.
+pub(crate) fn check(loaded: &Loaded) -> Result<(), ConfigError> {
+    let listen = loaded.settings.listen.iter().map(|listen| &listen.url);
+    let listen = listen.enumerate().map(|(i, url)| ("listen", i, url));
+    let peer = loaded.settings.peer.iter().map(|peer| &peer.url);
+    let peer = peer.enumerate().map(|(i, url)| ("peer", i, url));
+    let problems: Vec<_> = listen
+        .chain(peer)
+        .filter_map(|(block, i, url)| {
+            let missing = transport::missing(url)?;
+            let message =
+                format!("\"{url}\": this build has no {missing}: expected rnp:// or unix://");
+            Some(loaded.problem(&format!("{block}[{i}].url"), message))
+        })
+        .collect();
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(ConfigError { problems })
+    }
+}
 
 /// What all listeners and dialers share.
 struct Shared {

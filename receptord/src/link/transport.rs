@@ -85,11 +85,22 @@ pub(crate) enum ConnectError {
         address: SocketAddr,
     },
     /// This build does not know the transport.
-    #[error("{scheme} links are not part of this build")]
+    #[error("this build has no {missing}")]
     Unsupported {
-        /// Such as `wss`.
-        scheme: &'static str,
+        /// What it lacks.
+        missing: &'static str,
     },
+}
+
+/// What this build would need for links of this URL and does not have. To use a plain connection
+/// in place of what was asked for would give away what the link carries.
+pub(crate) fn missing(url: &LinkUrl) -> Option<&'static str> {
+    match url {
+        LinkUrl::Tcp { tls: false, .. } | LinkUrl::Unix(_) => None,
+        LinkUrl::Tcp { tls: true, .. } => Some("TLS"),
+        LinkUrl::WebSocket { tls: false, .. } => Some("WebSocket"),
+        LinkUrl::WebSocket { tls: true, .. } => Some("TLS and no WebSocket"),
+    }
 }
 
 /// Connects to a peer: all addresses of its name, in both families, the first that answers.
@@ -97,22 +108,17 @@ pub(crate) async fn connect(
     url: &LinkUrl,
     allow_plaintext: bool,
 ) -> Result<Connected, ConnectError> {
-    match url {
-        LinkUrl::Tcp { tls: false, .. } | LinkUrl::WebSocket { tls: false, .. } => {}
-        LinkUrl::Tcp { .. } => return Err(ConnectError::Unsupported { scheme: "rnps" }),
-        LinkUrl::WebSocket { .. } => return Err(ConnectError::Unsupported { scheme: "wss" }),
+    if let Some(missing) = missing(url) {
+        return Err(ConnectError::Unsupported { missing });
+    }
+    let (host, port) = match url {
+        LinkUrl::Tcp { host, port, .. } | LinkUrl::WebSocket { host, port, .. } => (host, *port),
         LinkUrl::Unix(path) => {
             let address = url.to_string();
             return match UnixStream::connect(path).await {
                 Ok(stream) => Ok(unix(stream, address)),
                 Err(source) => Err(ConnectError::Connect { address, source }),
             };
-        }
-    }
-    let (host, port) = match url {
-        LinkUrl::Tcp { host, port, .. } => (host, *port),
-        LinkUrl::WebSocket { .. } | LinkUrl::Unix(_) => {
-            return Err(ConnectError::Unsupported { scheme: "ws" });
         }
     };
     let addresses = resolve(host, port).await?;
