@@ -14,6 +14,9 @@
 //! b.wait_ping("a");
 //! ```
 
+pub mod netns;
+pub mod traffic;
+
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -25,11 +28,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Far longer than any step takes, so that a busy machine does not fail a test.
 pub const DEADLINE: Duration = Duration::from_secs(30);
+/// What one ping waits for its answer before the next is sent.
+const PING_TIMEOUT_MS: u64 = 500;
 /// Between two looks at a condition that nobody announces.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
@@ -120,6 +125,7 @@ impl Mesh {
             arguments: Vec::new(),
             environment: Vec::new(),
             config: String::new(),
+            netns: None,
         }
     }
 }
@@ -134,9 +140,17 @@ pub struct Node {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     config: String,
+    netns: Option<String>,
 }
 
 impl Node {
+    /// Runs in this network namespace.
+    #[must_use]
+    pub fn netns(mut self, name: &str) -> Self {
+        self.netns = Some(name.to_owned());
+        self
+    }
+
     /// Dials this daemon.
     #[must_use]
     pub fn peer(self, daemon: &Daemon) -> Self {
@@ -238,7 +252,16 @@ impl Daemon {
             .append(true)
             .open(&self.log)
             .expect("a log file");
-        let mut command = Command::new(program("receptord"));
+        let mut command = match &self.node.netns {
+            None => Command::new(program("receptord")),
+            Some(name) => {
+                // It becomes the daemon: the process id stays.
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", name]);
+                command.arg(program("receptord"));
+                command
+            }
+        };
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -387,7 +410,9 @@ impl Daemon {
     pub fn wait_ping(&self, node: &str) {
         let mut control = self.control();
         wait_for(&format!("a ping from {} to {node}", self.name()), || {
-            let pong = control.json(&format!("ping {node}"));
+            // An answer that is lost while routes settle must not cost the patience for it.
+            let ping = json!({"command": "ping", "target": node, "timeout_ms": PING_TIMEOUT_MS});
+            let pong = control.json(&ping.to_string());
             (pong["Success"] == true).then_some(())
         });
     }

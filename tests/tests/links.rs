@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use receptor_tests::{DEADLINE, Daemon, Mesh, wait_for};
+use serde_json::Value;
 
 /// A chain a – b – c, with a route from end to end.
 fn chain(mesh: &Mesh) -> [Daemon; 3] {
@@ -165,6 +166,13 @@ fn a_second_node_of_the_same_name_is_refused_loudly() {
     a.wait_ping("b");
     b.wait_ping("a");
     assert_eq!(impostor.control().json("ping a")["Success"], false);
+    let warns = |daemon: &Daemon| {
+        let status = daemon.control().json("status");
+        status["receptor"]["warnings"].to_string()
+    };
+    let (told, itself) = (warns(&a), warns(&impostor));
+    assert!(told.contains("Two running nodes have the id b"), "{told}");
+    assert!(itself.contains("has this node's id, b"), "{itself}");
     let links = impostor.control().json("links");
     assert_eq!(
         links["links"][0]["error"]["code"], "duplicate-node-id",
@@ -214,6 +222,21 @@ fn a_reload_leaves_links_that_stay_alone() {
     assert!(after >= frames, "the link to a was made anew");
     let costs = || a.control().json("status")["KnownConnectionCosts"]["b"]["a"].clone();
     wait_for("the new cost", || (costs() == 25.0).then_some(()));
+    // The other side was told: its way back costs the same.
+    let way = |from: &Daemon, to: &str| {
+        let routes = from.control().json("routes")["routes"].clone();
+        let route = |route: &&Value| route["destination"] == to;
+        let found = routes.as_array().unwrap().iter().find(route);
+        found.map_or(Value::Null, |route| route["cost"].clone())
+    };
+    wait_for("both ways", || {
+        (way(&a, "b") == 25 && way(&b, "a") == 25).then_some(())
+    });
+    std::fs::write(b.config_path(), peer(&a, 15) + &peer(&c, 10)).unwrap();
+    assert_eq!(b.control().json("reload")["Success"], true);
+    wait_for("both ways, lowered", || {
+        (way(&a, "b") == 15 && way(&b, "a") == 15).then_some(())
+    });
 
     std::fs::write(b.config_path(), peer(&c, 10)).unwrap();
     assert_eq!(b.control().json("reload")["Success"], true);
