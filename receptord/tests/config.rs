@@ -773,6 +773,21 @@ fn only_what_cannot_change_in_a_running_daemon_needs_a_restart() {
     assert_eq!(keys, ["link.max-links", "control.max-clients"]);
 }
 
+#[test]
+fn the_example_in_the_readme_is_right() {
+    let readme = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"));
+    let (_, section) = readme.split_once("## Configure it").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let lines = section.lines().filter_map(|line| line.strip_prefix("    "));
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let settings = Root::new().with(DEFAULT_FILE, &text).settings();
+    assert!(settings.node_id.is_some() && settings.peer[0].allow_plaintext);
+    assert_eq!(settings.capabilities["site"], "berlin");
+    let without = text.replace("allow-plaintext = true", "");
+    let error = Root::new().with(DEFAULT_FILE, &without).load("", &[]);
+    assert!(error.unwrap_err().to_string().contains("allow-plaintext"));
+}
+
 /// The file that packages install, and what its comments promise.
 mod shipped {
     use super::*;

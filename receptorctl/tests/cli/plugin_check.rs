@@ -156,6 +156,17 @@ fn the_shell_example_passes() {
 }
 
 #[test]
+fn the_plugin_in_the_readme_passes() {
+    let readme = include_str!("../../../README.md");
+    let (_, section) = readme.split_once("A whole one in shell:").unwrap();
+    let (section, _) = section.split_once("`plugins/examples`").unwrap();
+    let lines = section.lines().filter_map(|line| line.strip_prefix("    "));
+    let plugin = Plugin::new("uptime", &lines.collect::<Vec<_>>().join("\n"));
+    let answer = plugin.check(&["--action", "execute"]);
+    assert_eq!(answer.code, Some(0), "{}", answer.stdout());
+}
+
+#[test]
 fn the_python_example_passes() {
     let answer = check_example("wordcount.py", &[]);
     assert_eq!(answer.code, Some(0), "{}", answer.stdout());
