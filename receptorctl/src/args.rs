@@ -7,11 +7,17 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use receptor_proto::{Directive, MessageId, NodeId};
 
+use crate::exit::{Exit, Failure};
+
 /// Where the packaged daemon listens.
 const DEFAULT_SOCKET: &str = "/run/receptor/receptord.sock";
+
+/// The variable that names another socket.
+const SOCKET_VARIABLE: &str = "RECEPTOR_SOCKET";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -62,9 +68,10 @@ pub(crate) struct Global {
         long,
         global = true,
         value_name = "PATH",
-        env = "RECEPTOR_SOCKET",
+        env = SOCKET_VARIABLE,
         hide_env_values = true,
-        default_value = DEFAULT_SOCKET
+        default_value = DEFAULT_SOCKET,
+        value_parser = OsStringValueParser::new().map(PathBuf::from)
     )]
     pub(crate) socket_path: PathBuf,
 
@@ -75,6 +82,23 @@ pub(crate) struct Global {
     /// Give up after this long: seconds, or 500ms, 2m, 1h30m
     #[arg(long, global = true, value_name = "DUR", value_parser = duration)]
     pub(crate) timeout: Option<Duration>,
+}
+
+impl Global {
+    /// Takes an empty variable for one that is not set, as the daemon does with its own.
+    ///
+    /// # Errors
+    ///
+    /// When it is the option that is empty: most often a variable of a script, and the default may be another daemon.
+    pub(crate) fn without_empty(mut self) -> Result<Self, Failure> {
+        if self.socket_path.as_os_str().is_empty() {
+            if std::env::var_os(SOCKET_VARIABLE).is_none_or(|value| !value.is_empty()) {
+                return Err(Failure::new(Exit::Usage, "--socket-path is empty"));
+            }
+            self.socket_path = DEFAULT_SOCKET.into();
+        }
+        Ok(self)
+    }
 }
 
 #[derive(Debug, Subcommand)]

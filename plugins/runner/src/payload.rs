@@ -54,6 +54,8 @@ pub(crate) struct Options {
     pub(crate) fail_on_no_hosts: bool,
     /// To have what ansible-runner keeps of the job as a result, a zip archive.
     pub(crate) artifacts: bool,
+    /// To keep the job's directory, which is the daemon's to remove: only `false` is taken.
+    keep: bool,
 }
 
 impl Default for Options {
@@ -65,6 +67,7 @@ impl Default for Options {
             max_event_bytes: MAX_EVENT_BYTES,
             fail_on_no_hosts: true,
             artifacts: false,
+            keep: false,
         }
     }
 }
@@ -284,6 +287,12 @@ impl Plan {
                 EVENT_BYTES.start(),
                 EVENT_BYTES.end()
             )));
+        }
+        if options.keep {
+            return Err(Refusal::Options(
+                "\"keep\" is not supported, the daemon removes the directory of a job; have \"artifacts\""
+                    .to_owned(),
+            ));
         }
         self.timeout = options.timeout_s.map(Duration::from_secs);
         self.idle_timeout = options.idle_timeout_s.map(Duration::from_secs);

@@ -23,7 +23,7 @@ use crate::output::Out;
 pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
     let context = Context {
         deadline: Deadline::after(cli.global.timeout),
-        global: cli.global,
+        global: cli.global.without_empty()?,
     };
     match cli.command {
         Command::Ping(args) => ping::run(&context, &args),

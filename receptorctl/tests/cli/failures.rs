@@ -248,3 +248,30 @@ fn config_check_runs_the_daemons_own_check() {
         )
     );
 }
+
+#[test]
+fn an_empty_variable_is_none() {
+    let run = |args: &[&str], value: &str| {
+        let output = program()
+            .args(args)
+            .env("RECEPTOR_SOCKET", value)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (code, said) = run(&["work", "cancel", "nonsense"], "");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("message id"), "{said}");
+    // A plugin's check needs no socket, so that the default one is left alone.
+    let (code, said) = run(&["plugin", "check", "/dev/null/none"], "");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("/dev/null/none"), "{said}");
+    let (code, said) = run(&["status", "--socket-path="], "/tmp/some.sock");
+    assert_eq!(
+        (code, &*said),
+        (Some(2), "receptorctl: --socket-path is empty\n")
+    );
+}

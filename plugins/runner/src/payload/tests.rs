@@ -292,7 +292,7 @@ fn times_can_only_get_shorter() {
 fn options_for_the_plugin() {
     let plan = plan_of(&with(
         "receptor",
-        json!({"events": "failed", "max_event_bytes": 1024, "artifacts": false}),
+        json!({"events": "failed", "max_event_bytes": 1024, "artifacts": false, "keep": false}),
     ))
     .unwrap();
     assert_eq!(plan.options.events, Events::Failed);
@@ -302,6 +302,7 @@ fn options_for_the_plugin() {
         json!({"events": "some"}),
         json!({"max_event_bytes": 1}),
         json!({"artifacts": "yes"}),
+        json!({"keep": true}),
         json!(1),
     ] {
         assert!(matches!(
