@@ -205,6 +205,10 @@ fn what_fails_says_so() {
     assert_eq!(code, 2, "{result}");
     assert_eq!(result["stats"]["failures"], json!({"one": 1}));
     assert_eq!(results(&host)[0]["rc"], 1);
+    assert_eq!(
+        result["message"],
+        "one: TASK [no]: non-zero return code (rc 1)"
+    );
     host.wait();
 
     // As ssh ends when it gets no connection.
@@ -218,6 +222,11 @@ fn what_fails_says_so() {
     let (code, result) = host.done();
     assert_eq!(code, 4, "{result}");
     assert_eq!(result["stats"]["dark"], json!({"far": 1}));
+    let message = result["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("far: TASK [ping] unreachable: "),
+        "{message}"
+    );
     host.wait();
 
     let mut host = start(&json!({"playbook": "no-such.yml", "inventory": "one"}));
@@ -259,6 +268,27 @@ fn a_result_that_ansible_runner_drops_is_reported() {
         "{result}"
     );
     assert_eq!(host.logs().len(), 1);
+    host.wait();
+}
+
+#[test]
+fn a_role_of_a_project_in_any_language() {
+    let dir = tempfile::tempdir().unwrap();
+    let tasks = dir.path().join("roles/greet/tasks");
+    fs::create_dir_all(&tasks).unwrap();
+    let task = r#"[{"name": "brich", "fail": {"msg": "kaputt — {{ who }} 🚀"}}]"#;
+    fs::write(tasks.join("main.yml"), task).unwrap();
+    let payload = json!({
+        "project": "site", "role": "greet", "role_vars": {"who": "wörld"}, "role_skip_facts": true,
+        "hosts": "one", "inventory": "one", "extravars": {"ansible_connection": "local"},
+    });
+    let config = json!({"projects": {"site": dir.path()}});
+    let mut host = start_with(&payload, &config);
+    let (code, result) = host.done();
+    assert_eq!(code, 2, "{result} {}", host.raw());
+    assert_eq!(results(&host)[0]["msg"], "kaputt — wörld 🚀");
+    let message = result["message"].as_str().unwrap();
+    assert!(message.ends_with("]: kaputt — wörld 🚀"), "{message}");
     host.wait();
 }
 
