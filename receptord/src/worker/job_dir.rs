@@ -4,8 +4,8 @@
 //! as a file there), and the way of a result file out of it. Never follows a link that a plugin made,
 //! and never reads a payload into memory that is larger than a line.
 //!
-//! No `payload_sha256` is sent and no `sha256` of a result is checked: between daemon and plugin
-//! nothing but the local file system can damage a file, and hashing takes longer than moving it.
+//! Every payload's file goes with its SHA-256, and a result's is checked when the plugin names it: a
+//! file that was not complete yet, or is another than was meant, is then noticed at once.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufReader, Read, Write as _};
@@ -22,6 +22,7 @@ use receptor_proto::plugin::{
     ActionDescriptor, FileRef, Json, MAX_INLINE, MAX_LINE, Payload, PayloadKind, is_relative_path,
 };
 use receptor_proto::{ErrorBody, ErrorCode};
+use sha2::{Digest as _, Sha256};
 use tokio::task::spawn_blocking;
 
 use super::api::JobPayload;
@@ -104,7 +105,7 @@ impl Handover {
         let path = self.dir.join(&self.file_name);
         let written = new_file(&path).and_then(|mut file| file.write_all(bytes));
         written.map_err(|e| failed(&e))?;
-        Ok(self.by_file(len(bytes)))
+        Ok(self.by_file(len(bytes), hexadecimal(&Sha256::digest(bytes))))
     }
 
     fn file(&self, source: &Path, size: u64, kind: PayloadKind) -> Result<Payload, ErrorBody> {
@@ -140,12 +141,14 @@ impl Handover {
             let copied = new_file(&path).and_then(|mut to| io::copy(&mut from, &mut to));
             copied.map_err(|e| failed(&e))?;
         }
-        Ok(self.by_file(size))
+        let sum = sha256(source).map_err(|e| failed(&e))?;
+        Ok(self.by_file(size, sum))
     }
 
-    fn by_file(&self, size: u64) -> Payload {
+    fn by_file(&self, size: u64, sha256: String) -> Payload {
         Payload::File(FileRef {
             size: Some(size),
+            sha256: Some(sha256),
             ..FileRef::new(&self.file_name)
         })
     }
@@ -223,6 +226,44 @@ fn check_text(mut file: File) -> Result<(), ErrorBody> {
     }
 }
 
+/// The SHA-256 of a file, in constant memory.
+fn sha256(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut sum = Sha256::new();
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hexadecimal(&sum.finalize())),
+            count => sum.update(buffer.get(..count).unwrap_or_default()),
+        }
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Checks a result that was moved out, when the plugin said what its sum is. One that is not right
+/// is removed.
+///
+/// # Errors
+/// When its sum is another, or it cannot be read.
+pub(super) async fn check_sum(at: PathBuf, file: &FileRef) -> Result<(), FileProblem> {
+    let Some(said) = file.sha256.clone() else {
+        return Ok(());
+    };
+    let read = at.clone();
+    let sum = spawn_blocking(move || sha256(&read)).await;
+    let sum = sum.unwrap_or_else(|e| Err(io::Error::other(e)));
+    let sum = sum.unwrap_or_else(|e| format!("unknown ({e})"));
+    if sum.eq_ignore_ascii_case(&said) {
+        return Ok(());
+    }
+    let _ = fs::remove_file(&at);
+    let path = file.path.clone();
+    Err(FileProblem::Sum { path, sum, said })
+}
+
 /// Why a result file was not taken, for the plugin's author.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum FileProblem {
@@ -243,6 +284,16 @@ pub(super) enum FileProblem {
     /// It is a directory, a pipe, or the like.
     #[error("{0:?} is not a regular file")]
     Kind(String),
+    /// Its SHA-256 is not what was said.
+    #[error("the SHA-256 of the file {path:?} is {sum} and not {said}")]
+    Sum {
+        /// Its path.
+        path: String,
+        /// What it is.
+        sum: String,
+        /// What the plugin said.
+        said: String,
+    },
     /// Its size is not what was said.
     #[error("the file {path:?} has {size} bytes and not {said}")]
     Size {

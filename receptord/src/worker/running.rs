@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use super::api::{Report, ReportPayload, WINDOW_BYTES, WINDOW_RESULTS};
 use super::config::PluginConfig;
-use super::job_dir::{self, take_result};
+use super::job_dir::{self, FileProblem, check_sum, take_result};
 use super::outcome::{self, Outcome, cut, error};
 
 /// Longest `state` of a status in bytes.
@@ -348,7 +348,7 @@ impl Running {
             Payload::Text(text) => (Content::Text, None, self.inline(text.into(), at).await?),
             Payload::Bytes(bytes) => (Content::Bytes, None, self.inline(bytes.into(), at).await?),
             Payload::File(file) => {
-                let payload = self.file(&file, at)?;
+                let payload = self.file(&file, at).await?;
                 let path_name = || file.path.rsplit('/').next().map(str::to_owned);
                 let name = file.name.clone().or_else(path_name);
                 (Content::Bytes, name, payload)
@@ -420,9 +420,11 @@ impl Running {
         }
     }
 
-    fn file(&mut self, file: &FileRef, at: &Places) -> Result<ReportPayload, Flaw> {
+    async fn file(&mut self, file: &FileRef, at: &Places) -> Result<ReportPayload, Flaw> {
         let path = self.next_file(at);
-        let size = take_result(&at.dir, file, &path).map_err(|e| Flaw::Plugin(e.to_string()))?;
+        let wrong = |problem: FileProblem| Flaw::Plugin(problem.to_string());
+        let size = take_result(&at.dir, file, &path).map_err(wrong)?;
+        check_sum(path.clone(), file).await.map_err(wrong)?;
         if let Err(quota) = self.count(size) {
             let _ = std::fs::remove_file(&path);
             return Err(quota);

@@ -78,7 +78,7 @@ fn payloads_go_by_file_when_they_are_large_or_asked_for() {
         let small = JobPayload::Inline(Bytes::from_static(b"\x00\xff"));
         let id = rig.submit("rogue:by-file", Content::Bytes, small).await;
         let work = rig.finish(id).await;
-        let seen = json!({"size": 2, "path": "payload", "mode": "0o600"});
+        let seen = json!({"size": 2, "path": "payload", "mode": "0o600", "sum": true});
         assert_eq!(work.json(0), seen);
 
         let path = rig.root().join("stored");
@@ -93,7 +93,9 @@ fn payloads_go_by_file_when_they_are_large_or_asked_for() {
         let id = rig
             .submit("rogue:by-file", Content::Json, file.clone())
             .await;
-        assert_eq!(rig.finish(id).await.json(0)["size"], size);
+        let work = rig.finish(id).await;
+        assert_eq!(work.json(0)["size"], size);
+        assert_eq!(work.json(0)["sum"], true);
         // The action takes JSON in the line as well as by file, and gets the name of the file here.
         let id = rig.submit("rogue:good", Content::Json, file.clone()).await;
         assert_eq!(rig.finish(id).await.json(0), "payload");

@@ -4,6 +4,7 @@
 With "cancel" in its file name it claims to listen to cancels; with "serve" it serves; with
 "plain" it does not claim to read payloads by file.
 """
+import hashlib
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ import time
 
 NAME = os.path.basename(sys.argv[0]).split(".")[0]
 ACTIONS = {}
+SUMS = {}
 
 
 def raw(data):
@@ -118,9 +120,11 @@ def many(job, payload):
 @action(payload="file")
 def by_file(job, payload):
     with open(payload, "rb") as file:
-        size = len(file.read())
+        bytes = file.read()
     mode = oct(os.stat(payload).st_mode & 0o777)
-    say(type="data", id=job, data={"size": size, "path": payload, "mode": mode})
+    say(type="data", id=job, data={
+        "size": len(bytes), "path": payload, "mode": mode,
+        "sum": hashlib.sha256(bytes).hexdigest() == SUMS.pop(job)})
     say(type="done", id=job, code=0)
 
 
@@ -340,6 +344,16 @@ def wrong_size(job, payload):
     forever()
 
 
+@action(payload="none")
+def wrong_sum(job, payload):
+    right = hashlib.sha256(b"123").hexdigest().upper()
+    for name, sum in (("right", right), ("wrong", "00" * 32)):
+        with open(name, "w") as file:
+            file.write("123")
+        say(type="data", id=job, file=name, sha256=sum)
+    forever()
+
+
 # Those who would not go.
 
 @action(payload="none")
@@ -458,6 +472,7 @@ LATER = []
 
 def execute(message):
     function, descriptor = ACTIONS[message["action"]]
+    SUMS[message["id"]] = message.get("payload_sha256")
     for key in ("payload", "payload_text", "payload_base64", "payload_file"):
         if key in message:
             return function(message["id"], message[key])

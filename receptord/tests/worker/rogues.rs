@@ -353,6 +353,15 @@ fn a_result_file_of_another_size_than_said() {
 }
 
 #[test]
+fn a_result_file_with_another_sum_than_said() {
+    rogue("wrong-sum", |work| {
+        assert_eq!(work.code(), "protocol-error");
+        assert!(work.error().message.contains("SHA-256"), "{work:?}");
+        assert_eq!(work.data.len(), 1, "the right one came before");
+    });
+}
+
+#[test]
 fn an_untidy_job_directory_is_removed() {
     run(async {
         let mut rig = Rig::new(&["rogue"], |_| {}).await;

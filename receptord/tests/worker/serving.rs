@@ -68,7 +68,8 @@ fn files_of_served_works() {
         let payload = JobPayload::Inline(Bytes::from_static(b"12345"));
         let id = rig.submit("serve:by-file", Content::Bytes, payload).await;
         let work = rig.finish(id).await;
-        let seen = json!({"size": 5, "path": format!("{id}.payload"), "mode": "0o600"});
+        let path = format!("{id}.payload");
+        let seen = json!({"size": 5, "path": path, "mode": "0o600", "sum": true});
         assert_eq!(work.json(0), seen);
 
         let path = rig.root().join("stored");
