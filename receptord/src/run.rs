@@ -224,7 +224,14 @@ fn socket_exit(error: &io::Error) -> Exit {
 }
 
 fn control_failed(error: ControlError) -> Failed {
-    (socket_exit(&error.source), error.into())
+    let exit = socket_exit(&error.source);
+    if exit == Exit::NotPermitted {
+        let text = format!(
+            "{error}; name another place with --socket-path, or serve none with the word node"
+        );
+        return failed(exit, text);
+    }
+    (exit, error.into())
 }
 
 fn listen_failed(error: ListenError) -> Failed {

@@ -492,6 +492,16 @@ fn what_is_wrong_is_told_with_file_line_key_value_and_what_was_expected() {
 }
 
 #[test]
+fn a_runtime_directory_too_long_for_a_socket_is_told() {
+    let long = format!("/run/{}", "x".repeat(100));
+    let error = Root::new().load("", &[("RUNTIME_DIRECTORY", &long)]);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("control.socket-path"), "{error}");
+    assert!(error.contains("RUNTIME_DIRECTORY"), "{error}");
+    assert!(error.contains("at most 107 bytes"), "{error}");
+}
+
+#[test]
 fn problems_of_flags_and_variables_name_them() {
     let told =
         |flags: &str, env: &[(&str, &str)]| Root::new().load(flags, env).unwrap_err().to_string();

@@ -328,6 +328,16 @@ fn read_control(root: &mut Section, env: &Environment, r: &mut Report) -> Contro
             )
             .join(SOCKET_NAME)
         });
+    if socket_path.as_os_str().len() > MAX_UNIX_PATH {
+        // The service manager's directory alone can be too long.
+        r.refuse(
+            "control.socket-path",
+            format!(
+                "\"{}\": expected at most {MAX_UNIX_PATH} bytes, all that a socket can have",
+                socket_path.display()
+            ),
+        );
+    }
     let max_clients = section.integer(r, "max-clients", 256, 1..=65_536);
     let control = Control {
         enabled: section.boolean(r, "enabled", true),
