@@ -162,12 +162,12 @@ fn exit_codes_say_what_kind_of_failure_it_was() {
         (
             &["-d", data, "--listen", "ws://127.0.0.1:0"],
             78,
-            "flag --listen: listen[0].url: \"ws://127.0.0.1:0\": this build has no WebSocket",
+            "flag --listen: listen[0].url: \"ws://127.0.0.1:0/\": this build has no WebSocket",
         ),
         (
             &["--check-config", "--peer", "ws://localhost:1"],
             78,
-            "flag --peer: peer[0].url: \"ws://localhost:1\": this build has no WebSocket",
+            "flag --peer: peer[0].url: \"ws://localhost:1/\": this build has no WebSocket",
         ),
         (
             &["-d", data, "--socket-path", "/dev/null"],
