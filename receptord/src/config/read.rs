@@ -338,7 +338,7 @@ fn read_control(root: &mut Section, env: &Environment, r: &mut Report) -> Contro
             ),
         );
     }
-    let max_clients = section.integer(r, "max-clients", 256, 1..=65_536);
+    let max_clients = section.integer(r, "max-clients", 1024, 1..=65_536);
     let control = Control {
         enabled: section.boolean(r, "enabled", true),
         socket_path,
