@@ -62,7 +62,7 @@ impl Counter {
         fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).expect("the plugin");
         // The temporary directory belongs to everybody, which is not what plugins are trusted in.
         let node = node
-            .config("[plugins]\nallow-unsafe = true\nmax-waiting = 10000")
+            .config("[plugins]\nallow-unsafe = true")
             .arg("--plugins-dir")
             .arg(plugins.to_str().expect("a temporary directory of letters"));
         (Self { runs }, node)

@@ -144,6 +144,57 @@ fn a_chain_keeps_what_was_accepted_while_its_middle_is_away() {
 }
 
 #[test]
+fn the_ends_of_a_way_may_freeze_too() {
+    let mesh = Mesh::new();
+    let (nodes, counter) = row(&mesh, 3);
+    wait_all(&nodes);
+    wait_counter(&nodes[0], "n2");
+    let mut traffic = Traffic::new();
+    traffic.clients(3, &nodes[0], "n2");
+    for end in [2, 0, 2] {
+        traffic.wait_more(20);
+        nodes[end].signal(Signal::SIGSTOP);
+        let (other, frozen) = (2 - end, nodes[end].name());
+        nodes[other].wait_unreachable(frozen);
+        nodes[1].wait_unreachable(frozen);
+        nodes[end].signal(Signal::SIGCONT);
+        let began = Instant::now();
+        nodes[0].wait_ping("n2");
+        nodes[2].wait_ping("n0");
+        assert!(began.elapsed() < HOLD + 2 * SLACK, "{:?}", began.elapsed());
+        traffic.wait_more(20);
+    }
+    assert_once(&traffic.stop(), &counter);
+}
+
+#[test]
+fn a_frozen_mesh_goes_on_where_it_was() {
+    let mesh = Mesh::new();
+    let (nodes, counter) = ring(&mesh, 4);
+    wait_all(&nodes);
+    wait_counter(&nodes[0], "n2");
+    let mut traffic = Traffic::new();
+    traffic.clients(3, &nodes[0], "n2");
+    traffic.wait_more(20);
+    // As when all hosts are one that sleeps: when it wakes up, everybody was silent for long.
+    for daemon in &nodes {
+        daemon.signal(Signal::SIGSTOP);
+    }
+    let frozen = Instant::now();
+    wait_for("more than the hold time", || {
+        (frozen.elapsed() > HOLD + HOLD / 2).then_some(())
+    });
+    for daemon in &nodes {
+        daemon.signal(Signal::SIGCONT);
+    }
+    let began = Instant::now();
+    traffic.wait_more(20);
+    wait_all(&nodes);
+    assert!(began.elapsed() < HOLD + 2 * SLACK, "{:?}", began.elapsed());
+    assert_once(&traffic.stop(), &counter);
+}
+
+#[test]
 fn a_ring_takes_the_other_way() {
     let mesh = Mesh::new();
     let (mut nodes, counter) = ring(&mesh, 5);
@@ -307,7 +358,7 @@ fn of_two_links_the_better_one_is_used_and_the_other_stands_by() {
     };
     let (counter, b) = Counter::install(&mesh, mesh.node("b"), "b");
     let b = b.config(&peers(true)).start();
-    let own = "[plugins]\nallow-unsafe = true\nmax-waiting = 10000\n";
+    let own = "[plugins]\nallow-unsafe = true\n";
     let cost = || {
         let routes = a.control().json("routes")["routes"].clone();
         let routes = routes.as_array().cloned().unwrap_or_default();
