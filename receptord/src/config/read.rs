@@ -272,7 +272,7 @@ fn read_link(root: &mut Section, r: &mut Report) -> Link {
             &(Duration::from_millis(400)..=300 * SECOND),
         ),
         // A peer that restarts is back within half a second, and found soon after.
-        reconnect_min: section.duration(r, "reconnect-min", SECOND / 20, &PAUSE),
+        reconnect_min: section.duration(r, "reconnect-min", SECOND / 40, &PAUSE),
         reconnect_max: section.duration(r, "reconnect-max", 30 * SECOND, &PAUSE),
         connect_timeout: section.duration(
             r,
