@@ -2,7 +2,8 @@
 //!
 //! Owns what is known of every plugin and where every work is: waiting, or with which process. It decides
 //! who runs next and who is refused; talking to plugins is for the tasks that it starts. It never waits
-//! for a plugin, a disk or the engine: whatever takes time comes back as an event.
+//! for a plugin, a disk or the engine: whatever takes time comes back as an event. What it knows of plugins
+//! is in `plugins`.
 //!
 //! ```text
 //! engine ── Command ──▶ Host ──▶ Lookout   what is installed
@@ -13,6 +14,8 @@
 //!   └── Report ◀─ serve ◀┴─▶ serve ─────┴──▶ Sweeper   what they leave behind
 //! ```
 
+mod plugins;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -22,21 +25,22 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::sys::prctl;
-use receptor_proto::lsa::{Capability, TEXT_MAX};
-use receptor_proto::plugin::{CancelReason, Mode, PluginHello};
+use receptor_proto::lsa::Capability;
+use receptor_proto::plugin::{CancelReason, Mode};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 use tokio::sync::{Notify, mpsc};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::spawn_blocking;
 
-use super::admission::{Admission, Known};
+use self::plugins::Plugin;
+use super::admission::Admission;
 use super::alarm::Alarm;
-use super::api::{Command, Job, JobPayload, MAX_WAITING, PluginInfo, Report, ReportPayload};
+use super::api::{Command, Job, JobPayload, MAX_WAITING, Report, ReportPayload};
 use super::config::{HostConfig, PluginConfig};
-use super::describe::{Executable, describe};
-use super::discover::{Found, Installed};
+use super::describe::Executable;
+use super::discover::Found;
 use super::job;
 use super::lookout::Lookout;
-use super::outcome::{Outcome, cut, error};
+use super::outcome::{Outcome, error};
 use super::process::Spawner;
 use super::running::{Control, Why};
 use super::serve::{self, NewJob, Server, ServerEnd};
@@ -48,11 +52,6 @@ use crate::task;
 const MAX_OUTBOX: usize = 256;
 /// Commands taken in one turn, so that ended works give their places back in between.
 const COMMANDS: usize = 64;
-/// Descriptions under way at once.
-const MAX_DESCRIBING: usize = 4;
-/// Changes of what the node can do gather for this long while plugins are being described: each
-/// report is flooded through the mesh.
-const GATHER: Duration = Duration::from_secs(1);
 
 /// Why there can be no host.
 #[derive(Debug, thiserror::Error)]
@@ -97,29 +96,6 @@ struct Stopping {
     /// When works that still run are ended.
     at: Instant,
     ended: bool,
-}
-
-/// What is known of one name.
-#[derive(Debug, Default)]
-struct Plugin {
-    /// `None` once it is gone, as long as works of it run.
-    found: Option<Found>,
-    /// What it said last.
-    hello: Option<Rc<PluginHello>>,
-    /// Why it cannot be used, when it cannot.
-    problem: Option<ErrorBody>,
-    /// Works wait for this description.
-    unknown: bool,
-    describing: Option<(u64, JoinHandle<()>)>,
-    described_at: Option<Instant>,
-    ask_at: Option<Instant>,
-    waiting: VecDeque<(u64, Job)>,
-    server: Option<Rc<Server>>,
-    servers: usize,
-    crashes: VecDeque<Instant>,
-    paused_until: Option<Instant>,
-    /// It was stopped for its crashes.
-    stopped: Option<String>,
 }
 
 #[derive(Debug)]
@@ -567,25 +543,6 @@ impl Host {
         }
     }
 
-    /// A job's own hello is as good as a description, and newer.
-    fn heard_hello(&mut self, name: &str, hello: PluginHello) {
-        let Some(plugin) = self.plugins.get_mut(name) else {
-            return;
-        };
-        // A hello that is never the same twice must not double the processes.
-        let is_recent = plugin
-            .described_at
-            .is_some_and(|at| at.elapsed() < self.config.times.ask_again);
-        let is_news = plugin
-            .hello
-            .as_ref()
-            .is_some_and(|old| old.ready != hello.ready || (!is_recent && **old != hello));
-        // While it is being described the file has perhaps changed since this one was started.
-        if is_news && plugin.describing.is_none() && !self.to_describe.contains(name) {
-            self.to_describe.insert(name.to_owned());
-        }
-    }
-
     fn server_ended(&mut self, name: &str, number: u64, end: ServerEnd) {
         let lost: Vec<MessageId> = self
             .works
@@ -640,283 +597,6 @@ impl Host {
             }
         }
         self.forget_if_gone(name);
-    }
-
-    fn described(&mut self, name: &str, number: u64, result: Result<PluginHello, ErrorBody>) {
-        let now = Instant::now();
-        let Some(plugin) = self.plugins.get_mut(name) else {
-            return;
-        };
-        if plugin
-            .describing
-            .as_ref()
-            .is_none_or(|(latest, _)| *latest != number)
-        {
-            return;
-        }
-        plugin.describing = None;
-        plugin.described_at = Some(now);
-        plugin.unknown = false;
-        let ask_again = now + self.config.times.ask_again;
-        let before = plugin.hello.clone();
-        match result {
-            Ok(hello) => {
-                let is_news =
-                    before.is_none_or(|before| *before != hello) || plugin.problem.is_some();
-                if !hello.ready {
-                    plugin.ask_at = Some(ask_again);
-                    let reason = hello.reason.as_deref().unwrap_or_default();
-                    if is_news {
-                        tracing::warn!(plugin = name, reason, "the plugin is not ready");
-                    }
-                } else if is_news {
-                    tracing::info!(
-                        plugin = name,
-                        version = hello.version,
-                        "the plugin is ready"
-                    );
-                }
-                plugin.hello = Some(Rc::new(hello));
-                plugin.problem = None;
-                self.open(name);
-            }
-            Err(problem) => {
-                plugin.ask_at = Some(ask_again);
-                if plugin.problem.as_ref() != Some(&problem) {
-                    tracing::warn!(plugin = name, "{}", problem.message);
-                }
-                plugin.problem = Some(problem);
-                self.admission.set_open(name, false);
-                self.refuse_waiting(name);
-            }
-        }
-        self.dirty();
-        self.forget_if_gone(name);
-    }
-
-    /// Tells the admission what the plugin may do now.
-    fn open(&mut self, name: &str) {
-        let Some(plugin) = self.plugins.get(name) else {
-            return;
-        };
-        let Some(hello) = &plugin.hello else { return };
-        let own = self.config.plugins.get(name).and_then(|own| own.max_works);
-        let said = hello
-            .max_jobs
-            .map(|jobs| usize::try_from(jobs).unwrap_or(usize::MAX));
-        let actions = hello.actions.iter();
-        let actions = actions.map(|(name, action)| (name.clone(), action.idempotent));
-        let open = plugin.is_installed()
-            && plugin.problem.is_none()
-            && plugin.stopped.is_none()
-            && plugin.paused_until.is_none()
-            && !plugin.unknown;
-        let serves = hello.mode == Mode::Serve;
-        // One that serves and does not say how much it bears gets as many as processes would.
-        let unsaid = if serves {
-            self.config.max_works
-        } else {
-            usize::MAX
-        };
-        let known = Known {
-            open,
-            serves,
-            max: own.or(said).unwrap_or(unsaid),
-            actions: actions.collect(),
-        };
-        self.admission.set_plugin(name, known);
-    }
-
-    /// Refuses works that wait for what will not come.
-    fn refuse_waiting(&mut self, name: &str) {
-        let Some(plugin) = self.plugins.get_mut(name) else {
-            return;
-        };
-        let waiting = std::mem::take(&mut plugin.waiting);
-        let mut stay = VecDeque::new();
-        for (order, job) in waiting {
-            match self.check(&job) {
-                Ok(()) => stay.push_back((order, job)),
-                Err(problem) => self.refuse(job.work, problem),
-            }
-        }
-        self.admission.set_waiting(name, stay.len());
-        if let Some(plugin) = self.plugins.get_mut(name) {
-            plugin.waiting = stay;
-        }
-    }
-
-    // What is installed.
-
-    fn installed(&mut self, installed: Installed) {
-        let Installed { by_name, .. } = installed;
-        let gone: Vec<String> = self
-            .plugins
-            .iter()
-            .filter(|(name, plugin)| plugin.found.is_some() && !by_name.contains_key(*name))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in gone {
-            tracing::info!(plugin = name, "the plugin was removed");
-            self.replace(&name, None);
-        }
-        for (name, found) in by_name {
-            let plugin = self.plugins.entry(name.clone()).or_default();
-            if plugin.found.as_ref() == Some(&found) {
-                continue;
-            }
-            match &found {
-                Found::Plugin { executable, .. } => {
-                    let path = executable.path.display();
-                    tracing::info!(plugin = name, %path, "a plugin is installed");
-                }
-                Found::Masked { path } => {
-                    tracing::info!(plugin = name, path = %path.display(), "the plugin is masked");
-                }
-                Found::Refused { why, .. } => {
-                    tracing::warn!(plugin = name, "the plugin is refused: {why}");
-                }
-            }
-            self.replace(&name, Some(found));
-        }
-    }
-
-    /// Another file, or none, stands for this name from now on.
-    fn replace(&mut self, name: &str, found: Option<Found>) {
-        let Some(plugin) = self.plugins.get_mut(name) else {
-            return;
-        };
-        let is_plugin = matches!(found, Some(Found::Plugin { .. }));
-        plugin.found = found;
-        plugin.problem = None;
-        plugin.forgive();
-        plugin.let_server_go();
-        plugin.stop_describing();
-        plugin.ask_at = None;
-        plugin.unknown = is_plugin;
-        if is_plugin {
-            self.admission.set_open(name, false);
-            self.to_describe.insert(name.to_owned());
-        } else {
-            plugin.hello = None;
-            self.admission.remove_plugin(name);
-            self.refuse_waiting(name);
-            self.dirty();
-        }
-        self.forget_if_gone(name);
-    }
-
-    /// Forgets a name that stands for nothing any more.
-    fn forget_if_gone(&mut self, name: &str) {
-        let is_gone = self.plugins.get(name).is_some_and(|plugin| {
-            plugin.found.is_none() && plugin.servers == 0 && plugin.waiting.is_empty()
-        });
-        if is_gone && self.admission.used_by(name) == 0 {
-            self.plugins.remove(name);
-            self.admission.remove_plugin(name);
-        }
-    }
-
-    fn describe_all(&mut self) {
-        let installed = self
-            .plugins
-            .iter()
-            .filter(|(_, plugin)| plugin.is_installed());
-        self.to_describe
-            .extend(installed.map(|(name, _)| name.clone()));
-    }
-
-    fn describe_more(&mut self) {
-        let mut busy = self
-            .plugins
-            .values()
-            .filter(|p| p.describing.is_some())
-            .count();
-        while busy < MAX_DESCRIBING
-            && self.stopping.is_none()
-            && let Some(name) = self.to_describe.pop_first()
-        {
-            let number = self.shared.next_number();
-            let Some(plugin) = self.plugins.get_mut(&name) else {
-                continue;
-            };
-            let Some(Found::Plugin { executable, .. }) = &plugin.found else {
-                continue;
-            };
-            let work = describe(
-                Rc::clone(&self.shared),
-                Rc::clone(&self.config),
-                executable.clone(),
-            );
-            let fallback = TaskEnd::Described {
-                plugin: name.clone(),
-                number,
-                result: Err(error(ErrorCode::Internal, "the description failed")),
-            };
-            let promise = Promise::new(&self.shared.ends, fallback);
-            plugin.stop_describing();
-            plugin.ask_at = None;
-            let handle = task::spawn("plugin description", async move {
-                let result = work.await;
-                promise.keep(TaskEnd::Described {
-                    plugin: name,
-                    number,
-                    result,
-                });
-            });
-            plugin.describing = Some((number, handle));
-            busy += 1;
-        }
-    }
-
-    /// What the node can do has perhaps changed.
-    fn dirty(&mut self) {
-        self.advertise_at.get_or_insert(Instant::now() + GATHER);
-    }
-
-    fn advertise(&mut self) {
-        let Some(at) = self.advertise_at else { return };
-        let quiet = self.to_describe.is_empty()
-            && self
-                .plugins
-                .values()
-                .all(|plugin| plugin.describing.is_none());
-        if !quiet && Instant::now() < at {
-            return;
-        }
-        self.advertise_at = None;
-        let capabilities: Vec<Capability> = self
-            .plugins
-            .iter()
-            .filter_map(|(name, plugin)| plugin.capability(name))
-            .collect();
-        if self.advertised.as_ref() != Some(&capabilities) {
-            self.outbox
-                .push_back(Report::Capabilities(capabilities.clone()));
-            self.advertised = Some(capabilities);
-        }
-    }
-
-    fn list(&self) -> Vec<PluginInfo> {
-        let there = self.plugins.iter();
-        there
-            .filter_map(|(name, plugin)| {
-                let found = plugin.found.as_ref()?;
-                let hello = plugin.hello.as_deref();
-                let reason = plugin.reason();
-                Some(PluginInfo {
-                    name: name.clone(),
-                    path: found.path().to_owned(),
-                    ready: hello.is_some() && reason.is_none(),
-                    reason,
-                    masked: matches!(found, Found::Masked { .. }),
-                    mode: hello.map(|hello| hello.mode),
-                    hello: hello.cloned(),
-                    running: self.admission.used_by(name),
-                    waiting: plugin.waiting.len(),
-                })
-            })
-            .collect()
     }
 
     // The operator's wishes.
@@ -1022,65 +702,6 @@ impl Host {
                 }
             }
         }
-    }
-}
-
-impl Plugin {
-    fn is_installed(&self) -> bool {
-        matches!(self.found, Some(Found::Plugin { .. }))
-    }
-
-    /// Forgets its crashes.
-    fn forgive(&mut self) {
-        self.crashes.clear();
-        self.paused_until = None;
-        self.stopped = None;
-    }
-
-    /// New works get a new process.
-    fn let_server_go(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.close();
-        }
-    }
-
-    fn stop_describing(&mut self) {
-        if let Some((_, handle)) = self.describing.take() {
-            handle.abort();
-        }
-    }
-
-    /// Why it gets no works, or has little chance with them.
-    fn reason(&self) -> Option<String> {
-        match &self.found {
-            Some(Found::Refused { why, .. }) => return Some(why.clone()),
-            Some(Found::Masked { .. }) => return Some("masked by a link to /dev/null".to_owned()),
-            Some(Found::Plugin { .. }) | None => {}
-        }
-        if let Some(problem) = &self.problem {
-            return Some(problem.message.clone());
-        }
-        if self.stopped.is_some() {
-            return self.stopped.clone();
-        }
-        let Some(hello) = &self.hello else {
-            return Some("it has not said its hello yet".to_owned());
-        };
-        let reason = hello.reason.clone();
-        (!hello.ready).then(|| reason.unwrap_or_else(|| "it does not say why".to_owned()))
-    }
-
-    fn capability(&self, name: &str) -> Option<Capability> {
-        let hello = self.hello.as_ref().filter(|_| self.is_installed())?;
-        if self.problem.is_some() {
-            return None;
-        }
-        Some(Capability {
-            plugin: name.to_owned(),
-            version: cut(hello.version.clone(), TEXT_MAX),
-            ready: self.reason().is_none(),
-            actions: hello.actions.keys().cloned().collect(),
-        })
     }
 }
 
