@@ -4,8 +4,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use receptor_mesh::{LinkState, LinkView};
-use receptor_proto::packet::CONTROL_MAX;
+use receptor_mesh::{LinkId, LinkState, LinkView, Record};
+use receptor_proto::packet::{CONTROL_MAX, MessageKind};
 
 use crate::event::NodeIndex;
 use crate::net::{EndState, conn_of};
@@ -24,26 +24,29 @@ const QUEUE_SLACK: usize = 16 * CONTROL_MAX;
 pub(crate) struct Adjacencies(Vec<BTreeMap<NodeIndex, u32>>);
 
 impl World {
-    /// What is wrong with the bounds of a node, if anything.
+    /// What is wrong with the bounds of the nodes, if anything.
     pub(crate) fn over_bounds(&self) -> Option<String> {
         for (node, host) in self.members().iter().enumerate() {
             let Some(mesh) = &host.mesh else {
                 continue;
             };
-            let limit = mesh.config().limits.link_queue + QUEUE_SLACK;
-            for link in mesh.links() {
-                if link.queued > limit {
-                    return Some(format!(
-                        "node {node} has {} bytes for {:?}",
-                        link.queued, link.link
-                    ));
-                }
+            let mut links = mesh.links().into_iter();
+            if let Some(why) = links.find_map(|link| self.over_queue(node, link.link)) {
+                return Some(why);
             }
             if host.jobs.len() > mesh.config().limits.works {
                 return Some(format!("node {node} has {} works", host.jobs.len()));
             }
         }
         None
+    }
+
+    /// Whether more waits for a link than may.
+    pub(crate) fn over_queue(&self, node: NodeIndex, link: LinkId) -> Option<String> {
+        let mesh = self.hosts[node].mesh.as_ref()?;
+        let queued: usize = mesh.queued(link).iter().sum();
+        let over = queued > mesh.config().limits.link_queue + QUEUE_SLACK;
+        over.then(|| format!("node {node} has {queued} bytes for {link:?}"))
     }
 
     /// What is not yet as it must become when the mesh is left alone; the cheapest first.
@@ -135,11 +138,11 @@ impl World {
             return None;
         }
         for (node, host) in self.members().iter().enumerate() {
-            let (messages, payloads) = host.store.left();
-            if messages > 0 {
-                let first = host.store.messages().next();
-                return Some(format!("node {node} keeps {messages} messages: {first:?}"));
+            let mut kept = host.store.messages();
+            if let Some(record) = kept.find(|record| !self.waits_for_more(record)) {
+                return Some(format!("node {node} keeps {record:?}"));
             }
+            let payloads = host.store.loose_payloads();
             // Of one that another node began to send and gave up, what came stays until the
             // message expires.
             if let Some(entry) = payloads.iter().find(|entry| host.uploads.contains(*entry)) {
@@ -152,6 +155,17 @@ impl World {
             }
         }
         None
+    }
+
+    /// A response to a volatile message whose other responses were lost: it stays until the
+    /// message expires.
+    fn waits_for_more(&self, record: &Record) -> bool {
+        let Record::Incoming { message, .. } = record else {
+            return false;
+        };
+        let letter = self.ledger.letters.get(&message.work);
+        letter.is_some_and(|letter| letter.volatile && letter.end.is_none())
+            && matches!(message.kind, MessageKind::Response { .. })
     }
 
     fn adjacencies(&self, links: &[Vec<LinkView>]) -> Adjacencies {

@@ -222,12 +222,11 @@ impl Store {
         Some(out.into())
     }
 
-    /// How many messages are stored, and the payloads without a message.
-    pub(crate) fn left(&self) -> (usize, Vec<EntryId>) {
+    /// The payloads without a message.
+    pub(crate) fn loose_payloads(&self) -> Vec<EntryId> {
         let state = &self.current;
         let loose = |entry: &&EntryId| !state.messages.contains_key(entry);
-        let payloads = state.payloads.keys().filter(loose).copied().collect();
-        (state.messages.len(), payloads)
+        state.payloads.keys().filter(loose).copied().collect()
     }
 
     /// Whether the entry was removed.
@@ -240,7 +239,7 @@ impl Store {
         self.durable.requests.contains(&work)
     }
 
-    /// The messages stored, for complaints.
+    /// The messages stored.
     pub(crate) fn messages(&self) -> impl Iterator<Item = &Record> {
         self.current.messages.values().map(|(_, record)| record)
     }

@@ -663,6 +663,9 @@ impl World {
         let now = self.queue.now();
         self.trace
             .line(now, || format!("{node}: {link:?} takes {}", brief(&frame)));
+        if let Some(why) = self.over_queue(node, link) {
+            self.check(Err(why));
+        }
         let size = frame.encoded_len();
         let limit = match frame {
             Frame::Hello(_) => HELLO_MAX,

@@ -169,6 +169,21 @@ fn small_bounds_slow_down_and_lose_nothing() {
 }
 
 #[test]
+fn what_links_cannot_carry_waits_outside_of_their_queues() {
+    hold(&Options {
+        seed: 2,
+        bounds: Bounds::Tight,
+        bandwidth: 100_000,
+        rate: 20.0,
+        large: 0.1,
+        black_holes: 0.3,
+        flaps: 1.0,
+        converge_s: 900.0,
+        ..Options::default()
+    });
+}
+
+#[test]
 fn messages_that_expire_end_once() {
     for seed in 1..=4 {
         hold(&Options {
