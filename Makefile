@@ -34,8 +34,8 @@ lint: ## format, clippy with warnings as errors, documentation
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
 
-sim: ## the simulator as in CI: routing in meshes of 100 nodes; messages too in those of `make test`
-	$(CARGO) sim --nodes 100 --seeds 1..=20 --rate 0 --disk-faults 0 --jobs 2
+sim: ## the simulator as in CI: meshes of 100 nodes with messages and every sort of fault
+	$(CARGO) sim --nodes 100 --seeds 1..=20 --jobs 2
 
 bench: build ## benchmarks, each beside its floor
 	$(CARGO) build --release -p receptor-plugin --examples --locked
