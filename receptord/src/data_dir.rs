@@ -8,6 +8,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
@@ -21,6 +22,11 @@ use crate::exit::Exit;
 /// Largest `node-id` file read: an id, a newline and some room, so that the message can
 /// quote what is there instead.
 const MAX_NODE_ID_FILE: u64 = 1024;
+
+/// How often the lock is tried.
+const LOCK_ATTEMPTS: u32 = 4;
+/// Between two of these: far longer than a process takes from its start to its program.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 /// A data directory that this process alone uses.
 #[derive(Debug)]
@@ -236,7 +242,17 @@ fn lock(directory: &Path) -> Result<Flock<File>, DataDirError> {
         .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(&path)
         .map_err(io("open"))?;
-    let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    for _ in 1..LOCK_ATTEMPTS {
+        // Killed while it started a process, a daemon leaves that one with its lock until it
+        // has become another program.
+        let Err((file, Errno::EWOULDBLOCK)) = locked else {
+            break;
+        };
+        std::thread::sleep(LOCK_PAUSE);
+        locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    }
+    let mut lock = match locked {
         Ok(lock) => lock,
         Err((file, Errno::EWOULDBLOCK)) => {
             let mut pid = String::new();
@@ -302,6 +318,18 @@ mod tests {
         assert!(error.to_string().ends_with(&me), "{error}");
         drop(first);
         DataDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn one_that_is_given_up_meanwhile_can_be_used() {
+        let (_parent, path) = fresh();
+        let first = DataDir::open(&path).unwrap();
+        let give_up = std::thread::spawn(move || {
+            std::thread::sleep(LOCK_PAUSE / 2);
+            drop(first);
+        });
+        DataDir::open(&path).unwrap();
+        give_up.join().unwrap();
     }
 
     #[test]

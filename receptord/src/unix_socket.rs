@@ -7,8 +7,14 @@ use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
+
+/// How often it is tried whether somebody answers on a socket that is there.
+const ATTEMPTS: u32 = 4;
+/// Between two of these: far longer than a process takes from its start to its program.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The file of a listening socket; dropping it removes the file, unless it is no longer ours.
 #[derive(Debug)]
@@ -48,20 +54,7 @@ pub(crate) async fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> 
                 format!("{} is there and is no socket", path.display()),
             ));
         }
-        Ok(_) => match UnixStream::connect(path).await {
-            // Nobody listens: it was left behind.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-            _ => {
-                return Err(io::Error::new(
-                    io::ErrorKind::AddrInUse,
-                    format!("another process answers at {}", path.display()),
-                ));
-            }
-        },
+        Ok(_) => remove_if_left_behind(path).await?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
@@ -71,6 +64,28 @@ pub(crate) async fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> 
         identity: identity(&path.symlink_metadata()?),
     };
     Ok((listener, file))
+}
+
+/// Removes a socket on which nobody answers.
+async fn remove_if_left_behind(path: &Path) -> io::Result<()> {
+    for attempt in 1..=ATTEMPTS {
+        match UnixStream::connect(path).await {
+            // Nobody listens: it was left behind.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                return std::fs::remove_file(path);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+            // Killed while it started a process, a daemon leaves that one with its listeners
+            // until it has become another program.
+            Ok(_) | Err(_) if attempt < ATTEMPTS => tokio::time::sleep(ATTEMPT_PAUSE).await,
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AddrInUse,
+        format!("another process answers at {}", path.display()),
+    ))
 }
 
 #[cfg(test)]
@@ -90,6 +105,19 @@ mod tests {
         assert!(path.exists());
         drop(newer);
         assert!(!path.exists());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn one_that_is_given_up_while_it_is_looked_at_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (listener, _file) = bind(&path).await.unwrap();
+        let give_up = async {
+            tokio::time::sleep(ATTEMPT_PAUSE / 2).await;
+            drop(listener);
+        };
+        let (bound, ()) = tokio::join!(bind(&path), give_up);
+        bound.unwrap();
     }
 
     #[tokio::test(flavor = "current_thread")]
