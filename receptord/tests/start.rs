@@ -205,6 +205,32 @@ fn exit_codes_say_what_kind_of_failure_it_was() {
 }
 
 #[test]
+fn a_daemon_has_the_descriptors_that_its_limits_need() {
+    let dir = tempfile::tempdir().unwrap();
+    // What a login or a service manager gives at first, and what may be asked for.
+    let mut command = Command::new("sh");
+    command
+        .env_clear()
+        .args([
+            "-c",
+            "ulimit -S -n 256 && ulimit -H -n 8192 && exec \"$@\"",
+            "sh",
+        ])
+        .arg(env!("CARGO_BIN_EXE_receptord"))
+        .args(["--config", "/dev/null", "node", "-d"])
+        .arg(dir.path().join("data"))
+        .stderr(Stdio::null());
+    let daemon = Daemon::start(dir.path(), command);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.child.id())).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let soft = files.unwrap().split_whitespace().nth(3).unwrap();
+    // 4,096 links, 1,024 clients and the rest.
+    assert_eq!(soft, "7168", "{limits}");
+}
+
+#[test]
 fn a_second_daemon_is_told_who_has_the_data_directory() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
