@@ -1,0 +1,492 @@
+//! What becomes of what was sent: receipts and refusals, ways that fail or change, and time that
+//! runs out.
+//!
+//! Never sends anything: what is to go again joins the queue.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use receptor_proto::ErrorCode;
+use receptor_proto::packet::Receipt;
+
+use super::{
+    CONGESTED, Due, Flow, GivenUp, HELD_MOST, Key, NO_WAY_MOST, Outgoing, REFUSED_MOST, State,
+    VOLATILE_GRACE, VOLATILE_PATIENCE, VOLATILE_ROUNDS, Why,
+};
+use crate::Instant;
+
+impl Flow {
+    /// Something came from the recipient. True: the timer may have to ring earlier.
+    pub(crate) fn heard(&mut self) -> bool {
+        self.patience.calm()
+    }
+
+    /// What the recipient says it has. Appends to `done` what is no longer outstanding; gives
+    /// back how many of its statements make no sense.
+    pub(crate) fn receipt(
+        &mut self,
+        now: Instant,
+        receipt: &Receipt,
+        current: u64,
+        done: &mut Vec<Outgoing>,
+    ) -> u64 {
+        let epoch = receipt.epoch;
+        let before = done.len();
+        let mut mistakes = 0;
+        let mut sample = None;
+        for &(first, last) in &receipt.received {
+            let mut from = first;
+            while let Some((&key, outgoing)) =
+                self.outstanding.range((epoch, from)..=(epoch, last)).next()
+            {
+                if !outgoing.was_sent() && epoch == current {
+                    mistakes += 1;
+                    break;
+                }
+                if outgoing.attempts == 1 && outgoing.transfer.is_none() {
+                    sample = sample.max(Some(outgoing.sent_at));
+                }
+                let request = outgoing.is_request();
+                let bytes = match outgoing.state {
+                    State::InFlight => outgoing.cost(),
+                    State::Active | State::Queued | State::Fetching | State::Delayed(..) => 0,
+                };
+                self.window.grow(bytes);
+                self.patience.reset();
+                if request {
+                    self.request_allowance = self.request_allowance.saturating_mul(2);
+                    self.requests_refused = 0;
+                }
+                done.extend(self.remove(key).map(|outgoing| *outgoing));
+                let Some(next) = key.1.checked_add(1) else {
+                    break;
+                };
+                from = next;
+                if from > last {
+                    break;
+                }
+            }
+        }
+        if let Some(sent_at) = sample {
+            self.patience.measure(now.since(sent_at));
+        } else if done.len() > before {
+            // The way carries again: what else was lost on it need not wait as long as it did.
+            self.patience.reset();
+        }
+        for &(seq, bytes) in &receipt.progress {
+            mistakes += self.progress(now, (epoch, seq), bytes);
+        }
+        // Backwards, so that what goes back to its queue is in order there.
+        for &(seq, ms) in receipt.busy.iter().rev() {
+            self.refused(now, (epoch, seq), ms);
+        }
+        mistakes
+    }
+
+    fn progress(&mut self, now: Instant, key: Key, bytes: u64) -> u64 {
+        let Some(outgoing) = self.outstanding.get_mut(&key) else {
+            return 0;
+        };
+        let Some(transfer) = &mut outgoing.transfer else {
+            return 1;
+        };
+        let before = transfer.reserved();
+        let Some(acked) = transfer.progress(now, bytes) else {
+            return 1;
+        };
+        if outgoing.state == State::Active {
+            self.bulk_bytes = self.bulk_bytes + transfer.reserved() - before;
+        }
+        if acked > 0 {
+            outgoing.refusals = 0;
+            self.patience.reset();
+            self.window.grow(acked);
+        }
+        0
+    }
+
+    fn refused(&mut self, now: Instant, key: Key, ms: u64) {
+        if ms == 0 {
+            self.wanted_again(key);
+            return;
+        }
+        let Some(outgoing) = self.outstanding.get_mut(&key) else {
+            return;
+        };
+        match outgoing.state {
+            State::InFlight | State::Active | State::Delayed(_, Why::Lost | Why::Doomed) => {}
+            State::Queued | State::Fetching | State::Delayed(_, Why::Refused) => return,
+        }
+        let asked = Duration::from_millis(ms).min(REFUSED_MOST);
+        if outgoing.is_request() && !outgoing.is_large() {
+            // The recipient is full, and others would be refused as well. Try one at a time
+            // after the pause, and double while they are taken.
+            if self.requests_held.is_none() {
+                let wait = asked.saturating_mul(1 << self.requests_refused.min(8));
+                self.requests_held = Some(now + wait.min(HELD_MOST));
+                self.requests_refused += 1;
+            }
+            self.request_allowance = 1;
+            self.take_out(key);
+            self.queue(key, true);
+            return;
+        }
+        outgoing.refusals += 1;
+        let most = if outgoing.is_request() {
+            HELD_MOST
+        } else {
+            REFUSED_MOST
+        };
+        let wait = asked
+            .saturating_mul(1 << (outgoing.refusals - 1).min(8))
+            .min(most);
+        self.delay(key, now + wait, Why::Refused);
+        if let Some(transfer) = self
+            .outstanding
+            .get_mut(&key)
+            .and_then(|outgoing| outgoing.transfer.as_mut())
+        {
+            transfer.begin_anew();
+        }
+    }
+
+    /// The recipient has room for what it refused, or knows nothing of a payload that is being
+    /// sent.
+    fn wanted_again(&mut self, key: Key) {
+        let Some(outgoing) = self.outstanding.get_mut(&key) else {
+            // The request that was refused last is not there any more; others may be.
+            self.requests_held = None;
+            return;
+        };
+        match (outgoing.state, &mut outgoing.transfer) {
+            (State::Delayed(until, Why::Refused), _) => {
+                self.delayed.remove(&(until, key));
+                outgoing.refusals = 0;
+                self.queue(key, true);
+            }
+            (State::Active, Some(transfer)) if transfer.is_flowing() => {
+                self.bulk_bytes -= transfer.reserved();
+                transfer.restart();
+            }
+            (State::Queued, None) => self.requests_held = None,
+            (
+                State::Queued
+                | State::Fetching
+                | State::InFlight
+                | State::Active
+                | State::Delayed(..),
+                _,
+            ) => {}
+        }
+    }
+
+    /// A node on the way could not pass a message on. `Some` when it is given up.
+    pub(crate) fn undeliverable(
+        &mut self,
+        now: Instant,
+        key: Key,
+        code: ErrorCode,
+    ) -> Option<GivenUp> {
+        let round_trip = self.patience.round_trip();
+        let outgoing = self.outstanding.get_mut(&key)?;
+        match outgoing.state {
+            State::InFlight | State::Active | State::Delayed(_, Why::Doomed) => {}
+            State::Queued | State::Fetching | State::Delayed(_, Why::Refused | Why::Lost) => {
+                return None;
+            }
+        }
+        if code == ErrorCode::Busy {
+            self.window.shrink(now, round_trip);
+            self.delay(key, now + CONGESTED.max(round_trip), Why::Lost);
+            return None;
+        }
+        if outgoing.once() {
+            let outgoing = self.remove(key)?;
+            return Some(GivenUp { outgoing, code });
+        }
+        // All that was under way comes back at once: that is one failure, not many.
+        if self.turned_back.is_none_or(|at| now.since(at) > round_trip) {
+            self.turned_back = Some(now);
+            self.patience.ran_out();
+        }
+        let wait = self.patience.length().min(NO_WAY_MOST);
+        self.delay(key, now + wait, Why::Lost);
+        None
+    }
+
+    /// The way to the recipient may be another one, or none. True: there is something to send.
+    pub(crate) fn route_changed(
+        &mut self,
+        now: Instant,
+        path: u64,
+        code: &ErrorCode,
+        given_up: &mut Vec<GivenUp>,
+    ) -> bool {
+        if self.path == path && (path != 0 || self.parked) {
+            return false;
+        }
+        self.path = path;
+        self.patience.reset();
+        if path == 0 {
+            self.park(now, code, given_up);
+            return false;
+        }
+        self.parked = false;
+        self.grace = None;
+        self.send_again(|outgoing| !outgoing.once());
+        true
+    }
+
+    /// There is no way: requests that may be lost are, everything else waits.
+    pub(crate) fn park(&mut self, now: Instant, code: &ErrorCode, given_up: &mut Vec<GivenUp>) {
+        self.path = 0;
+        if !self.parked {
+            self.parked = true;
+            self.grace = Some(now + VOLATILE_GRACE);
+        }
+        self.send_again(|outgoing| !outgoing.once());
+        let once: Vec<Key> = self
+            .outstanding
+            .iter()
+            .filter(|(_, outgoing)| outgoing.once())
+            .map(|(key, _)| *key)
+            .collect();
+        for key in once {
+            if let Some(outgoing) = self.remove(key) {
+                let code = if outgoing.was_sent() {
+                    ErrorCode::Lost
+                } else {
+                    code.clone()
+                };
+                given_up.push(GivenUp { outgoing, code });
+            }
+        }
+    }
+
+    /// Notes the way of a flow that had nothing to send, so that a later change is noticed.
+    pub(crate) fn look(&mut self, path: u64) {
+        self.path = path;
+        self.parked = false;
+        self.grace = None;
+    }
+
+    /// Puts everything that is under way, in order, before what was not sent yet.
+    fn send_again(&mut self, which: impl Fn(&Outgoing) -> bool) {
+        let mut keys: Vec<Key> = Vec::new();
+        for (at, key) in &self.sent {
+            if let Some(outgoing) = self.outstanding.get(key)
+                && outgoing.state == State::InFlight
+                && outgoing.sent_at == *at
+                && which(outgoing)
+            {
+                keys.push(*key);
+            }
+        }
+        for (_, key) in &self.delayed {
+            if let Some(outgoing) = self.outstanding.get(key)
+                && matches!(outgoing.state, State::Delayed(_, Why::Lost))
+                && which(outgoing)
+            {
+                keys.push(*key);
+            }
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        for key in keys.into_iter().rev() {
+            self.take_out(key);
+            self.queue(key, true);
+        }
+        for key in &self.active {
+            if let Some(transfer) = self
+                .outstanding
+                .get_mut(key)
+                .and_then(|outgoing| outgoing.transfer.as_mut())
+            {
+                self.bulk_bytes -= transfer.reserved();
+                transfer.restart();
+            }
+        }
+    }
+
+    /// What is due: expired messages and those lost for good are given up, others put back into
+    /// their queues.
+    pub(crate) fn timeout(&mut self, now: Instant, given_up: &mut Vec<GivenUp>) -> Due {
+        while let Some(key) = self.expiry.pop_due(now) {
+            if let Some(outgoing) = self.outstanding.get(&key)
+                && outgoing.expires <= now
+                && let Some(outgoing) = self.remove(key)
+            {
+                given_up.push(GivenUp {
+                    outgoing,
+                    code: ErrorCode::Expired,
+                });
+            }
+        }
+        let mut due = Due {
+            ready: self.delayed_due(now, given_up),
+            lost_touch: false,
+        };
+        if self.grace.is_some_and(|grace| grace <= now) {
+            self.grace = None;
+            self.give_up_volatile(given_up);
+            due.lost_touch = true;
+        }
+        if self.requests_held.is_some_and(|held| held <= now) {
+            self.requests_held = None;
+            due.ready = true;
+        }
+        due.ready |= self.overdue(now);
+        due
+    }
+
+    fn delayed_due(&mut self, now: Instant, given_up: &mut Vec<GivenUp>) -> bool {
+        let mut ready = false;
+        while let Some(&(until, key)) = self.delayed.first() {
+            if until > now {
+                break;
+            }
+            let why = self.outstanding.get(&key).map(|outgoing| outgoing.state);
+            if why == Some(State::Delayed(until, Why::Doomed)) {
+                if let Some(outgoing) = self.remove(key) {
+                    given_up.push(GivenUp {
+                        outgoing,
+                        code: ErrorCode::Lost,
+                    });
+                }
+                continue;
+            }
+            self.delayed.pop_first();
+            self.queue(key, true);
+            ready = true;
+        }
+        ready
+    }
+
+    fn give_up_volatile(&mut self, given_up: &mut Vec<GivenUp>) {
+        let keys: Vec<Key> = self
+            .outstanding
+            .iter()
+            .filter(|(_, outgoing)| outgoing.message.volatile)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            if let Some(outgoing) = self.remove(key) {
+                given_up.push(GivenUp {
+                    outgoing,
+                    code: ErrorCode::Lost,
+                });
+            }
+        }
+    }
+
+    /// Messages whose receipt did not come in time.
+    fn overdue(&mut self, now: Instant) -> bool {
+        let patience = self.patience.length();
+        let mut late: Vec<Key> = Vec::new();
+        while let Some((at, key)) = self.first_sent() {
+            if at + patience > now {
+                break;
+            }
+            self.sent.pop_front();
+            late.push(key);
+        }
+        let mut transfers: Vec<Key> = Vec::new();
+        for key in &self.active {
+            if let Some(outgoing) = self.outstanding.get(key)
+                && let Some(transfer) = &outgoing.transfer
+                && transfer
+                    .waiting_since()
+                    .is_some_and(|since| since + patience <= now)
+            {
+                transfers.push(*key);
+            }
+        }
+        if late.is_empty() && transfers.is_empty() {
+            return false;
+        }
+        let mut lost = false;
+        late.sort_unstable();
+        late.dedup();
+        for key in late.into_iter().rev() {
+            let Some(outgoing) = self.outstanding.get(&key) else {
+                continue;
+            };
+            lost = true;
+            if outgoing.once() {
+                let whole = VOLATILE_PATIENCE.max(patience * VOLATILE_ROUNDS);
+                let until = outgoing.sent_at + whole;
+                self.delay(key, until, Why::Doomed);
+                continue;
+            }
+            self.take_out(key);
+            self.queue(key, true);
+        }
+        for key in transfers {
+            if let Some(transfer) = self
+                .outstanding
+                .get_mut(&key)
+                .and_then(|outgoing| outgoing.transfer.as_mut())
+            {
+                lost |= !transfer.arrived();
+                self.bulk_bytes -= transfer.reserved();
+                transfer.restart();
+            }
+        }
+        if lost {
+            self.window.shrink(now, self.patience.round_trip());
+        }
+        self.patience.ran_out();
+        true
+    }
+
+    /// The message that was sent longest ago and has no receipt; forgets stale ones before it.
+    fn first_sent(&mut self) -> Option<(Instant, Key)> {
+        let outstanding = &self.outstanding;
+        let waits = |(at, key): &(Instant, Key)| {
+            outstanding.get(key).is_some_and(|outgoing| {
+                outgoing.state == State::InFlight && outgoing.sent_at == *at
+            })
+        };
+        if self.sent.len() > 2 * self.messages + 64 {
+            self.sent.retain(waits);
+        }
+        while let Some(first) = self.sent.front() {
+            if waits(first) {
+                return Some(*first);
+            }
+            self.sent.pop_front();
+        }
+        None
+    }
+
+    /// When [`Flow::timeout`] wants to be called.
+    pub(crate) fn deadline(&mut self) -> Option<Instant> {
+        if self.outstanding.is_empty() {
+            return self.grace;
+        }
+        let patience = self.patience.length();
+        let outstanding = &self.outstanding;
+        let expiry = self
+            .expiry
+            .next(|key, at| outstanding.get(&key).is_some_and(|o| o.expires == at));
+        let transfers = self
+            .active
+            .iter()
+            .filter_map(|key| outstanding.get(key)?.transfer.as_ref()?.waiting_since())
+            .min()
+            .map(|since| since + patience);
+        let delayed = self.delayed.first().map(|(until, _)| *until);
+        let sent = self.first_sent().map(|(at, _)| at + patience);
+        [
+            expiry,
+            transfers,
+            delayed,
+            sent,
+            self.grace,
+            self.requests_held,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+}
