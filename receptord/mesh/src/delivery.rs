@@ -27,6 +27,7 @@
 //! arrive, because their reader recognises repeats by their serial; they only never outlive
 //! either node.
 
+mod answers;
 mod deadlines;
 mod flow;
 mod inbox;

@@ -1,0 +1,511 @@
+//! What works here say: their start, their responses, their end, and what of it is written and
+//! arrives.
+//!
+//! Owns the promise that the responses of a work reach the disk in their order, and that nothing
+//! of a work stays on it once its last word is safe.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use bytes::Bytes;
+use receptor_proto::packet::{CancelReason, Content, Eof, Message, MessageKind, RESULT_NAME_MAX};
+use receptor_proto::{ErrorBody, MessageId};
+
+use super::flow::{ENVELOPE, Key, Outgoing};
+use super::inbox::Stored;
+use super::journal::{Done, Retired};
+use super::outgoing::{check_payload, payload_size};
+use super::works::{State, Unwritten};
+use super::{Cx, Delivery, Out, RESPONSE_LIFETIME, RemoteId};
+use super::{VOLATILE_RESPONSE_LIFETIME, millis};
+use crate::wiring::Net;
+use crate::{EntryId, Event, Instant, NoSuchWork, Output, Payload, Record, WorkRoom};
+
+/// A result as a work gives it: what it is, its name, its bytes.
+pub(super) type Parcel = (Content, Option<String>, Payload);
+
+impl Delivery {
+    /// Sends a response of a work to the node that asked.
+    #[expect(clippy::too_many_arguments, reason = "one for each part of a response")]
+    pub(super) fn respond(
+        &mut self,
+        cx: &mut Cx<'_>,
+        to: RemoteId,
+        work: MessageId,
+        serial: u64,
+        (content, name, payload): Parcel,
+        eof: Option<Eof>,
+        volatile: bool,
+    ) -> Key {
+        let is_eof = eof.is_some();
+        let key = (self.instance, self.remotes[to.0].flow.next_seq());
+        let (size, body, entry) = match payload {
+            Payload::Inline(bytes) => (bytes.len() as u64, bytes, None),
+            Payload::Stored { entry, size } => (size, Bytes::new(), Some(entry)),
+        };
+        // What is on the disk anyway is sent from there.
+        let volatile = volatile && entry.is_none();
+        let lifetime = if volatile {
+            VOLATILE_RESPONSE_LIFETIME
+        } else {
+            RESPONSE_LIFETIME
+        };
+        let message = Message {
+            epoch: key.0,
+            seq: key.1,
+            floor: 0,
+            work,
+            kind: MessageKind::Response { serial, eof },
+            volatile,
+            remaining_ms: millis(lifetime),
+            content,
+            name,
+            size,
+            body,
+        };
+        let entry = if volatile {
+            None
+        } else {
+            Some(entry.unwrap_or_else(|| self.new_entry()))
+        };
+        self.send(cx, to, Outgoing::new(message, entry, cx.now + lifetime));
+        if entry.is_some() {
+            self.write_response(
+                to,
+                work,
+                Unwritten {
+                    key,
+                    serial,
+                    eof: is_eof,
+                },
+            );
+        }
+        key
+    }
+
+    /// Writes a response when those before it are on the disk or in the same write, so that a
+    /// restart never finds one without those before it.
+    pub(super) fn write_response(&mut self, to: RemoteId, id: MessageId, response: Unwritten) {
+        let Unwritten { key, serial, eof } = response;
+        let batch = self.journal.batch();
+        if let Some(work) = self.works.get_mut(id)
+            && work.remote == to
+        {
+            let busy = work.writing.0 > 0 && work.writing.1 != batch;
+            if busy || work.write_failed || !work.unwritten.is_empty() {
+                work.unwritten.push_back(Unwritten { key, serial, eof });
+                return;
+            }
+        }
+        self.write_response_now(to, id, response);
+    }
+
+    /// False: its flow has it no longer.
+    fn write_response_now(&mut self, to: RemoteId, id: MessageId, response: Unwritten) -> bool {
+        let Unwritten { key, serial, eof } = response;
+        let Some(outgoing) = self.remotes[to.0].flow.get(key) else {
+            return false;
+        };
+        if let Some(entry) = outgoing.entry {
+            let record = Record::Outgoing {
+                entry,
+                recipient: self.remotes[to.0].node.clone(),
+                message: outgoing.message.clone(),
+            };
+            let done = Done::Response {
+                remote: to,
+                key,
+                work: id,
+                serial,
+                eof,
+            };
+            if let Some(work) = self.works.get_mut(id)
+                && work.remote == to
+            {
+                work.writing = (work.writing.0 + 1, self.journal.batch());
+            }
+            self.journal.write(record, done);
+        }
+        true
+    }
+
+    /// Writes the responses of a work whose turn has come.
+    pub(super) fn write_next(&mut self, cx: &mut Cx<'_>, id: MessageId) {
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        if work.writing.0 > 0 || work.write_failed {
+            return;
+        }
+        let to = work.remote;
+        let mut waiting = core::mem::take(&mut work.unwritten);
+        while let Some(response) = waiting.pop_front() {
+            if self.write_response_now(to, id, response) {
+                continue;
+            }
+            // Its reader has it: that is as good as a disk, once those before it are safe too.
+            let Some(work) = self.works.get_mut(id) else {
+                return;
+            };
+            if work.writing.0 > 0 {
+                waiting.push_front(response);
+                work.unwritten = waiting;
+                return;
+            }
+            self.response_safe(cx, id, response.serial, response.eof);
+        }
+    }
+
+    pub(super) fn response_arrived(
+        &mut self,
+        cx: &mut Cx<'_>,
+        outgoing: &Outgoing,
+        serial: u64,
+        eof: bool,
+    ) {
+        let id = outgoing.message.work;
+        let size = outgoing.message.size + ENVELOPE as u64;
+        let limit = self.limits.work_backlog;
+        if eof && self.works.get(id).is_some_and(|work| work.lingers) {
+            self.forget_work(cx, id);
+        }
+        let Some(work) = self.works.get_mut(id) else {
+            if let Some(entry) = outgoing.entry {
+                self.journal.remove(entry);
+            }
+            return;
+        };
+        work.backlog = work.backlog.saturating_sub(size);
+        if work.held && work.backlog <= limit / 2 {
+            work.held = false;
+            if matches!(
+                work.state,
+                State::Waiting | State::Starting | State::Running
+            ) {
+                cx.out.push_back(Output::ResumeWork { work: id });
+            }
+        }
+        let Some(entry) = outgoing.entry else {
+            return;
+        };
+        // The last one known to a restart stays, and the end stays until the request is gone.
+        let older = match work.retained {
+            Some((kept, older)) if kept < serial || eof => {
+                work.retained = Some((serial, entry));
+                Some(older)
+            }
+            Some(_) => Some(entry),
+            None if serial < work.stored_serial && !eof => Some(entry),
+            None => {
+                work.retained = Some((serial, entry));
+                None
+            }
+        };
+        if let Some(entry) = older {
+            self.journal.remove(entry);
+        }
+    }
+
+    /// A response was given up, so those after it are worth nothing: one word takes the place of
+    /// them all.
+    pub(super) fn break_off(
+        &mut self,
+        cx: &mut Cx<'_>,
+        to: RemoteId,
+        first: &Outgoing,
+        reason: ErrorBody,
+    ) {
+        let id = first.message.work;
+        let mut serial = serial_of(first);
+        let mut entries: Vec<EntryId> = first.entry.into_iter().collect();
+        let mut gone = Vec::from([first.key()]);
+        let flow = &mut self.remotes[to.0].flow;
+        let keys: Vec<Key> = flow
+            .iter()
+            .filter(|other| other.message.work == id && is_response(other))
+            .map(Outgoing::key)
+            .collect();
+        for key in keys {
+            if let Some(other) = self.remotes[to.0].flow.remove(key) {
+                self.left(to, &other);
+                serial = serial.min(serial_of(&other));
+                gone.push(other.key());
+                entries.extend(other.entry);
+            }
+        }
+        cx.out.push_back(Output::Event(Event::GivenUp {
+            work: id,
+            recipient: self.remotes[to.0].node.clone(),
+            reason: reason.clone(),
+        }));
+        if let Some(work) = self.works.get_mut(id) {
+            work.broken = true;
+            work.backlog = 0;
+            let running = matches!(
+                work.state,
+                State::Waiting | State::Starting | State::Running
+            );
+            if running && !work.cancelled {
+                work.cancelled = true;
+                cx.out.push_back(Output::CancelWork {
+                    work: id,
+                    reason: CancelReason::SenderGone,
+                });
+            }
+            if core::mem::take(&mut work.held) && running {
+                cx.out.push_back(Output::ResumeWork { work: id });
+            }
+        }
+        if first.last_word && self.works.get(id).is_some_and(|work| work.lingers) {
+            self.forget_work(cx, id);
+        }
+        if !first.last_word {
+            let eof = Eof {
+                code: 1,
+                error: Some(reason),
+            };
+            let parcel = (Content::None, None, Payload::Inline(Bytes::new()));
+            let volatile = first.message.volatile;
+            let key = self.respond(cx, to, id, serial, parcel, Some(eof), volatile);
+            if let Some(outgoing) = self.remotes[to.0].flow.get_mut(key) {
+                outgoing.last_word = true;
+            }
+            if !volatile {
+                for key in gone {
+                    self.remotes[to.0].flow.hold(key);
+                    self.journal.also(Done::GivenUp { remote: to, key });
+                }
+            }
+        }
+        for entry in entries {
+            self.journal.remove(entry);
+        }
+    }
+
+    // Works.
+
+    pub(crate) fn work_started(
+        &mut self,
+        _now: Instant,
+        _net: &mut dyn Net,
+        id: MessageId,
+        out: &mut Out,
+    ) {
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        if work.state != State::Waiting || work.withdrawn {
+            return;
+        }
+        match work.entry {
+            Some(entry) => {
+                work.state = State::Starting;
+                // Together with the request or after it, never while it may still fail.
+                if work.stored || work.batch == self.journal.batch() {
+                    work.start_written = true;
+                    self.journal
+                        .write(Record::Started { entry }, Done::Started(id));
+                }
+            }
+            None => {
+                work.state = State::Running;
+                self.works.release_payload(id);
+                out.push_back(Output::Start { work: id });
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "mirrors the public method")]
+    pub(crate) fn work_data(
+        &mut self,
+        now: Instant,
+        net: &mut dyn Net,
+        id: MessageId,
+        content: Content,
+        name: Option<String>,
+        payload: Payload,
+        out: &mut Out,
+    ) -> Result<WorkRoom, NoSuchWork> {
+        let cx = &mut Cx { now, net, out };
+        let name = name.map(short_name);
+        check_payload(&payload);
+        let stored = match payload {
+            Payload::Stored { entry, .. } => Some(entry),
+            Payload::Inline(_) => None,
+        };
+        let unwanted = match self.in_progress(id) {
+            Some(work) => {
+                (!work.respond || work.broken || work.withdrawn).then_some(Ok(WorkRoom::Open))
+            }
+            None => Some(Err(NoSuchWork)),
+        };
+        if let Some(result) = unwanted {
+            if let Some(entry) = stored {
+                self.journal.remove(entry);
+            }
+            return result;
+        }
+        let Some(work) = self.works.get_mut(id) else {
+            return Err(NoSuchWork);
+        };
+        work.serial += 1;
+        work.backlog += payload_size(&payload) + ENVELOPE as u64;
+        let (to, serial, volatile) = (work.remote, work.serial, work.volatile);
+        let room = if work.backlog > self.limits.work_backlog {
+            work.held = true;
+            WorkRoom::Wait
+        } else {
+            WorkRoom::Open
+        };
+        self.respond(cx, to, id, serial, (content, name, payload), None, volatile);
+        Ok(room)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "mirrors the public method")]
+    pub(crate) fn work_done(
+        &mut self,
+        now: Instant,
+        net: &mut dyn Net,
+        id: MessageId,
+        eof: Eof,
+        content: Content,
+        payload: Payload,
+        out: &mut Out,
+    ) -> Result<(), NoSuchWork> {
+        let cx = &mut Cx { now, net, out };
+        check_payload(&payload);
+        let silent = match self.in_progress(id) {
+            Some(work) => !work.respond || work.broken || work.withdrawn,
+            None => {
+                self.drop_payload(&payload);
+                return Err(NoSuchWork);
+            }
+        };
+        self.works.release_payload(id);
+        let Some(work) = self.works.get_mut(id) else {
+            return Err(NoSuchWork);
+        };
+        if work.withdrawn {
+            self.forget_work(cx, id);
+            self.work_left();
+            self.drop_payload(&payload);
+            return Ok(());
+        }
+        if silent {
+            self.drop_payload(&payload);
+            self.close_work(cx, id);
+            return Ok(());
+        }
+        work.state = State::Ending;
+        work.serial += 1;
+        work.backlog += payload_size(&payload) + ENVELOPE as u64;
+        let (to, serial, volatile) = (work.remote, work.serial, work.volatile);
+        let stored = matches!(payload, Payload::Stored { .. });
+        self.respond(
+            cx,
+            to,
+            id,
+            serial,
+            (content, None, payload),
+            Some(eof),
+            volatile,
+        );
+        if volatile && !stored {
+            self.close_work(cx, id);
+        }
+        Ok(())
+    }
+
+    pub(super) fn drop_payload(&mut self, payload: &Payload) {
+        if let Payload::Stored { entry, .. } = *payload {
+            self.journal.remove(entry);
+        }
+    }
+
+    /// A work that may still say something.
+    fn in_progress(&self, id: MessageId) -> Option<&super::works::Work> {
+        self.works.get(id).filter(|work| {
+            matches!(
+                work.state,
+                State::Waiting | State::Starting | State::Running
+            )
+        })
+    }
+
+    /// The work's last word is safe, or there is none: its request can be forgotten.
+    pub(super) fn close_work(&mut self, cx: &mut Cx<'_>, id: MessageId) {
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        let (remote, key, entry, cancel) = (work.remote, work.key, work.entry, work.cancel);
+        if work.lingers {
+            self.works.close(id);
+            self.work_left();
+            return;
+        }
+        let Some(entry) = entry else {
+            self.forget_work(cx, id);
+            self.work_left();
+            return;
+        };
+        work.cancel = None;
+        self.works.close(id);
+        self.work_left();
+        self.journal.retire(
+            cx.now,
+            Retired {
+                remote,
+                key,
+                entry,
+                after: None,
+                work: Some(id),
+            },
+        );
+        if let Some((key, entry)) = cancel {
+            self.journal.retire(
+                cx.now,
+                Retired {
+                    remote,
+                    key,
+                    entry,
+                    after: None,
+                    work: None,
+                },
+            );
+        }
+    }
+
+    /// Nothing is left to be said about a work, nor can its request come again.
+    pub(super) fn forget_work(&mut self, cx: &mut Cx<'_>, id: MessageId) {
+        let Some(work) = self.works.remove(id) else {
+            return;
+        };
+        if let Some((_, entry)) = work.retained {
+            self.journal.remove(entry);
+        }
+        if let Some((key, entry)) = work.cancel {
+            self.retire(cx.now, work.remote, Stored { key, entry }, None);
+        }
+    }
+}
+
+/// A name that fits its packet.
+fn short_name(mut name: String) -> String {
+    let mut end = name.len().min(RESULT_NAME_MAX);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name.truncate(end);
+    name
+}
+
+fn serial_of(outgoing: &Outgoing) -> u64 {
+    match outgoing.message.kind {
+        MessageKind::Response { serial, .. } => serial,
+        MessageKind::Request { .. } | MessageKind::Cancel { .. } => u64::MAX,
+    }
+}
+
+fn is_response(outgoing: &Outgoing) -> bool {
+    matches!(outgoing.message.kind, MessageKind::Response { .. })
+}
