@@ -523,7 +523,8 @@ fn n4_one_way(bench: &Bench, size: usize) -> Row {
         let mut sent = 0;
         while sent < COUNT {
             for _ in 0..BATCH.min(COUNT - sent) {
-                client.push(2, "echo:discard", &body, r#","respond":false"#);
+                // With a tag, so that one need not be answered before the next is looked at.
+                client.push(2, "echo:discard", &body, r#","respond":false,"tag":0"#);
                 sent += 1;
             }
             client.flush();
