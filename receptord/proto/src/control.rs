@@ -526,8 +526,12 @@ pub struct SendCommand {
     /// With `any`: only nodes with all of this metadata.
     #[serde(rename = "where", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
-    /// The payload, as JSON.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The payload, as JSON; `null` is a payload as well.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub payload: Option<Box<RawValue>>,
     /// The payload, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -633,8 +637,12 @@ pub struct SendResponse {
     pub from: NodeId,
     /// 1, 2, 3 …
     pub serial: u64,
-    /// The payload is this JSON value.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The payload is this JSON value, which may be `null`.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub data: Option<Box<RawValue>>,
     /// The payload is this text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -657,6 +665,11 @@ pub struct SendResponse {
     /// On the last one: why the work could not be run or was stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorBody>,
+}
+
+/// A value that stands there, also when it is `null`: that is not the same as none.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
 }
 
 /// `{"command":"cancel","id":"…"}`: ends a work sent from here.

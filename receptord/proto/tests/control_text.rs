@@ -185,3 +185,15 @@ fn error_codes_and_limits_are_those_of_the_types() {
     assert!(TEXT.contains("1,048,576 bytes"));
     assert!(TEXT.contains(&format!("at most {TAG_MAX} bytes")));
 }
+
+#[test]
+fn a_payload_of_null_is_not_the_same_as_none() {
+    let line = r#"{"directive":"a:b","recipient":"n","payload":null}"#;
+    let command: SendCommand = serde_json::from_str(line).unwrap();
+    assert_eq!(command.payload.unwrap().get(), "null");
+    let reply = r#"{"type":"response","id":"00000000-0000-0000-0000-000000000001","from":"n","serial":1,"data":null}"#;
+    let SendReply::Response(response) = serde_json::from_str(reply).unwrap() else {
+        panic!("a response");
+    };
+    assert_eq!(response.data.unwrap().get(), "null");
+}

@@ -308,7 +308,8 @@ fn put_response(
             put_line(buffer, tag, &SendReply::Response(reply));
             return Some((entry, size));
         }
-        Payload::Inline(bytes) if bytes.is_empty() => None,
+        // An empty text is a line like any other, for instance an empty one of a plugin's output.
+        Payload::Inline(bytes) if bytes.is_empty() && content != Content::Text => None,
         Payload::Inline(bytes) => match shown(content, &bytes) {
             Shown::Json(data) => {
                 reply.data = Some(data);
@@ -430,6 +431,7 @@ mod tests {
         assert!(put(Content::Text, "ä\n".as_bytes()).contains(r#""text":"ä\n""#));
         assert!(put(Content::Text, b"\xff").ends_with("\"content\":\"text\"}\n\u{fffd}"));
         assert!(put(Content::Bytes, b"abc").ends_with("\"content\":\"bytes\"}\nabc"));
+        assert!(put(Content::Text, b"").contains(r#""text":"""#));
         let nothing = put(Content::None, b"");
         assert!(!nothing.contains("size") && !nothing.contains("data"));
     }
