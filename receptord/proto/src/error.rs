@@ -7,9 +7,9 @@ use core::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $name:ident = $text:literal, $number:literal;)*) => {
-        /// What went wrong, for a program to act on. Written in kebab-case in JSON and as a
-        /// number on links. New codes may be added; a code this version does not know is
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        /// What went wrong, for a program to act on. Written in kebab-case, in JSON and on
+        /// links alike. New codes may be added; a code this version does not know is
         /// kept as [`ErrorCode::Unknown`] and shown as it came.
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
@@ -31,24 +31,6 @@ macro_rules! codes {
                     Self::Unknown(text) => text,
                 }
             }
-
-            /// The code's number on links; 0 for an unknown one.
-            #[must_use]
-            pub fn number(&self) -> u8 {
-                match self {
-                    $(Self::$name => $number,)*
-                    Self::Unknown(_) => 0,
-                }
-            }
-
-            /// The code with this number, if this version knows it.
-            #[must_use]
-            pub fn from_number(number: u8) -> Option<Self> {
-                match number {
-                    $($number => Some(Self::$name),)*
-                    _ => None,
-                }
-            }
         }
 
         impl FromStr for ErrorCode {
@@ -66,89 +48,89 @@ macro_rules! codes {
 codes! {
     // Routing and delivery.
     /// The node is not known anywhere in the mesh.
-    NoSuchNode = "no-such-node", 1;
+    NoSuchNode = "no-such-node";
     /// The node is known, but there is no way to it now.
-    NoRoute = "no-route", 2;
+    NoRoute = "no-route";
     /// The packet passed through too many nodes.
-    HopLimit = "hop-limit", 3;
+    HopLimit = "hop-limit";
     /// Nobody answered in time.
-    Timeout = "timeout", 4;
+    Timeout = "timeout";
     /// The message's lifetime ended before it reached its recipient.
-    Expired = "expired", 5;
+    Expired = "expired";
     /// A volatile message was lost on its way.
-    Lost = "lost", 6;
+    Lost = "lost";
     /// A limit is reached now; the same request may pass later.
-    Busy = "busy", 7;
+    Busy = "busy";
     /// The node is finishing what it has and takes nothing new.
-    Draining = "draining", 8;
+    Draining = "draining";
     /// The message is larger than the recipient takes.
-    PayloadTooLarge = "payload-too-large", 9;
+    PayloadTooLarge = "payload-too-large";
     /// No reachable node has what `--any` asked for.
-    NoMatch = "no-match", 10;
+    NoMatch = "no-match";
     /// The recipient is known and answers, but refuses.
-    Refused = "refused", 11;
+    Refused = "refused";
 
     // Work.
     /// The recipient has no such plugin.
-    NoSuchPlugin = "no-such-plugin", 20;
+    NoSuchPlugin = "no-such-plugin";
     /// The plugin has no such action.
-    NoSuchAction = "no-such-action", 21;
+    NoSuchAction = "no-such-action";
     /// The payload is not what the action takes.
-    InvalidPayload = "invalid-payload", 22;
+    InvalidPayload = "invalid-payload";
     /// The plugin is installed, but says that it cannot work.
-    NotReady = "not-ready", 23;
+    NotReady = "not-ready";
     /// Something that the plugin needs is not installed.
-    MissingDependency = "missing-dependency", 24;
+    MissingDependency = "missing-dependency";
     /// The work was cancelled.
-    Cancelled = "cancelled", 25;
+    Cancelled = "cancelled";
     /// The plugin sent nothing for too long.
-    IdleTimeout = "idle-timeout", 26;
+    IdleTimeout = "idle-timeout";
     /// The plugin could not be started.
-    PluginStart = "plugin-start", 27;
+    PluginStart = "plugin-start";
     /// The plugin ended without an answer.
-    PluginExit = "plugin-exit", 28;
+    PluginExit = "plugin-exit";
     /// The other side broke the protocol.
-    ProtocolError = "protocol-error", 29;
+    ProtocolError = "protocol-error";
     /// The work made more results than it may.
-    ResultQuota = "result-quota", 30;
+    ResultQuota = "result-quota";
     /// The work was cut short by a restart of its node.
-    Interrupted = "interrupted", 31;
+    Interrupted = "interrupted";
 
     // Everybody.
     /// The request itself is malformed.
-    InvalidRequest = "invalid-request", 40;
+    InvalidRequest = "invalid-request";
     /// There is no such command.
-    UnknownCommand = "unknown-command", 41;
+    UnknownCommand = "unknown-command";
     /// Policy does not allow it.
-    PermissionDenied = "permission-denied", 42;
+    PermissionDenied = "permission-denied";
     /// There is no such message, work or plugin here.
-    NotFound = "not-found", 43;
+    NotFound = "not-found";
     /// A defect of Receptor itself.
-    Internal = "internal", 44;
+    Internal = "internal";
     /// The configuration was not accepted.
-    Configuration = "configuration", 45;
+    Configuration = "configuration";
 
     // Links.
     /// The peer speaks no version that this node speaks.
-    UnsupportedVersion = "unsupported-version", 60;
+    UnsupportedVersion = "unsupported-version";
     /// A bad, unexpected or oversized frame.
-    BadFrame = "bad-frame", 61;
+    BadFrame = "bad-frame";
     /// Another running node has this node id.
-    DuplicateNodeId = "duplicate-node-id", 62;
+    DuplicateNodeId = "duplicate-node-id";
     /// The proven identity is not the one the hello names.
-    IdentityMismatch = "identity-mismatch", 63;
+    IdentityMismatch = "identity-mismatch";
     /// Nothing was heard for the hold time.
-    HoldTime = "hold-time", 64;
+    HoldTime = "hold-time";
     /// The node shuts down.
-    Shutdown = "shutdown", 65;
+    Shutdown = "shutdown";
     /// The peer is this node itself.
-    SelfConnection = "self-connection", 66;
+    SelfConnection = "self-connection";
     /// The link is no longer in the configuration.
-    Deconfigured = "deconfigured", 67;
+    Deconfigured = "deconfigured";
     /// No hello came in time.
-    HelloTimeout = "hello-timeout", 68;
+    HelloTimeout = "hello-timeout";
     /// The transport failed or was closed.
-    Transport = "transport", 69;
+    Transport = "transport";
 }
 
 impl fmt::Display for ErrorCode {
@@ -214,10 +196,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_survive_text_and_number() {
+    fn codes_survive_text() {
         for code in ErrorCode::ALL {
             assert_eq!(code.as_str().parse::<ErrorCode>().as_ref(), Ok(code));
-            assert_eq!(ErrorCode::from_number(code.number()).as_ref(), Some(code));
         }
         assert_eq!(
             "x-mine".parse(),
