@@ -20,8 +20,8 @@ use crate::id::{MessageId, NodeId};
 use crate::wire::{DecodeError, Reader, Writer, bytes_len};
 
 /// The largest payload carried inside its message, and the largest segment, in bytes: large
-/// enough that headers do not matter, small enough that it delays a ping by well under a
-/// millisecond on a slow link.
+/// enough that headers do not matter, small enough that a ping waits half a millisecond for one
+/// at 1 Gbit/s, and 50 ms at 10 Mbit/s.
 pub const SEGMENT_MAX: usize = 64 * 1024;
 /// The most ranges in one receipt.
 pub const RANGES_MAX: usize = 256;

@@ -18,8 +18,8 @@ use tokio::task::JoinSet;
 
 use crate::config::{Host, LinkUrl};
 
-/// A dead peer is found by the core's hold time; this is for connections that are up on a
-/// host whose daemon does not run any more.
+/// A dead peer is found by the core's hold time; with this the system finds one also while this
+/// daemon itself is stopped.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// Between two keepalive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);

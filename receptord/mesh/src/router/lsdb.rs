@@ -1,8 +1,8 @@
 //! The link-state database: what every node last stated about itself, in any order of arrival
 //! the same. Owns node indices, versions, ages and digests; never decides whom to tell.
 //!
-//! Node ids are interned ([`super::names`]): everything beside this file works on [`Index`]. Bodies stay as they
-//! came; of adjacencies an indexed copy is kept for [`super::spf`].
+//! Node ids are interned ([`super::names`]): everything beside this file works on [`Index`].
+//! Bodies stay as they came; of adjacencies an indexed copy is kept for [`super::spf`].
 //!
 //! A node that cannot be reached for long is *hidden*: its statements are left out of digests,
 //! summaries, flooding and views, but kept until they expire. So they cannot come back through a
@@ -41,7 +41,7 @@ pub(super) const PURGE_KEEP: Duration = Duration::from_secs(60);
 /// The longest lifetime that is believed, whatever an LSA says.
 pub(super) const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Sequence numbers from here on are refused, so that a node can always state something newer.
-/// `instance << 20` of a wall clock in milliseconds stays below it until the year 200000.
+/// `instance << 20` of a wall clock in milliseconds stays below it until the year 2248.
 pub(super) const SEQ_MAX: u64 = 1 << 63;
 
 /// One statement.

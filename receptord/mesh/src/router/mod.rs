@@ -9,8 +9,9 @@
 //!   packets ──────────────▶ forward ◀──────────┘ ─▶ queue ─▶ packets
 //! ```
 //!
-//! Everything that leaves on a link passes [`Router::pump`], in this order: grants,
-//! acknowledgements, control packets, routing, small packets, bulk.
+//! Everything that can wait for a link's writer passes [`Router::pump`], in this order: grants,
+//! control packets, acknowledgements of statements, statements, small packets, bulk. Hellos,
+//! probes and goodbyes wait for nothing and leave from [`adjacency`].
 
 mod adjacency;
 mod digest;
