@@ -1,6 +1,6 @@
 //! How the program ends: the exit codes, and the failure that a person reads.
 //!
-//! Owns the numbers, which are part of the interface (DESIGN 4.3), and the one table that says
+//! Owns the numbers, which are part of the interface, and the one table that says
 //! which of them each error code of the protocol becomes.
 
 use std::io::Write as _;

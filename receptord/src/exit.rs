@@ -1,7 +1,7 @@
 //! The daemon's exit codes.
 //!
 //! Owns the numbers and nothing else. They follow `sysexits(3)` where it has a word, and
-//! are shared with `receptorctl` (DESIGN 4.3), so that a script can act on them. They are
+//! are shared with `receptorctl`, so that a script can act on them. They are
 //! part of the interface: a code may be added, never given another meaning.
 
 use std::process::{ExitCode, Termination};

@@ -1,4 +1,4 @@
-//! The promises of DESIGN section 3 that a mesh as a whole owes, each under the faults that
+//! The promises that a mesh as a whole owes, each under the faults that
 //! could break it. Small meshes, so that a debug build takes seconds; `cargo sim` does the rest.
 
 use receptor_sim::{
