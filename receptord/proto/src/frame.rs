@@ -136,18 +136,30 @@ pub enum Frame {
     },
 }
 
-mod kind {
-    pub(super) const HELLO: u8 = 1;
-    pub(super) const GOODBYE: u8 = 2;
-    pub(super) const PROBE: u8 = 3;
-    pub(super) const PROBE_REPLY: u8 = 4;
-    pub(super) const DIGEST: u8 = 5;
-    pub(super) const SUMMARY: u8 = 6;
-    pub(super) const LSAS: u8 = 7;
-    pub(super) const LSA_ACK: u8 = 8;
-    pub(super) const CREDIT: u8 = 9;
-    pub(super) const PACKET: u8 = 10;
-    pub(super) const COST: u8 = 11;
+/// The type bytes of frames, for those who look at one before they decode it.
+pub mod kind {
+    /// [`super::Frame::Hello`].
+    pub const HELLO: u8 = 1;
+    /// [`super::Frame::Goodbye`].
+    pub const GOODBYE: u8 = 2;
+    /// [`super::Frame::Probe`].
+    pub const PROBE: u8 = 3;
+    /// [`super::Frame::ProbeReply`].
+    pub const PROBE_REPLY: u8 = 4;
+    /// [`super::Frame::Digest`].
+    pub const DIGEST: u8 = 5;
+    /// [`super::Frame::Summary`].
+    pub const SUMMARY: u8 = 6;
+    /// [`super::Frame::Lsas`].
+    pub const LSAS: u8 = 7;
+    /// [`super::Frame::LsaAck`].
+    pub const LSA_ACK: u8 = 8;
+    /// [`super::Frame::Credit`].
+    pub const CREDIT: u8 = 9;
+    /// [`super::Frame::Packet`].
+    pub const PACKET: u8 = 10;
+    /// [`super::Frame::Cost`].
+    pub const COST: u8 = 11;
 }
 
 impl Frame {

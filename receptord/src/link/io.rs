@@ -12,8 +12,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use receptor_mesh::{LinkId, LinkInfo};
-use receptor_proto::frame::{Frame, HELLO_MAX, MAX_FRAME_FLOOR};
+use receptor_mesh::{LinkId, LinkInfo, MAX_FRAME};
+use receptor_proto::frame::{Frame, HELLO_MAX, kind};
 use receptor_proto::wire::DecodeError;
 use receptor_proto::{ErrorBody, ErrorCode};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -23,8 +23,6 @@ use super::outbox::Outbox;
 use super::transport::Transport;
 use crate::engine::{EngineGone, EngineHandle, Input};
 
-/// The largest frame this node takes once the peer said hello; what the core's own hello says.
-const MAX_FRAME: usize = MAX_FRAME_FLOOR;
 /// The first read buffer of a link: a quiet one never needs more.
 const READ_MIN: usize = 8 * 1024;
 /// The largest read buffer: more in one call to the system was not measurably faster.
@@ -190,8 +188,7 @@ fn split(input: &mut BytesMut, max_frame: &mut usize) -> (Vec<Frame>, Option<Dec
 /// Decodes one frame. What the core keeps for long (LSAs) must not keep the read buffer
 /// alive, so those frames are copied; packets, which pass through, are not.
 fn decode(bytes: Bytes) -> Result<Frame, DecodeError> {
-    const LSAS: u8 = 7;
-    if bytes.first() == Some(&LSAS) {
+    if bytes.first() == Some(&kind::LSAS) {
         Frame::decode(Bytes::copy_from_slice(&bytes))
     } else {
         Frame::decode(bytes)
