@@ -273,7 +273,7 @@ fn lock(directory: &Path) -> Result<Flock<File>, DataDirError> {
 }
 
 /// Writes a file that is there whole or not at all, whenever the power fails.
-fn write_new(directory: &Path, path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn write_new(directory: &Path, path: &Path, text: &str) -> io::Result<()> {
     let tmp = path.with_extension("tmp");
     let mut file = OpenOptions::new()
         .write(true)

@@ -4,20 +4,30 @@
 //! when the clock was set back, by which the mesh tells a restarted node from a second one of
 //! the same name and its new statements from its old ones.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::SystemTime;
+
+use crate::data_dir::write_new;
+
+/// The highest number that is taken from the file: a clock in milliseconds reaches it in the year
+/// 2248, and the mesh makes sequence numbers of it that have to fit 64 bits.
+const LAST_MAX: u64 = 1 << 43;
 
 /// The number of this start: milliseconds of the wall clock, or one more than the last.
 ///
 /// # Errors
 ///
-/// When the file cannot be read or written. One with nonsense in it is replaced.
+/// When the file cannot be read or written. One with nonsense in it, such as a number above
+/// [`LAST_MAX`], is replaced.
 pub(crate) fn next(data_dir: &Path) -> io::Result<u64> {
     let path = data_dir.join("instance");
     let last = match fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().unwrap_or(0),
+        Ok(text) => match text.trim().parse() {
+            Ok(last) if last <= LAST_MAX => last,
+            Ok(_) | Err(_) => 0,
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         Err(error) if error.kind() == io::ErrorKind::InvalidData => 0,
         Err(error) => return Err(error),
@@ -26,13 +36,9 @@ pub(crate) fn next(data_dir: &Path) -> io::Result<u64> {
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
     let next = clock.max(last + 1);
-    let temporary = data_dir.join("instance.new");
-    let mut file = File::create(&temporary)?;
-    writeln!(file, "{next}")?;
-    // Not synced: after a power loss the clock alone must do, and a clock that was also set
-    // back only delays this node until its old statements have aged.
-    drop(file);
-    fs::rename(&temporary, &path)?;
+    // On the disk before anybody hears of it: after a power loss with a clock that was set back
+    // a number given twice would pass for what recipients already know.
+    write_new(data_dir, &path, &format!("{next}\n"))?;
     Ok(next)
 }
 
@@ -49,7 +55,10 @@ mod tests {
         let future = first + 1_000_000_000;
         fs::write(dir.path().join("instance"), future.to_string()).unwrap();
         assert_eq!(next(dir.path()).unwrap(), future + 1);
-        fs::write(dir.path().join("instance"), "\u{0}nonsense").unwrap();
-        assert!(next(dir.path()).unwrap() >= first);
+        for nonsense in ["\u{0}nonsense", "18446744073709551615"] {
+            fs::write(dir.path().join("instance"), nonsense).unwrap();
+            let next = next(dir.path()).unwrap();
+            assert!(next >= first && next < LAST_MAX);
+        }
     }
 }
