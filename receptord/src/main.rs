@@ -71,7 +71,9 @@ fn start(cli: Cli) -> Result<Exit, Exit> {
         cli,
         environment,
     };
-    Ok(LocalSet::new().block_on(&runtime, run(settings, handles)))
+    let exit = LocalSet::new().block_on(&runtime, run(settings, handles));
+    tracing::debug!(tasks = ?receptord::task::running(), "stopped");
+    Ok(exit)
 }
 
 /// `--check-config` and `--print-config`, after the configuration was found to be right.

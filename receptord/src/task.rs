@@ -2,7 +2,7 @@
 //!
 //! Owns the one way to start a task in the daemon, and the count of those that run, by
 //! name. Every task runs on the one thread of the runtime, inside its `LocalSet`; never
-//! start one in another way, or a drain will not wait for it and `status` will not show it.
+//! start one in another way, or it is not among those that are told when the daemon has stopped.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
