@@ -255,7 +255,7 @@ fn check_tls(listen: &[Listen], peer: &[Peer], tls: Option<&Tls>, r: &mut Report
     if let Some((key, url)) = named.into_iter().find(|(_, url)| url.is_tls()) {
         r.refuse(
             &key,
-            format!("\"{url}\": TLS needs a [tls] table with certificate, key and ca; receptorctl cert makes them"),
+            format!("\"{url}\": TLS needs a [tls] table with certificate, key and ca"),
         );
     }
 }

@@ -121,12 +121,12 @@ pub struct TlsFile {
 pub struct Link {
     /// Silence after which a neighbor counts as gone.
     pub hold_time: Duration,
-    /// First pause before a lost or failed link is tried again; it doubles up to
-    /// `reconnect_max`.
+    /// First pause before a failed link is tried again; it doubles up to `reconnect_max`. A lost
+    /// link is tried at once.
     pub reconnect_min: Duration,
-    /// Longest pause between attempts.
+    /// Longest pause between attempts, but for the first minute, when it is about a second.
     pub reconnect_max: Duration,
-    /// Time for an attempt to connect and prove identities, both sides.
+    /// Time for an attempt to connect.
     pub connect_timeout: Duration,
     /// Links at once, both directions.
     pub max_links: u32,
