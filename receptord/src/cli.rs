@@ -41,7 +41,8 @@ pub struct Cli {
     #[arg(long, value_name = "PATH")]
     pub socket_path: Option<String>,
 
-    /// Listen for links at this URL, in place of the configured ones; may be repeated
+    /// Listen for links at this URL, such as rnp://[::]:8888 or unix:///PATH, in place of the
+    /// configured ones; may be repeated
     #[arg(long, value_name = "URL", value_parser = LinkUrl::parse_listen)]
     pub listen: Vec<LinkUrl>,
 
@@ -49,7 +50,8 @@ pub struct Cli {
     #[arg(long, value_name = "PORT")]
     pub listen_port: Vec<u16>,
 
-    /// Keep a link to this URL, in place of the configured ones; may be repeated
+    /// Keep a link to this URL, such as rnp://HOST:8888, HOST:8888 or unix:///PATH, in place of
+    /// the configured ones; may be repeated
     #[arg(long, value_name = "URL", value_parser = LinkUrl::parse_peer)]
     pub peer: Vec<LinkUrl>,
 
@@ -69,7 +71,7 @@ pub struct Cli {
     #[command(flatten)]
     pub inspect: Inspect,
 
-    /// Look for configuration files below DIR instead of /
+    /// With --check-config or --print-config: look for configuration files below DIR, not /
     #[arg(long, value_name = "DIR", requires = "Inspect")]
     pub root: Option<PathBuf>,
 }
@@ -81,7 +83,12 @@ fn after_help() -> String {
         .map(|variable| variable.name.len())
         .max()
         .unwrap_or_default();
-    let mut help = "Environment (lists are separated by commas or spaces):\n".to_owned();
+    let mut help = "Examples:\n  \
+         receptord --node-id=controller -d /tmp/controller controller --listen-port=8888\n  \
+         receptord --node-id=node-a -d /tmp/node-a node --peer=localhost:8888\n  \
+         receptord --print-config\n\n\
+         Environment (lists are separated by commas or spaces):\n"
+        .to_owned();
     for Variable { name, about } in VARIABLES {
         help.push_str(&format!("  {name:width$}  {about}\n"));
     }
