@@ -107,7 +107,7 @@ impl EventLog {
                 reason,
             } => {
                 let code = &reason.code;
-                tracing::warn!(%work, %recipient, %code, "message given up: {}", reason.message);
+                tracing::warn!(message_id = id::DEAD_LETTER, %work, %recipient, %code, "message given up: {}", reason.message);
             }
             Event::PeerMistake { link, reason } => {
                 if !self.may_tell() {

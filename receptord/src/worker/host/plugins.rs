@@ -139,7 +139,8 @@ impl Host {
                     tracing::info!(plugin = name, path = %path.display(), "the plugin is masked");
                 }
                 Found::Refused { why, .. } => {
-                    tracing::warn!(plugin = name, "the plugin is refused: {why}");
+                    let message_id = crate::log::id::PLUGIN_REFUSED;
+                    tracing::warn!(message_id, plugin = name, "the plugin is refused: {why}");
                 }
             }
             self.replace(&name, Some(found));
