@@ -8,13 +8,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// Descriptors that the service manager passed: sockets of `.socket` units and what an
-/// earlier run of the daemon put into the descriptor store.
+/// Descriptors that the service manager passed: sockets of `.socket` units.
 #[derive(Debug, Default)]
 pub struct Passed {
     by_name: BTreeMap<String, Vec<OwnedFd>>,
@@ -94,12 +93,6 @@ impl Notifier {
         send(&[NotifyState::Stopping, NotifyState::Status(status)]);
     }
 
-    /// The start, reload or stop in progress needs this much more time from now.
-    pub fn extend_timeout(self, time: Duration) {
-        let micros = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-        send(&[NotifyState::ExtendTimeoutUsec(micros)]);
-    }
-
     /// How often to call [`Self::watchdog`]: a third of what is allowed; `None` when nobody
     /// watches this process.
     #[must_use]
@@ -112,25 +105,6 @@ impl Notifier {
     /// Still working.
     pub fn watchdog(self) {
         send(&[NotifyState::Watchdog]);
-    }
-
-    /// Puts a descriptor into the store, where it outlives this process and comes back
-    /// through [`Passed`] under the same name: at most 255 of ASCII without `:`. The store
-    /// does not watch it for hang-up, so it stays until [`Self::unstore`].
-    pub fn store(self, name: &str, fd: BorrowedFd<'_>) {
-        let state = [
-            NotifyState::FdStore,
-            NotifyState::FdName(name),
-            NotifyState::Custom("FDPOLL=0"),
-        ];
-        if let Err(error) = sd_notify::notify_with_fds(&state, &[fd]) {
-            tracing::debug!(%error, name, "the descriptor was not stored");
-        }
-    }
-
-    /// Removes the descriptors of a name from the store.
-    pub fn unstore(self, name: &str) {
-        send(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
     }
 }
 
