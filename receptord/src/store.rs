@@ -12,16 +12,18 @@
 //! ```
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytes::Bytes;
-use receptor_mesh::{EntryId, PersistToken, Record};
-use receptor_proto::{ErrorBody, ErrorCode, MessageId};
+use receptor_mesh::{EntryId, Loaded, PersistToken, Record};
+use receptor_proto::packet::{Message, MessageKind};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 use tokio::sync::oneshot;
 
 use crate::task;
@@ -72,6 +74,8 @@ struct State {
     memory: u64,
     /// Bodies of messages.
     bodies: HashMap<EntryId, Bytes>,
+    /// Requests that were sent from here, without their bodies, and when they were written.
+    requests: BTreeMap<EntryId, (NodeId, Box<Message>, Instant)>,
     /// Sizes of payload files.
     sizes: HashMap<EntryId, u64>,
     file_bytes: u64,
@@ -131,6 +135,7 @@ impl Store {
             max_bytes,
             memory: 0,
             bodies: HashMap::new(),
+            requests: BTreeMap::new(),
             sizes: HashMap::new(),
             file_bytes: 0,
             pending: Vec::new(),
@@ -164,14 +169,26 @@ impl Store {
         if state.memory + sum > MEMORY_MAX || !state.has_room(sum) {
             return Some((token, Err(full())));
         }
+        let now = Instant::now();
         for record in records {
-            let (Record::Outgoing { entry, message, .. } | Record::Incoming { entry, message, .. }) =
-                record
-            else {
-                continue;
+            let (entry, mut message, recipient) = match record {
+                Record::Outgoing {
+                    entry,
+                    message,
+                    recipient,
+                } => (entry, message, Some(recipient)),
+                Record::Incoming { entry, message, .. } => (entry, message, None),
+                Record::Started { .. } | Record::Received { .. } => continue,
             };
             // A slice of a read buffer would keep the whole buffer.
             let body = Bytes::copy_from_slice(&message.body);
+            if let Some(recipient) = recipient
+                && matches!(message.kind, MessageKind::Request { .. })
+            {
+                message.body = Bytes::new();
+                let request = (recipient, Box::new(message), now);
+                state.requests.insert(entry, request);
+            }
             state.memory += RECORD_OVERHEAD + body.len() as u64;
             if let Some(old) = state.bodies.insert(entry, body) {
                 state.memory -= RECORD_OVERHEAD + old.len() as u64;
@@ -186,6 +203,7 @@ impl Store {
         if let Some(body) = state.bodies.remove(&entry) {
             state.memory -= RECORD_OVERHEAD + body.len() as u64;
         }
+        state.requests.remove(&entry);
         if let Some(size) = state.sizes.remove(&entry) {
             state.file_bytes -= size;
             state.pending.push(Job {
@@ -216,6 +234,46 @@ impl Store {
         }
         self.push(entry, Work::Read { offset, length }, Reply::Core);
         None
+    }
+
+    /// For the core: requests to this node with entries from `first` to `last`, at most so many
+    /// and so many bytes of bodies.
+    pub(crate) fn load_page(
+        &self,
+        recipient: &NodeId,
+        (first, last): (EntryId, EntryId),
+        (most, bytes): (usize, usize),
+    ) -> Loaded {
+        let state = self.0.borrow();
+        let now = Instant::now();
+        let mut room = bytes;
+        let mut records = Vec::new();
+        let mut next = None;
+        for (entry, (to, message, written)) in state.requests.range(first..=last) {
+            if to != recipient {
+                continue;
+            }
+            if records.len() == most {
+                next = Some(*entry);
+                break;
+            }
+            let mut message = (**message).clone();
+            let age = now.saturating_duration_since(*written).as_millis();
+            let age = u64::try_from(age).unwrap_or(u64::MAX);
+            message.remaining_ms = message.remaining_ms.saturating_sub(age);
+            if let Some(body) = state.bodies.get(entry)
+                && let Some(left) = room.checked_sub(body.len())
+            {
+                room = left;
+                message.body = body.clone();
+            }
+            records.push(Record::Outgoing {
+                entry: *entry,
+                recipient: to.clone(),
+                message,
+            });
+        }
+        Loaded { records, next }
     }
 
     /// For the core: writes a part; [`Done::Appended`] follows, or the error comes at once.

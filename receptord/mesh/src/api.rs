@@ -58,6 +58,12 @@ pub struct Limits {
     pub flow_window: usize,
     /// Messages in flight from here to one recipient without a receipt.
     pub flow_messages: usize,
+    /// Durable requests to one recipient kept in memory, of each of three kinds (small, bulk,
+    /// stored payload): those in flight and those that come next. The others wait in the store,
+    /// and are known as pages only.
+    pub flow_waiting: usize,
+    /// Requests in one such page.
+    pub page_messages: usize,
     /// Bytes of messages and payloads that this node keeps for others to take.
     pub outgoing_bytes: u64,
     /// Messages that this node keeps for others to take.
@@ -97,6 +103,19 @@ pub struct EntryId(pub u64);
 /// One batch of writes, to be confirmed by [`crate::Mesh::handle_persisted`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PersistToken(pub u64);
+
+/// One [`Output::Load`], to be answered with [`crate::Mesh::handle_loaded`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LoadToken(pub u64);
+
+/// An answer to [`Output::Load`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// What was asked for, in order of entry; nothing else does harm, it is passed over.
+    pub records: Vec<Record>,
+    /// Where to go on, when there may be more than `records` has.
+    pub next: Option<EntryId>,
+}
 
 /// An echo under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -243,6 +262,28 @@ pub enum Output {
         offset: u64,
         /// How many bytes, at most [`receptor_proto::packet::SEGMENT_MAX`].
         length: usize,
+    },
+    /// Read outgoing messages to one recipient and call [`crate::Mesh::handle_loaded`]: those
+    /// [`Record::Outgoing`] whose entry is at least `first` and at most `last`, in order of
+    /// entry, `remaining_ms` less by the time since the write as at a start. Requests suffice;
+    /// whether one was [`Record::Started`] does not matter. Entries whose [`Output::Remove`]
+    /// came before this must not be among them. A record that cannot be read is left out (and
+    /// reported by the store); an error is for all of it, and the core asks again later. The core
+    /// keeps but pages of messages that wait in memory, at a few bytes for each.
+    Load {
+        /// Names the answer.
+        token: LoadToken,
+        /// To whom.
+        recipient: NodeId,
+        /// The first entry that is wanted.
+        first: EntryId,
+        /// The last one.
+        last: EntryId,
+        /// How many at most; [`Loaded::next`] says where to go on.
+        records: usize,
+        /// Payloads in these records, in bytes, at most: further records come with an empty
+        /// `message.body`, and the core fetches it when it is needed.
+        bytes: usize,
     },
     /// Write a part of an incoming payload behind what is there, then call
     /// [`crate::Mesh::handle_appended`]. Several may be under way; those behind one that failed
@@ -608,6 +649,8 @@ impl Default for Limits {
             link_queue: 4 << 20,
             flow_window: 2 << 20,
             flow_messages: 4096,
+            flow_waiting: 8192,
+            page_messages: 1000,
             outgoing_bytes: 10 << 30,
             outgoing_entries: 1_000_000,
             works: 10_000,

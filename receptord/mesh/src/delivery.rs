@@ -28,12 +28,14 @@
 //! either node.
 
 mod answers;
+mod backlog;
 mod deadlines;
 mod flow;
 mod inbox;
 mod incoming;
 mod journal;
 mod outgoing;
+mod paging;
 mod partial;
 mod ranges;
 mod received;
@@ -55,6 +57,7 @@ use crate::{Config, Counters, EntryId, Instant, Limits, Output, Record};
 use flow::{Flow, Key, Pipe, Pumped};
 use inbox::Requests;
 use journal::{Done, Journal};
+use paging::Paging;
 use partial::Partials;
 use received::{Acks, Received};
 use works::Works;
@@ -149,6 +152,7 @@ pub(crate) struct Delivery {
     free: Vec<RemoteId>,
     journal: Journal,
     requests: Requests,
+    paging: Paging,
     works: Works,
     partials: Partials,
     early: BTreeMap<MessageId, Early>,
@@ -204,6 +208,7 @@ impl Delivery {
             free: Vec::new(),
             journal: Journal::default(),
             requests: Requests::default(),
+            paging: Paging::new(config.seed),
             works: Works::default(),
             partials: Partials::default(),
             early: BTreeMap::new(),
@@ -316,6 +321,7 @@ impl Delivery {
             remote.timer = None;
             let due = remote.flow.timeout(now, &mut given_up);
             self.touch(id);
+            self.look_at_pages(cx, id);
             if due.ready {
                 self.set_ready(id);
             }
@@ -425,9 +431,13 @@ impl Delivery {
         let pumped = remote.flow.pump(&mut pipe);
         self.touch(id);
         match pumped {
-            Pumped::Idle => {}
-            Pumped::More => self.set_ready(id),
+            Pumped::Idle => self.refill(cx, id),
+            Pumped::More => {
+                self.refill(cx, id);
+                self.set_ready(id);
+            }
             Pumped::Blocked => {
+                self.refill(cx, id);
                 let remote = &mut self.remotes[id.0];
                 if !remote.is_blocked {
                     remote.is_blocked = true;

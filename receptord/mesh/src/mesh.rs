@@ -21,9 +21,9 @@ use crate::delivery::Delivery;
 use crate::router::{Local, Router};
 use crate::wiring::Net;
 use crate::{
-    Config, Counters, EchoId, EntryId, Instant, LinkId, LinkInfo, LinkView, NoSuchWork, NodeView,
-    Output, Payload, PersistToken, Reachability, Record, RouteView, Submission, SubmitError,
-    WorkRoom,
+    Config, Counters, EchoId, EntryId, Instant, LinkId, LinkInfo, LinkView, LoadToken, Loaded,
+    NoSuchWork, NodeView, Output, Payload, PersistToken, Reachability, Record, RouteView,
+    Submission, SubmitError, WorkRoom,
 };
 
 /// One node.
@@ -42,7 +42,15 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// A node that starts now with what its store holds.
+    /// A node that starts now with what its store holds, in this order: everything but
+    /// [`Record::Outgoing`] in any order, then those, in order of entry. They are taken one by
+    /// one; what waits is kept as pages, so that a store that gives them one by one too starts
+    /// in little memory. Bodies of outgoing messages may be empty where the store knows the
+    /// size: the core fetches them.
+    ///
+    /// # Panics
+    ///
+    /// When they come in another order.
     #[must_use]
     pub fn new(config: Config, now: Instant, records: impl IntoIterator<Item = Record>) -> Self {
         let delivery = Delivery::new(&config, now, records);
@@ -202,6 +210,18 @@ impl Mesh {
         self.settle(now);
     }
 
+    /// Answers [`Output::Load`].
+    pub fn handle_loaded(
+        &mut self,
+        now: Instant,
+        token: LoadToken,
+        result: Result<Loaded, ErrorBody>,
+    ) {
+        self.delivery
+            .handle_loaded(now, &mut self.router, token, result, &mut self.out);
+        self.settle(now);
+    }
+
     /// A name for a payload that the driver is about to store.
     pub fn new_entry(&mut self) -> EntryId {
         self.delivery.new_entry()
@@ -225,7 +245,22 @@ impl Mesh {
         self.delivery.outstanding(node)
     }
 
-    /// Asks for the end of a work that was sent from here.
+    /// Whether a durable message, or one that waits for responses, with this id was sent from
+    /// here and has not ended; also when it waits in the store alone. Wrong with a chance of one
+    /// in a thousand million for each million of those.
+    #[must_use]
+    pub fn is_pending(&self, work: MessageId) -> bool {
+        self.delivery.is_pending(work)
+    }
+
+    /// Requests that wait in the store alone, and the bytes of memory that this takes.
+    #[must_use]
+    pub fn paged(&self) -> (usize, usize) {
+        self.delivery.paged()
+    }
+
+    /// Asks for the end of a work that was sent from here. For one that waits in the store alone
+    /// the end comes when it was read.
     pub fn cancel(
         &mut self,
         now: Instant,

@@ -386,6 +386,18 @@ impl Engine {
                     self.mesh.handle_fetched(self.now, entry, offset, result);
                 }
             }
+            Output::Load {
+                token,
+                recipient,
+                first,
+                last,
+                records,
+                bytes,
+            } => {
+                let range = (first, last);
+                let loaded = self.store.load_page(&recipient, range, (records, bytes));
+                self.mesh.handle_loaded(self.now, token, Ok(loaded));
+            }
             Output::Append {
                 entry,
                 offset,

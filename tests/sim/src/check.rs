@@ -150,6 +150,10 @@ impl World {
                     "node {node} keeps the payload {entry:?} of no message"
                 ));
             }
+            let paged = host.mesh.as_ref().map_or(0, |mesh| mesh.paged().0);
+            if paged > 0 {
+                return Some(format!("node {node} has {paged} messages in pages"));
+            }
             if let Some(work) = host.jobs.keys().next() {
                 return Some(format!("node {node} still has the work {work}"));
             }
@@ -158,14 +162,22 @@ impl World {
     }
 
     /// A response to a volatile message whose other responses were lost: it stays until the
-    /// message expires.
+    /// message expires. So does a cancel that came after its work was over and forgotten, unless
+    /// its sender has more to say.
     fn waits_for_more(&self, record: &Record) -> bool {
         let Record::Incoming { message, .. } = record else {
             return false;
         };
         let letter = self.ledger.letters.get(&message.work);
-        letter.is_some_and(|letter| letter.volatile && letter.end.is_none())
-            && matches!(message.kind, MessageKind::Response { .. })
+        match message.kind {
+            MessageKind::Response { .. } => {
+                letter.is_some_and(|letter| letter.volatile && letter.end.is_none())
+            }
+            MessageKind::Cancel { .. } => {
+                letter.is_some_and(|letter| letter.end.is_some() || !letter.respond)
+            }
+            MessageKind::Request { .. } => false,
+        }
     }
 
     fn adjacencies(&self, links: &[Vec<LinkView>]) -> Adjacencies {

@@ -247,6 +247,10 @@ options! {
     hold_ms: u64 = 4000;
     /// The limits of every node.
     bounds: Bounds = Bounds::Default;
+    /// Requests to one recipient that a node keeps in memory, of each size class.
+    window: usize = 8192;
+    /// Requests in one page of those that wait in the store.
+    page: usize = 1000;
     /// Whether frames cross links as bytes; off, nodes share what they send, which is faster.
     codec: Codec = Codec::On;
 }
@@ -353,6 +357,8 @@ impl Options {
             } else {
                 Bounds::Default
             },
+            window: if rng.bool() { rng.usize(1..9) } else { 8192 },
+            page: rng.usize(1..9),
             ..Self::default()
         }
     }

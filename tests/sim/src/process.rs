@@ -1,11 +1,11 @@
 //! What a simulated process does for its core: every output in its order, and the disk.
 
-use receptor_mesh::{Event as MeshEvent, Output, PersistToken, Record};
+use receptor_mesh::{Event as MeshEvent, Loaded, Output, PersistToken, Record};
 
 use crate::event::{Event, NodeIndex, ProcessEvent, record_word};
 use crate::net::conn_of;
 use crate::random::Draw;
-use crate::world::{DiskJob, World};
+use crate::world::{DiskJob, LoadAsked, World};
 
 impl World {
     /// Does one thing that a core wants done.
@@ -38,6 +38,32 @@ impl World {
                     entry,
                     offset,
                     length,
+                    failed,
+                };
+                self.disk(node, job);
+            }
+            Output::Load {
+                token,
+                recipient,
+                first,
+                last,
+                records,
+                bytes,
+            } => {
+                self.stats.loads += 1;
+                let failed = self.troubled && self.disks.chance(self.options.disk_faults);
+                // Few at a time, so that more than one answer is needed.
+                let asked = LoadAsked {
+                    recipient,
+                    range: (first, last),
+                    most: (records.min(3), bytes.min(4096)),
+                };
+                let early = self.disks.bool();
+                let read = early.then(|| self.read_page(node, &asked));
+                let job = DiskJob::Load {
+                    token,
+                    asked,
+                    read,
                     failed,
                 };
                 self.disk(node, job);
@@ -152,6 +178,12 @@ impl World {
         self.disk(node, DiskJob::Persist { token, failed });
     }
 
+    fn read_page(&self, node: NodeIndex, asked: &LoadAsked) -> Loaded {
+        let now = self.queue.now();
+        let store = &self.hosts[node].store;
+        store.load(now, &asked.recipient, asked.range, asked.most)
+    }
+
     fn disk(&mut self, node: NodeIndex, job: DiskJob) {
         let pause = self.disks.micros(self.options.persist_ms);
         let now = self.queue.now();
@@ -216,6 +248,18 @@ impl World {
                 let result = if failed { None } else { found };
                 if let Some(mesh) = self.hosts[node].mesh.as_mut() {
                     mesh.handle_fetched(clock, entry, offset, result.ok_or(error));
+                }
+            }
+            DiskJob::Load {
+                token,
+                asked,
+                read,
+                failed,
+            } => {
+                let found = read.unwrap_or_else(|| self.read_page(node, &asked));
+                let result = if failed { Err(error) } else { Ok(found) };
+                if let Some(mesh) = self.hosts[node].mesh.as_mut() {
+                    mesh.handle_loaded(clock, token, result);
                 }
             }
             DiskJob::Append { entry, end, failed } => {

@@ -51,6 +51,8 @@ pub struct Stats {
     pub refused: u64,
     /// Messages given up by their origin.
     pub given_up: u64,
+    /// Pages of waiting messages that were loaded.
+    pub loads: u64,
     /// Times that a plugin was told to wait.
     pub held: u64,
     /// Echoes answered.
@@ -115,6 +117,7 @@ impl Stats {
             dropped: self.dropped - earlier.dropped,
             refused: self.refused - earlier.refused,
             given_up: self.given_up - earlier.given_up,
+            loads: self.loads - earlier.loads,
             held: self.held - earlier.held,
             echoes_answered: self.echoes_answered - earlier.echoes_answered,
             echoes_failed: self.echoes_failed - earlier.echoes_failed,

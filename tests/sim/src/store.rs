@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use fastrand::Rng;
-use receptor_mesh::{EntryId, Record};
+use receptor_mesh::{EntryId, Loaded, Record};
 use receptor_proto::packet::MessageKind;
 use receptor_proto::{MessageId, NodeId};
 
@@ -222,6 +222,40 @@ impl Store {
         Some(out.into())
     }
 
+    /// Outgoing requests to this node, between two entries, with bodies while there is room for
+    /// them.
+    pub(crate) fn load(
+        &self,
+        now: u64,
+        recipient: &NodeId,
+        (first, last): (EntryId, EntryId),
+        (most, bytes): (usize, usize),
+    ) -> Loaded {
+        let mut loaded = Loaded {
+            records: Vec::new(),
+            next: None,
+        };
+        let mut room = bytes;
+        for (entry, (at, record)) in self.current.messages.range(first..=last) {
+            if !matches!(record, Record::Outgoing { recipient: to, .. } if to == recipient) {
+                continue;
+            }
+            if loaded.records.len() == most {
+                loaded.next = Some(*entry);
+                break;
+            }
+            let mut record = aged(now, *at, record);
+            if let Record::Outgoing { message, .. } = &mut record {
+                match room.checked_sub(message.body.len()) {
+                    Some(left) => room = left,
+                    None => message.body = Bytes::new(),
+                }
+            }
+            loaded.records.push(record);
+        }
+        loaded
+    }
+
     /// The payloads without a message.
     pub(crate) fn loose_payloads(&self) -> Vec<EntryId> {
         let state = &self.current;
@@ -275,33 +309,40 @@ impl Store {
         Ok(())
     }
 
-    /// What a start at this moment is given: what each message still has to live is less by the
-    /// time since it was written.
+    /// What a start at this moment is given, outgoing messages last.
     pub(crate) fn records(&self, now: u64) -> Vec<Record> {
-        let aged = |(at, record): &(u64, Record)| {
-            let mut record = record.clone();
-            match &mut record {
-                Record::Outgoing { message, .. } | Record::Incoming { message, .. } => {
-                    let age_ms = (now - at) / 1000;
-                    message.remaining_ms = message.remaining_ms.saturating_sub(age_ms);
-                }
-                Record::Started { .. } | Record::Received { .. } => {}
-            }
-            record
-        };
         let started = self
             .current
             .started
             .iter()
             .map(|entry| Record::Started { entry: *entry });
+        let messages = self.current.messages.values();
+        let (outgoing, incoming): (Vec<Record>, Vec<Record>) = messages
+            .map(|(at, record)| aged(now, *at, record))
+            .partition(|record| matches!(record, Record::Outgoing { .. }));
         self.current
             .received
             .values()
             .cloned()
-            .chain(self.current.messages.values().map(aged))
             .chain(started)
+            .chain(incoming)
+            .chain(outgoing)
             .collect()
     }
+}
+
+/// A record as it is given back: what the message still has to live is less by the time since it
+/// was written.
+fn aged(now: u64, at: u64, record: &Record) -> Record {
+    let mut record = record.clone();
+    match &mut record {
+        Record::Outgoing { message, .. } | Record::Incoming { message, .. } => {
+            let age_ms = (now - at) / 1000;
+            message.remaining_ms = message.remaining_ms.saturating_sub(age_ms);
+        }
+        Record::Started { .. } | Record::Received { .. } => {}
+    }
+    record
 }
 
 #[cfg(test)]

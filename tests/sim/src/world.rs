@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use fastrand::Rng;
-use receptor_mesh::{Config, EntryId, Instant, LinkInfo, Mesh, Record};
+use receptor_mesh::{Config, EntryId, Instant, LinkInfo, LoadToken, Loaded, Mesh, Record};
 use receptor_proto::frame::{Frame, HELLO_MAX, MAX_FRAME_FLOOR};
 use receptor_proto::lsa::Capability;
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
@@ -57,6 +57,21 @@ pub(crate) enum DiskJob {
         end: u64,
         failed: bool,
     },
+    /// With what was read when it was asked for; `None`: it is read when it is answered.
+    Load {
+        token: LoadToken,
+        asked: LoadAsked,
+        read: Option<Loaded>,
+        failed: bool,
+    },
+}
+
+/// What a load is to bring.
+#[derive(Debug)]
+pub(crate) struct LoadAsked {
+    pub(crate) recipient: NodeId,
+    pub(crate) range: (EntryId, EntryId),
+    pub(crate) most: (usize, usize),
 }
 
 /// One machine with one node on it.
@@ -370,6 +385,8 @@ impl World {
             config.limits.work_backlog = 128 << 10;
             config.limits.inbox_bytes = 128 << 10;
         }
+        config.limits.flow_waiting = self.options.window;
+        config.limits.page_messages = self.options.page;
         config
     }
 

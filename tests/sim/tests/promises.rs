@@ -194,6 +194,30 @@ fn messages_that_expire_end_once() {
 }
 
 #[test]
+fn what_waits_in_pages_is_found_told_and_run_once() {
+    for seed in 1..=6 {
+        hold(&Options {
+            nodes: 5,
+            window: 1,
+            page: 3,
+            rate: 30.0,
+            any: 0.0,
+            cancel: 0.2,
+            outage_ms: Span::new(2000, 9000),
+            crashes: 0.4,
+            power_cuts: 0.4,
+            disk_faults: if seed % 2 == 0 { 0.03 } else { 0.0 },
+            expiry_ms: if seed % 3 == 0 {
+                Span::new(500, 8000)
+            } else {
+                Span::new(600_000, 600_000)
+            },
+            ..all_faults(seed)
+        });
+    }
+}
+
+#[test]
 fn a_failing_disk_loses_nothing_that_was_accepted() {
     for seed in 1..=4 {
         hold(&Options {

@@ -25,6 +25,7 @@ use receptor_proto::packet::{Body, Message, MessageKind, Packet, Priority, Segme
 use receptor_proto::packet::{SEGMENT_MAX, SMALL_MAX};
 
 use super::RemoteId;
+use super::backlog::{Backlog, LANES, lane};
 use super::deadlines::Deadlines;
 use super::transfer::Transfer;
 use super::window::{Patience, Window};
@@ -93,6 +94,8 @@ pub(crate) struct Outgoing {
 enum State {
     /// In a queue.
     Queued,
+    /// Waits until it is written, to leave memory then.
+    Behind,
     /// The store was asked for its body.
     Fetching,
     /// Sent; fills the window.
@@ -135,6 +138,22 @@ impl Outgoing {
 
     pub(crate) fn key(&self) -> Key {
         (self.message.epoch, self.message.seq)
+    }
+
+    /// Whether it may wait in the store alone.
+    pub(crate) fn is_pageable(&self) -> bool {
+        self.entry.is_some() && self.is_request() && !self.message.volatile
+    }
+
+    /// Whether it is to leave memory when it is written.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.state == State::Behind
+    }
+
+    /// The store may have kept the payload back.
+    pub(crate) fn note_absent(&mut self) {
+        let message = &self.message;
+        self.absent = !message.is_segmented() && message.body.len() as u64 != message.size;
     }
 
     /// Whether it left this node, as far as this start of it knows.
@@ -291,6 +310,11 @@ impl Pipe<'_> {
 #[derive(Debug)]
 pub(crate) struct Flow {
     outstanding: BTreeMap<Key, Box<Outgoing>>,
+    /// What waits in the store alone, behind what is outstanding here.
+    pub(crate) backlog: Backlog,
+    /// Requests here that may wait there, by lane; and those of them that soon will.
+    pageable: [usize; LANES],
+    behind: [usize; LANES],
     /// Numbers below which the floor stays though they are not outstanding any more.
     held: BTreeSet<Key>,
     next_seq: u64,
@@ -343,6 +367,9 @@ impl Flow {
     pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             outstanding: BTreeMap::new(),
+            backlog: Backlog::default(),
+            pageable: [0; LANES],
+            behind: [0; LANES],
             held: BTreeSet::new(),
             next_seq: 1,
             used: false,
@@ -372,16 +399,31 @@ impl Flow {
 
     /// Messages without a receipt.
     pub(crate) fn outstanding(&self) -> usize {
-        self.outstanding.len()
+        self.outstanding.len() + self.backlog.messages()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.outstanding.is_empty()
+        self.outstanding.is_empty() && self.backlog.is_empty()
+    }
+
+    /// Whether there is a way to the recipient, as far as is known.
+    pub(crate) fn has_way(&self) -> bool {
+        self.path != 0 && !self.parked
+    }
+
+    /// Requests of a lane in memory that may wait in the store alone.
+    pub(crate) fn in_memory(&self, lane: usize) -> usize {
+        self.pageable[lane]
+    }
+
+    /// Whether a further request of a lane has to wait behind others in the store.
+    pub(crate) fn is_full(&self, lane: usize, allowance: usize) -> bool {
+        self.backlog.waits(lane) || self.behind[lane] > 0 || self.pageable[lane] >= allowance
     }
 
     /// Whether nobody would notice if the flow began anew.
     pub(crate) fn is_unused(&self) -> bool {
-        !self.used && self.outstanding.is_empty() && self.grace.is_none()
+        !self.used && self.is_empty() && self.grace.is_none()
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&Outgoing> {
@@ -410,8 +452,14 @@ impl Flow {
         self.next_seq = self.next_seq.max(seq.saturating_add(1));
     }
 
-    /// Takes a message to send.
-    pub(crate) fn push(&mut self, outgoing: Outgoing, now: Instant, limits: &Limits) -> Key {
+    /// Takes a message to send; one that is `behind` only until it leaves for the store.
+    pub(crate) fn push(
+        &mut self,
+        outgoing: Outgoing,
+        now: Instant,
+        limits: &Limits,
+        behind: bool,
+    ) -> Key {
         let key = outgoing.key();
         let mut outgoing = Box::new(outgoing);
         if outgoing.is_large() {
@@ -422,10 +470,24 @@ impl Flow {
         if self.parked && outgoing.message.volatile {
             self.grace.get_or_insert(now + VOLATILE_GRACE);
         }
-        self.outstanding.insert(key, outgoing);
-        self.queue(key, false);
+        let lane = lane(&outgoing.message);
+        self.pageable[lane] += usize::from(outgoing.is_pageable());
+        if behind {
+            outgoing.state = State::Behind;
+            self.behind[lane] += 1;
+            self.outstanding.insert(key, outgoing);
+        } else {
+            self.outstanding.insert(key, outgoing);
+            self.queue(key, false);
+        }
         self.drop_body(key, limits);
         key
+    }
+
+    /// Lets a message that was behind wait with the others after all.
+    pub(crate) fn come_forward(&mut self, key: Key) {
+        self.take_out(key);
+        self.queue(key, false);
     }
 
     /// The message is on the disk.
@@ -487,6 +549,7 @@ impl Flow {
         };
         match outgoing.state {
             State::Queued => {}
+            State::Behind => self.behind[lane(&outgoing.message)] -= 1,
             State::Fetching | State::InFlight => {
                 let cost = outgoing.cost();
                 match outgoing.class() {
@@ -514,6 +577,7 @@ impl Flow {
         self.take_out(key);
         let outgoing = self.outstanding.remove(&key)?;
         self.resident -= outgoing.message.body.len();
+        self.pageable[lane(&outgoing.message)] -= usize::from(outgoing.is_pageable());
         if self.outstanding.is_empty() {
             self.clear();
         } else {
@@ -581,6 +645,7 @@ impl Floors {
         key: Key,
         outstanding: &BTreeMap<Key, Box<Outgoing>>,
         held: &BTreeSet<Key>,
+        backlog: &Backlog,
     ) -> u64 {
         match self.known {
             Some((epoch, floor)) if epoch == key.0 => floor,
@@ -590,10 +655,12 @@ impl Floors {
                     .next()
                     .into_iter()
                     .chain(held.first())
+                    .copied()
+                    .chain(backlog.first_key())
                     .min();
                 let floor = match first {
-                    Some((epoch, _)) if *epoch < key.0 => 0,
-                    Some((_, seq)) => key.1.min(*seq),
+                    Some((epoch, _)) if epoch < key.0 => 0,
+                    Some((_, seq)) => key.1.min(seq),
                     None => key.1,
                 };
                 self.known = Some((key.0, floor));

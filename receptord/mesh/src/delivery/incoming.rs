@@ -168,6 +168,9 @@ impl Delivery {
             MessageKind::Response { serial, eof } => {
                 let (serial, eof) = (*serial, eof.is_some());
                 let limit = self.limits.inbox_bytes;
+                if self.is_paged(cx, from, key, message.work) {
+                    return false;
+                }
                 let verdict = self
                     .requests
                     .get_mut(message.work)
@@ -509,6 +512,12 @@ impl Delivery {
             Payload::Inline(_) => None,
             Payload::Stored { entry, .. } => Some(*entry),
         };
+        if self.is_paged(cx, from, key, work) {
+            if let Some(entry) = entry {
+                self.journal.remove(entry);
+            }
+            return;
+        }
         if message.volatile {
             self.response_implies_arrival(cx, from, work, message.epoch);
         }
@@ -604,6 +613,16 @@ impl Delivery {
         for stored in freed {
             self.retire(cx.now, from, stored, None);
         }
+    }
+
+    /// Whether a response is to a request that is not in memory, but soon will be; the response
+    /// is to come again then.
+    fn is_paged(&mut self, cx: &Cx<'_>, from: RemoteId, key: Key, work: MessageId) -> bool {
+        let paged = self.requests.get(work).is_none() && self.recall(cx.now, work, None);
+        if paged {
+            self.acks(from).busy(key, BUSY);
+        }
+        paged
     }
 
     fn refuse_response(&mut self, from: RemoteId, key: Key, work: MessageId) {

@@ -43,7 +43,7 @@ impl Delivery {
 
     fn try_submit(&mut self, cx: &mut Cx<'_>, submission: Submission) -> Result<(), ErrorBody> {
         let id = submission.id;
-        if self.requests.get(id).is_some() {
+        if self.is_pending(id) {
             let error = ErrorBody::new(
                 ErrorCode::InvalidRequest,
                 "a message with this id was sent and has not ended",
@@ -162,13 +162,14 @@ impl Delivery {
 
     /// Hands a message to its flow.
     pub(super) fn send(&mut self, cx: &Cx<'_>, to: RemoteId, outgoing: Outgoing) {
+        let behind = self.goes_behind(to, &outgoing);
         self.kept += 1;
         self.kept_bytes += outgoing.message.size;
         let remote = &mut self.remotes[to.0];
         if to != OWN && remote.flow.is_empty() && remote.waiting == 0 {
             remote.flow.look(cx.net.path(&remote.node));
         }
-        remote.flow.push(outgoing, cx.now, &self.limits);
+        remote.flow.push(outgoing, cx.now, &self.limits, behind);
         self.touch(to);
         self.set_ready(to);
     }
@@ -197,7 +198,20 @@ impl Delivery {
         out: &mut Out,
     ) -> Result<(), NoSuchWork> {
         let cx = &mut Cx { now, net, out };
-        let request = self.requests.get_mut(work).ok_or(NoSuchWork)?;
+        self.cancel_with(cx, work, reason)
+    }
+
+    pub(super) fn cancel_with(
+        &mut self,
+        cx: &mut Cx<'_>,
+        work: MessageId,
+        reason: CancelReason,
+    ) -> Result<(), NoSuchWork> {
+        let Some(request) = self.requests.get_mut(work) else {
+            // It comes back from its page first.
+            let found = self.recall(cx.now, work, Some(reason));
+            return if found { Ok(()) } else { Err(NoSuchWork) };
+        };
         if request.is_ended() || request.over || request.cancelled {
             return Ok(());
         }

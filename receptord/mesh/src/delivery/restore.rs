@@ -13,6 +13,7 @@ use bytes::Bytes;
 use receptor_proto::packet::{Content, Eof, Message, MessageKind};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
+use super::backlog::{self, Paged};
 use super::flow::Outgoing;
 use super::inbox::{Request, Response, Stored};
 use super::received::Received;
@@ -20,12 +21,13 @@ use super::works::{NewWork, State};
 use super::{Delivery, EARLY_KEPT, EARLY_SWEEP, Early, LIFETIME_MOST, Out, RemoteId};
 use crate::{EntryId, Instant, LinkId, Output, Payload, Reachability, Record};
 
-/// What a store gave back, sorted.
+/// What a store gave back beside outgoing messages, sorted.
 #[derive(Default)]
 struct Stock {
-    outgoing: Vec<(EntryId, RemoteId, Message)>,
     incoming: Vec<(EntryId, RemoteId, Message)>,
     started: BTreeSet<EntryId>,
+    /// Requests with a response here.
+    answered: BTreeSet<MessageId>,
 }
 
 /// What is known of a work's responses: the last serial, its entry, and whether it was the end.
@@ -37,11 +39,28 @@ struct Said {
 
 impl Delivery {
     pub(super) fn restore(&mut self, now: Instant, records: impl IntoIterator<Item = Record>) {
-        let stock = self.sort(now, records);
+        let mut stock = Stock::default();
         let mut said: BTreeMap<(RemoteId, MessageId), Said> = BTreeMap::new();
-        for (entry, to, message) in stock.outgoing {
-            self.restore_outgoing(now, entry, to, message, &stock.started, &mut said);
+        let mut last = None;
+        for record in records {
+            let Record::Outgoing {
+                entry,
+                recipient,
+                message,
+            } = record
+            else {
+                assert!(last.is_none(), "outgoing records come last");
+                self.sort(now, record, &mut stock);
+                continue;
+            };
+            let before = last.replace(entry);
+            assert!(before < last, "outgoing records come in order of entry");
+            self.next_entry = self.next_entry.max(entry.0);
+            if let Some(to) = self.remote(&recipient) {
+                self.restore_outgoing(now, entry, to, message, &stock, &mut said);
+            }
         }
+        stock.incoming.sort_unstable_by_key(|(entry, ..)| *entry);
         let mut responses = Vec::new();
         let mut requests = Vec::new();
         let mut cancels = BTreeMap::new();
@@ -75,62 +94,50 @@ impl Delivery {
         }
     }
 
-    /// Sorts the records and takes over what they say of flows and names.
-    fn sort(&mut self, now: Instant, records: impl IntoIterator<Item = Record>) -> Stock {
-        let mut stock = Stock::default();
-        for record in records {
-            match record {
-                Record::Outgoing {
-                    entry,
-                    recipient,
-                    message,
-                } => {
-                    self.next_entry = self.next_entry.max(entry.0);
-                    if let Some(to) = self.remote(&recipient) {
-                        stock.outgoing.push((entry, to, message));
+    /// Sorts a record and takes over what it says of flows and names.
+    fn sort(&mut self, now: Instant, record: Record, stock: &mut Stock) {
+        match record {
+            Record::Incoming {
+                entry,
+                origin,
+                message,
+            } => {
+                self.next_entry = self.next_entry.max(entry.0);
+                let Some(from) = self.remote(&origin) else {
+                    return;
+                };
+                if message.seq != 0 {
+                    let received = self.restored_flow(now, from, message.epoch);
+                    if message.seq >= received.floor() {
+                        received.ack(message.seq);
                     }
                 }
-                Record::Incoming {
-                    entry,
-                    origin,
-                    message,
-                } => {
-                    self.next_entry = self.next_entry.max(entry.0);
-                    let Some(from) = self.remote(&origin) else {
-                        continue;
-                    };
-                    if message.seq != 0 {
-                        let received = self.restored_flow(now, from, message.epoch);
-                        if message.seq >= received.floor() {
-                            received.ack(message.seq);
-                        }
-                    }
-                    stock.incoming.push((entry, from, message));
+                if matches!(message.kind, MessageKind::Response { .. }) {
+                    stock.answered.insert(message.work);
                 }
-                Record::Started { entry } => {
-                    stock.started.insert(entry);
-                }
-                Record::Received {
-                    origin,
-                    epoch,
-                    floor,
-                    ranges,
-                } => {
-                    if floor != u64::MAX
-                        && let Some(from) = self.remote(&origin)
-                    {
-                        if floor > 0 {
-                            let first = &mut self.remotes[from.0].first_epoch;
-                            *first = epoch.max(*first);
-                        }
-                        self.restored_flow(now, from, epoch).merge(floor, &ranges);
+                stock.incoming.push((entry, from, message));
+            }
+            Record::Started { entry } => {
+                stock.started.insert(entry);
+            }
+            Record::Received {
+                origin,
+                epoch,
+                floor,
+                ranges,
+            } => {
+                if floor != u64::MAX
+                    && let Some(from) = self.remote(&origin)
+                {
+                    if floor > 0 {
+                        let first = &mut self.remotes[from.0].first_epoch;
+                        *first = epoch.max(*first);
                     }
+                    self.restored_flow(now, from, epoch).merge(floor, &ranges);
                 }
             }
+            Record::Outgoing { .. } => {}
         }
-        stock.outgoing.sort_unstable_by_key(|(entry, ..)| *entry);
-        stock.incoming.sort_unstable_by_key(|(entry, ..)| *entry);
-        stock
     }
 
     fn restored_flow(&mut self, now: Instant, from: RemoteId, epoch: u64) -> &mut Received {
@@ -148,10 +155,12 @@ impl Delivery {
         entry: EntryId,
         to: RemoteId,
         message: Message,
-        started: &BTreeSet<EntryId>,
+        stock: &Stock,
         said: &mut BTreeMap<(RemoteId, MessageId), Said>,
     ) {
         let key = (message.epoch, message.seq);
+        let expires = now + Duration::from_millis(message.remaining_ms);
+        let started = &stock.started;
         self.remotes[to.0].is_known = true;
         if key.0 == self.instance {
             self.remotes[to.0].flow.skip(key.1);
@@ -170,12 +179,20 @@ impl Delivery {
                     }
                     return;
                 }
+                let arrived = started.contains(&entry);
+                let waits = !arrived && !stock.answered.contains(&message.work);
+                if waits && self.restore_to_page(to, entry, &message, expires) {
+                    return;
+                }
+                if arrived {
+                    // Should it have been written before, with its payload, that one is over.
+                    self.recall(now, message.work, None);
+                }
                 let recipient = self.remotes[to.0].node.clone();
                 let mut request = Request::new(to, recipient, key, *respond);
                 request.entry = Some(entry);
                 request.accepted = true;
-                request.arrived = started.contains(&entry);
-                let arrived = request.arrived;
+                request.arrived = arrived;
                 self.requests.insert(message.work, request);
                 if arrived {
                     return;
@@ -195,16 +212,19 @@ impl Delivery {
                 last.eof |= eof;
             }
             MessageKind::Cancel { .. } => {
-                let request = self.requests.get_mut(message.work);
-                moot = request.is_none_or(|request| {
-                    request.cancelled = true;
-                    request.arrived
-                });
+                moot = match self.requests.get_mut(message.work) {
+                    Some(request) => {
+                        request.cancelled = true;
+                        request.arrived
+                    }
+                    // A cancel is only sent of what was sent: it is too late to let that wait.
+                    None => !self.recall(now, message.work, None),
+                };
             }
         }
-        let expires = now + Duration::from_millis(message.remaining_ms);
         let mut outgoing = Outgoing::new(message, Some(entry), expires);
         outgoing.stored = true;
+        outgoing.note_absent();
         outgoing.moot = moot;
         let mut out = Out::new();
         let mut net = NoNet;
@@ -214,6 +234,32 @@ impl Delivery {
             out: &mut out,
         };
         self.send(&cx, to, outgoing);
+    }
+
+    /// A request stays in the store alone when enough others are in memory before it.
+    fn restore_to_page(
+        &mut self,
+        to: RemoteId,
+        entry: EntryId,
+        message: &Message,
+        expires: Instant,
+    ) -> bool {
+        let lane = backlog::lane(message);
+        let paged = Paged {
+            key: (message.epoch, message.seq),
+            entry,
+            size: message.size,
+            expires,
+        };
+        let full = self.remotes[to.0].flow.is_full(lane, self.allowance());
+        if !(full && self.add_to_page(to, lane, message.work, paged)) {
+            return false;
+        }
+        self.kept += 1;
+        self.kept_bytes += paged.size;
+        self.touch(to);
+        self.set_ready(to);
+        true
     }
 
     #[expect(

@@ -122,6 +122,7 @@ impl Delivery {
         }
         request.deliver(id, cx.out);
         self.settle_silent(id);
+        self.page_out(id);
     }
 
     fn response_written(

@@ -49,7 +49,11 @@ impl Flow {
                 let request = outgoing.is_request();
                 let bytes = match outgoing.state {
                     State::InFlight => outgoing.cost(),
-                    State::Active | State::Queued | State::Fetching | State::Delayed(..) => 0,
+                    State::Active
+                    | State::Queued
+                    | State::Behind
+                    | State::Fetching
+                    | State::Delayed(..) => 0,
                 };
                 self.window.grow(bytes);
                 self.patience.reset();
@@ -115,7 +119,9 @@ impl Flow {
         };
         match outgoing.state {
             State::InFlight | State::Active | State::Delayed(_, Why::Lost | Why::Doomed) => {}
-            State::Queued | State::Fetching | State::Delayed(_, Why::Refused) => return,
+            State::Queued | State::Behind | State::Fetching | State::Delayed(_, Why::Refused) => {
+                return;
+            }
         }
         let asked = Duration::from_millis(ms).min(REFUSED_MOST);
         if outgoing.is_request() && !outgoing.is_large() {
@@ -171,6 +177,7 @@ impl Flow {
             (State::Queued, None) => self.requests_held = None,
             (
                 State::Queued
+                | State::Behind
                 | State::Fetching
                 | State::InFlight
                 | State::Active
@@ -191,7 +198,10 @@ impl Flow {
         let outgoing = self.outstanding.get_mut(&key)?;
         match outgoing.state {
             State::InFlight | State::Active | State::Delayed(_, Why::Doomed) => {}
-            State::Queued | State::Fetching | State::Delayed(_, Why::Refused | Why::Lost) => {
+            State::Queued
+            | State::Behind
+            | State::Fetching
+            | State::Delayed(_, Why::Refused | Why::Lost) => {
                 return None;
             }
         }
@@ -461,8 +471,9 @@ impl Flow {
 
     /// When [`Flow::timeout`] wants to be called.
     pub(crate) fn deadline(&mut self) -> Option<Instant> {
+        let backlog = self.backlog.due();
         if self.outstanding.is_empty() {
-            return self.grace;
+            return [self.grace, backlog].into_iter().flatten().min();
         }
         let patience = self.patience.length();
         let outstanding = &self.outstanding;
@@ -478,6 +489,7 @@ impl Flow {
         let delayed = self.delayed.first().map(|(until, _)| *until);
         let sent = self.first_sent().map(|(at, _)| at + patience);
         [
+            backlog,
             expiry,
             transfers,
             delayed,

@@ -20,7 +20,7 @@ use crate::delivery::window::Window;
 impl Flow {
     /// Sends what can be sent now, up to one turn.
     pub(crate) fn pump(&mut self, pipe: &mut Pipe<'_>) -> Pumped {
-        if self.outstanding.is_empty() {
+        if self.is_empty() {
             return Pumped::Idle;
         }
         if pipe.loopback.is_none() && self.path == 0 {
@@ -51,7 +51,7 @@ impl Flow {
         let mut room = None;
         let mut floors = Floors::default();
         while let Some((key, requests)) = self.front(class) {
-            let floor = floors.of(key, &self.outstanding, &self.held);
+            let floor = floors.of(key, &self.outstanding, &self.held, &self.backlog);
             let Some(outgoing) = self.outstanding.get_mut(&key) else {
                 return Pumped::Idle;
             };
@@ -214,7 +214,7 @@ impl Flow {
     }
 
     fn pump_transfer(&mut self, key: Key, budget: &mut usize, pipe: &mut Pipe<'_>) -> Pumped {
-        let floor = Floors::default().of(key, &self.outstanding, &self.held);
+        let floor = Floors::default().of(key, &self.outstanding, &self.held, &self.backlog);
         let Some(outgoing) = self.outstanding.get_mut(&key) else {
             return Pumped::Idle;
         };
@@ -319,7 +319,7 @@ impl Flow {
         }
         match outgoing.state {
             State::Fetching | State::Active => {}
-            State::Queued | State::InFlight | State::Delayed(..) => return false,
+            State::Queued | State::Behind | State::InFlight | State::Delayed(..) => return false,
         }
         outgoing.failed_reads += 1;
         if outgoing.failed_reads >= READS {
