@@ -1,5 +1,6 @@
 //! Keeps the words of ARCHITECTURE.md and the layout true: which crate may depend on which,
-//! how modules open, and what must not stand in the tree.
+//! how modules open, what must not stand in the tree, and that documents speak only of files and
+//! commands that are there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -192,4 +193,69 @@ fn the_core_knows_no_std() {
     assert!(text.contains("#![no_std]"));
     let text = std::fs::read_to_string(root().join("receptord/proto/src/lib.rs")).expect("exists");
     assert!(text.contains("#![no_std]"));
+}
+
+/// Documents and shipped configuration, with their text.
+fn documents() -> Vec<(PathBuf, String)> {
+    let shown = |path: &PathBuf| {
+        let name = path.extension().and_then(|name| name.to_str());
+        matches!(name, Some("md" | "toml")) && !path.ends_with("Cargo.toml")
+    };
+    let files = files().into_iter().filter(shown);
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).expect("documents are UTF-8");
+        (path, text)
+    };
+    files.map(read).collect()
+}
+
+#[test]
+fn documents_link_only_to_files_that_are_there() {
+    let mut links = 0;
+    for (path, text) in documents() {
+        for target in text.split("](").skip(1) {
+            let target = target.split(')').next().unwrap_or_default();
+            if target.contains("://") {
+                continue;
+            }
+            links += 1;
+            let linked = path.with_file_name(target);
+            assert!(linked.exists(), "{} links to {target}", path.display());
+        }
+    }
+    assert!(links >= 6, "only {links} links were found");
+}
+
+#[test]
+fn documents_name_only_commands_that_are_there() {
+    // The reviewed help begins the page of each command with the line that asks for it.
+    let help = root().join("receptorctl/tests/cli/snapshots/cli__help__help.snap");
+    let help = std::fs::read_to_string(help).expect("the help is a snapshot");
+    let commands: BTreeSet<&str> = help
+        .lines()
+        .filter_map(|line| line.strip_prefix("$ receptorctl ")?.strip_suffix(" --help"))
+        .collect();
+    let groups = ["config", "plugin", "work"];
+    // What follows the program's name where it is not called.
+    let prose = ["and", "is"];
+    let mut named = 0;
+    for (path, text) in documents() {
+        for after in text.split("receptorctl ").skip(1) {
+            let mut words = after.split(' ').map(|word| {
+                let letter = |c: char| c.is_ascii_lowercase() || c == '-';
+                word.split(|c| !letter(c)).next().unwrap_or_default()
+            });
+            let mut command = words.next().unwrap_or_default().to_owned();
+            if command.is_empty() || prose.contains(&&*command) {
+                continue;
+            }
+            if groups.contains(&&*command) {
+                command = format!("{command} {}", words.next().unwrap_or_default());
+            }
+            named += 1;
+            let known = commands.contains(&*command);
+            assert!(known, "{}: receptorctl {command}", path.display());
+        }
+    }
+    assert!(named >= 10, "only {named} commands were found");
 }
