@@ -1,6 +1,6 @@
 //! Adjacencies: from the first hello to the last goodbye. Owns who may be a neighbor, how long
 //! silence is believed, and which of two links to one neighbor is used. Knows nothing of what
-//! the links carry.
+//! the links carry. The question whether an id is in use is [`super::rival`]'s.
 //!
 //! ```text
 //!             hello                        nobody else answers
@@ -19,8 +19,9 @@ use receptor_proto::lsa::{COST_MAX, LINKS_MAX, LSA_BODY_MAX, LsaKind};
 use receptor_proto::wire::{DecodeError, bytes_len};
 use receptor_proto::{ErrorBody, ErrorCode, NodeId};
 
-use super::link::{Check, Link, Peer, State};
-use super::lsdb::{Index, Node};
+use super::link::{Link, Peer, State};
+use super::lsdb::Index;
+use super::rival::Rival;
 use super::timers::Timer;
 use super::{Out, Router};
 use crate::{Event, Instant, LinkId, LinkInfo, Output};
@@ -28,8 +29,6 @@ use crate::{Event, Instant, LinkId, LinkInfo, Output};
 /// How long the other side may take for its hello: a slow TLS handshake is over by then, and a
 /// port scanner does not hold a link for long.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a node with the id of a newcomer has to show that it lives.
-const DUPLICATE_CHECK: Duration = Duration::from_secs(1);
 /// The shortest hold time that is believed, so that no peer makes this node probe all the time.
 const HOLD_FLOOR: Duration = Duration::from_millis(200);
 /// How old a round-trip time gets before it is taken again.
@@ -59,24 +58,13 @@ impl Neighbor {
 
 /// How a link ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     /// This side says goodbye.
     Ours,
     /// The other side said it.
     Theirs,
     /// The transport ended.
     Transport,
-}
-
-/// Who already has the id of a newcomer.
-#[derive(Debug, PartialEq, Eq)]
-enum Rival {
-    /// Nobody, or an older start of which nothing is left.
-    None,
-    /// A neighbor.
-    Neighbor,
-    /// A node elsewhere in the mesh.
-    Mesh,
 }
 
 impl Router {
@@ -231,99 +219,7 @@ impl Router {
         }
     }
 
-    /// Who else has the id of the node at the end of this link.
-    fn rival(&self, id: LinkId) -> Rival {
-        let Some(peer) = self.links.get(&id).and_then(|link| link.peer.as_ref()) else {
-            return Rival::None;
-        };
-        if let Some(neighbor) = self.neighbors.get(&peer.index) {
-            return if neighbor.instance == peer.instance {
-                Rival::None
-            } else {
-                Rival::Neighbor
-            };
-        }
-        let stated = self.lsdb.node(peer.index).map_or(0, Node::instance);
-        if stated != 0 && stated != peer.instance && self.has_route(peer.index) {
-            Rival::Mesh
-        } else {
-            Rival::None
-        }
-    }
-
-    /// Asks whoever has the newcomer's id for a sign of life.
-    fn start_check(&mut self, now: Instant, id: LinkId, rival: &Rival, out: &mut Out) {
-        let nonce = self.rng.u64(..);
-        let deadline = now + DUPLICATE_CHECK;
-        let Some(link) = self.links.get_mut(&id) else {
-            return;
-        };
-        let Some(peer) = &link.peer else { return };
-        let (index, node) = (peer.index, peer.node.clone());
-        link.state = State::Checking(Check {
-            nonce,
-            answered: false,
-        });
-        self.checking += 1;
-        self.timers.set(Timer::Adjacency(id), deadline);
-        if *rival == Rival::Mesh {
-            self.echo_rival(now, id, node, nonce, deadline);
-            return;
-        }
-        let links = self.neighbors.get(&index).map(|old| old.links.clone());
-        for (_, old) in links.unwrap_or_default() {
-            if let Some(old) = self.links.get_mut(&old) {
-                old.transmit(now, Frame::Probe { nonce }, out);
-            }
-        }
-    }
-
-    /// Something is different about a node that is being checked: perhaps it is settled.
-    pub(super) fn recheck(&mut self, now: Instant, out: &mut Out) {
-        if !core::mem::take(&mut self.recheck) || self.checking == 0 {
-            return;
-        }
-        let checking =
-            |(id, link): (&LinkId, &Link)| matches!(link.state, State::Checking(_)).then_some(*id);
-        let ids: Vec<LinkId> = self.links.iter().filter_map(checking).collect();
-        for id in ids {
-            if self.rival(id) == Rival::None {
-                self.accept(now, id, out);
-            }
-        }
-    }
-
-    /// The echo that looks for the rival of the node behind this link had an answer or will have
-    /// none.
-    pub(super) fn rival_answered(&mut self, now: Instant, id: LinkId, alive: bool, out: &mut Out) {
-        let Some(link) = self.links.get_mut(&id) else {
-            return;
-        };
-        let State::Checking(check) = &mut link.state else {
-            return;
-        };
-        if alive {
-            // It may have been the newcomer itself, reached another way: its statements are
-            // here before the time is up then.
-            check.answered = true;
-        } else {
-            self.accept(now, id, out);
-        }
-    }
-
-    fn refuse_newcomer(&mut self, now: Instant, id: LinkId, out: &mut Out) {
-        let Some(peer) = self.links.get(&id).and_then(|link| link.peer.as_ref()) else {
-            return;
-        };
-        let node = peer.node.clone();
-        let text = format!("another running node has the id {node}");
-        let ours = false;
-        out.push_back(Output::Event(Event::DuplicateNodeId { node, ours }));
-        let reason = ErrorBody::new(ErrorCode::DuplicateNodeId, text);
-        self.end_link(now, id, reason, End::Ours, out);
-    }
-
-    fn accept(&mut self, now: Instant, id: LinkId, out: &mut Out) {
+    pub(super) fn accept(&mut self, now: Instant, id: LinkId, out: &mut Out) {
         let Some(link) = self.links.get(&id) else {
             return;
         };
@@ -458,18 +354,15 @@ impl Router {
         }
     }
 
-    /// Closes all links of a node that must not be in this mesh.
-    pub(super) fn yield_id(&mut self, now: Instant, out: &mut Out) {
-        let text = format!("another running node has the id {}", self.config.node);
-        let reason = ErrorBody::new(ErrorCode::DuplicateNodeId, text);
-        let ids: Vec<LinkId> = self.links.keys().copied().collect();
-        for id in ids {
-            self.end_link(now, id, reason.clone(), End::Ours, out);
-        }
-    }
-
     /// Forgets a link, and all that hangs on it.
-    fn end_link(&mut self, now: Instant, id: LinkId, reason: ErrorBody, end: End, out: &mut Out) {
+    pub(super) fn end_link(
+        &mut self,
+        now: Instant,
+        id: LinkId,
+        reason: ErrorBody,
+        end: End,
+        out: &mut Out,
+    ) {
         let Some(mut link) = self.links.remove(&id) else {
             return;
         };
@@ -550,20 +443,7 @@ impl Router {
             link.rtt = Some(link.rtt.map_or(rtt, |old| (7 * old + rtt) / 8));
             link.probe = None;
         }
-        if self.checking == 0 {
-            return;
-        }
-        let index = link.peer.as_ref().map(|peer| peer.index);
-        let newcomer = self.links.iter().find_map(|(other, link)| {
-            let State::Checking(check) = &link.state else {
-                return None;
-            };
-            let same = link.peer.as_ref().map(|peer| peer.index) == index;
-            (check.nonce == nonce && same && *other != id).then_some(*other)
-        });
-        if let Some(newcomer) = newcomer {
-            self.refuse_newcomer(now, newcomer, out);
-        }
+        self.rival_probed(now, id, nonce, out);
     }
 
     /// When this side has to say something if nothing else is sent.

@@ -24,6 +24,7 @@ mod names;
 mod origin;
 mod pace;
 mod queue;
+mod rival;
 mod routes;
 mod spf;
 mod timers;
