@@ -15,6 +15,7 @@ mod report;
 mod run;
 mod shorten;
 mod stream;
+mod tail;
 mod tools;
 mod tree;
 

@@ -40,8 +40,9 @@ use crate::{
     artifacts,
     config::Config,
     payload::{Plan, Refusal, plan, tmp_dir},
-    report::{Report, Step, Tail},
+    report::{Report, Step},
     stream::Stream,
+    tail::Tail,
     tools::{Missing, Tools, version_of},
     tree,
 };
