@@ -259,10 +259,12 @@ impl Router {
         let mut best: Option<(u32, Index)> = None;
         let mut equals = 0;
         for index in 0..Index::try_from(self.lsdb.size()).ok()? {
+            // A node that came after the last computation has no route yet.
             let cost = if index == OWN {
                 0
             } else {
-                self.routes.get(index as usize)?.cost
+                let route = self.routes.get(index as usize);
+                route.map_or(u32::MAX, |route| route.cost)
             };
             if cost == u32::MAX || best.is_some_and(|(lowest, _)| cost > lowest) {
                 continue;

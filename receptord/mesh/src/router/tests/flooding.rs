@@ -635,3 +635,18 @@ fn any_goes_to_the_nearest_that_can() {
         .resolve(&"runner:execute".parse().unwrap(), &none);
     assert_eq!(own, Some(id("d")));
 }
+
+/// Named after the bug: a name that came after the routes were computed ended the search.
+#[test]
+fn any_is_answered_while_a_new_node_has_no_routes_yet() {
+    let mut net = Net::new();
+    let a = net.add("a");
+    let now = net.now;
+    net.mesh(a).set_capabilities(now, vec![plugin("runner", &[])]);
+    net.run(Duration::from_secs(2));
+    let link = net.wire_to_test(a);
+    net.say(a, link, Frame::Hello(Net::hello("newcomer", 1)));
+    let directive = "runner:execute".parse().unwrap();
+    let found = net.mesh(a).resolve(&directive, &BTreeMap::new());
+    assert_eq!(found, Some(id("a")));
+}
