@@ -6,6 +6,9 @@ use core::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// The longest code that travels on a link, in bytes: far longer than any of the list.
+pub const CODE_MAX: usize = 64;
+
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
         /// What went wrong, for a program to act on. Written in kebab-case, in JSON and on
@@ -198,6 +201,7 @@ mod tests {
     #[test]
     fn codes_survive_text() {
         for code in ErrorCode::ALL {
+            assert!(code.as_str().len() <= CODE_MAX);
             assert_eq!(code.as_str().parse::<ErrorCode>().as_ref(), Ok(code));
         }
         assert_eq!(

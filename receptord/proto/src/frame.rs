@@ -17,7 +17,7 @@ use alloc::vec::Vec;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::error::ErrorCode;
+use crate::error::{CODE_MAX, ErrorCode};
 use crate::id::NodeId;
 use crate::lsa::{Lsa, LsaSummary};
 use crate::packet::Packet;
@@ -267,7 +267,7 @@ impl Frame {
         Ok(match r.u8("frame type")? {
             kind::HELLO => Self::Hello(Hello::decode(&mut r)?),
             kind::GOODBYE => {
-                let code = r.str(64, "goodbye code")?;
+                let code = r.str(CODE_MAX, "goodbye code")?;
                 let code = code.parse().unwrap_or(ErrorCode::Internal);
                 Self::Goodbye(Goodbye {
                     code,
@@ -441,130 +441,5 @@ impl Hello {
             cost: r.varint_u32("cost")?,
             software: r.str(TEXT_MAX, "software")?,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::lsa::{LsaKey, LsaKind};
-    use crate::packet::Priority;
-    use alloc::string::ToString;
-    use alloc::vec;
-    use proptest::prelude::*;
-
-    fn node() -> impl Strategy<Value = NodeId> {
-        "[a-z]{1,128}".prop_map(|text| NodeId::new(&text).unwrap())
-    }
-
-    fn summary() -> impl Strategy<Value = LsaSummary> {
-        (node(), any::<u8>(), any::<u64>()).prop_map(|(node, kind, seq)| LsaSummary {
-            key: LsaKey {
-                node,
-                kind: LsaKind(kind),
-            },
-            seq,
-        })
-    }
-
-    fn bytes() -> impl Strategy<Value = Bytes> {
-        prop::collection::vec(any::<u8>(), 0..300).prop_map(Bytes::from)
-    }
-
-    fn frame() -> impl Strategy<Value = Frame> {
-        let hello = (node(), any::<u64>(), any::<[u32; 5]>(), ".{0,100}").prop_map(
-            |(node, number, [a, b, c, d, e], software)| {
-                Frame::Hello(Hello {
-                    versions: (a.min(b), a.max(b)),
-                    node,
-                    instance: number,
-                    features: number >> 9,
-                    max_frame: c,
-                    credit: number >> 20,
-                    hold_time_ms: d,
-                    router: e & 1 == 0,
-                    cost: e,
-                    software,
-                })
-            },
-        );
-        let lsa = (summary(), any::<u64>(), any::<u32>(), bytes()).prop_map(
-            |(summary, instance, remaining_s, body)| Lsa {
-                key: summary.key,
-                seq: summary.seq,
-                instance,
-                remaining_s,
-                body,
-            },
-        );
-        let packet = (node(), node(), any::<[u8; 3]>(), 0..3usize, bytes()).prop_map(
-            |(source, destination, [hop_limit, hops, kind], priority, body)| {
-                Frame::Packet(Packet {
-                    hop_limit,
-                    hops,
-                    priority: Priority::ALL[priority],
-                    source,
-                    destination,
-                    kind,
-                    body,
-                })
-            },
-        );
-        prop_oneof![
-            hello,
-            ".{0,100}".prop_map(|message| Frame::Goodbye(Goodbye {
-                code: ErrorCode::Shutdown,
-                message
-            })),
-            any::<u64>().prop_map(|nonce| Frame::Probe { nonce }),
-            any::<u64>().prop_map(|nonce| Frame::ProbeReply { nonce }),
-            any::<u64>().prop_map(|total| Frame::Credit { total }),
-            any::<bool>().prop_map(|leaf| Frame::Digest {
-                reply: !leaf,
-                buckets: if leaf {
-                    vec![]
-                } else {
-                    vec![7; DIGEST_BUCKETS]
-                },
-            }),
-            (
-                0..64u8,
-                any::<bool>(),
-                prop::collection::vec(summary(), 0..9)
-            )
-                .prop_map(|(bucket, more, entries)| Frame::Summary {
-                    bucket,
-                    more,
-                    entries
-                }),
-            prop::collection::vec(lsa, 0..9).prop_map(Frame::Lsas),
-            prop::collection::vec(summary(), 0..9).prop_map(Frame::LsaAck),
-            packet,
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn frames_survive_and_know_their_length(frame in frame()) {
-            let mut out = Vec::new();
-            frame.encode(&mut out);
-            prop_assert_eq!(out.len(), frame.encoded_len());
-            let mut input = BytesMut::from(&out[..]);
-            let body = Frame::split(&mut input, MAX_FRAME_FLOOR);
-            prop_assert_eq!(Frame::decode(body.unwrap().unwrap()), Ok(frame));
-            prop_assert!(input.is_empty());
-        }
-    }
-
-    #[test]
-    fn a_long_goodbye_is_cut() {
-        let frame = Frame::Goodbye(Goodbye {
-            code: ErrorCode::BadFrame,
-            message: "ä".repeat(TEXT_MAX).to_string(),
-        });
-        let mut out = Vec::new();
-        frame.encode(&mut out);
-        assert_eq!(out.len(), frame.encoded_len());
-        assert!(Frame::decode(Bytes::from(out).slice(4..)).is_ok());
     }
 }

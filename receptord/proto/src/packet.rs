@@ -15,7 +15,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::directive::{Directive, NAME_MAX};
-use crate::error::{ErrorBody, ErrorCode};
+use crate::error::{CODE_MAX, ErrorBody, ErrorCode};
 use crate::id::{MessageId, NodeId};
 use crate::wire::{DecodeError, Reader, Writer, bytes_len};
 
@@ -555,7 +555,7 @@ impl Undeliverable {
 
     fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
         let code = r
-            .str(NAME_MAX, "code")?
+            .str(CODE_MAX, "code")?
             .parse()
             .unwrap_or(ErrorCode::Internal);
         let destination = r.node("destination")?;
@@ -796,7 +796,7 @@ fn encode_error(error: &ErrorBody) -> Vec<u8> {
     }
     // A character takes at most six bytes in JSON (a control character's escape).
     let message: String = error.message.chars().take(ERROR_MAX / 8).collect();
-    let made_up = error.code.as_str().len() > NAME_MAX;
+    let made_up = error.code.as_str().len() > CODE_MAX;
     let code = if made_up {
         ErrorCode::Internal
     } else {

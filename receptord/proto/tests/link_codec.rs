@@ -4,7 +4,10 @@ use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
-use receptor_proto::frame::{DIGEST_BUCKETS, Frame, Goodbye, HELLO_MAX, Hello, MAX_FRAME_FLOOR};
+use receptor_proto::error::CODE_MAX;
+use receptor_proto::frame::{
+    DIGEST_BUCKETS, Frame, Goodbye, HELLO_MAX, Hello, MAX_FRAME_FLOOR, TEXT_MAX,
+};
 use receptor_proto::lsa::{Lsa, LsaKey, LsaKind, LsaSummary};
 use receptor_proto::packet::{
     About, ActiveWork, Body, CancelReason, Content, EchoReply, Eof, Message, MessageKind, Packet,
@@ -262,8 +265,10 @@ fn encoded(frame: &Frame) -> Vec<u8> {
 
 proptest! {
     #[test]
-    fn frames_survive(frame in frame()) {
-        let mut input = BytesMut::from(&encoded(&frame)[..]);
+    fn frames_survive_and_know_their_length(frame in frame()) {
+        let bytes = encoded(&frame);
+        prop_assert_eq!(bytes.len(), frame.encoded_len());
+        let mut input = BytesMut::from(&bytes[..]);
         let taken = Frame::split(&mut input, MAX_FRAME_FLOOR).unwrap().unwrap();
         prop_assert!(input.is_empty());
         prop_assert_eq!(Frame::decode(taken).unwrap(), frame);
@@ -276,9 +281,9 @@ proptest! {
     }
 
     #[test]
-    fn packets_announce_at_least_their_size(frame in frame()) {
+    fn packets_announce_their_size(frame in frame()) {
         if let Frame::Packet(packet) = &frame {
-            prop_assert!(packet.wire_size() >= encoded(&frame).len());
+            prop_assert_eq!(packet.wire_size(), encoded(&frame).len());
         }
     }
 
@@ -344,6 +349,26 @@ fn a_stranger_is_told_apart_by_the_magic() {
     assert_eq!(
         Frame::decode(frame),
         Err(DecodeError::Bad { what: "magic" })
+    );
+}
+
+#[test]
+fn a_long_goodbye_is_cut_and_a_long_code_refused() {
+    let goodbye = |code: &str, message: String| {
+        let code = code.parse().unwrap();
+        let bytes = encoded(&Frame::Goodbye(Goodbye { code, message }));
+        Frame::decode(Bytes::from(bytes).slice(4..))
+    };
+    let Ok(Frame::Goodbye(cut)) = goodbye("bad-frame", "ä".repeat(TEXT_MAX)) else {
+        panic!("a goodbye");
+    };
+    assert_eq!(cut.message, "ä".repeat(TEXT_MAX / 2));
+    assert!(goodbye(&"x".repeat(CODE_MAX), String::new()).is_ok());
+    let (size, limit) = (CODE_MAX as u64 + 1, CODE_MAX as u64);
+    let what = "goodbye code";
+    assert_eq!(
+        goodbye(&"x".repeat(CODE_MAX + 1), String::new()),
+        Err(DecodeError::TooLarge { what, size, limit })
     );
 }
 
