@@ -8,16 +8,21 @@
 //! so that the recipient recognises repeats with a few ranges. A message whose payload is larger than
 //! [`SEGMENT_MAX`] sends its envelope first and its payload in [`Segment`]s.
 
-use alloc::string::String;
+mod message;
+
 use alloc::vec::Vec;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::directive::{Directive, NAME_MAX};
-use crate::error::{CODE_MAX, ErrorBody, ErrorCode};
+use crate::error::{CODE_MAX, ErrorCode};
 use crate::id::{MessageId, NodeId};
 use crate::wire::{DecodeError, Reader, Writer, bytes_len};
+
+pub use self::message::{
+    CancelReason, Content, ERROR_MAX, Eof, Message, MessageKind, RESULT_NAME_MAX, SMALL_MAX,
+};
 
 /// The largest payload carried inside its message, and the largest segment, in bytes: large
 /// enough that headers do not matter, small enough that a ping waits half a millisecond for one
@@ -25,10 +30,6 @@ use crate::wire::{DecodeError, Reader, Writer, bytes_len};
 pub const SEGMENT_MAX: usize = 64 * 1024;
 /// The most ranges in one receipt.
 pub const RANGES_MAX: usize = 256;
-/// The longest result name, in bytes.
-pub const RESULT_NAME_MAX: usize = 255;
-/// The longest encoded error inside a packet, in bytes; longer messages are cut.
-pub const ERROR_MAX: usize = 16 * 1024;
 /// How many works an echo reply names; the rest is counted only.
 pub const ACTIVE_MAX: usize = 16;
 
@@ -42,9 +43,6 @@ pub enum Priority {
     /// Everything larger.
     Bulk,
 }
-
-/// The largest payload that travels as [`Priority::Small`], in bytes.
-pub const SMALL_MAX: usize = 4 * 1024;
 
 /// The largest packet that travels as [`Priority::Control`], in bytes of its frame: a receipt
 /// with every list full. Anything larger, and every message and segment, counts as
@@ -233,113 +231,6 @@ pub struct Undeliverable {
     pub destination: NodeId,
     /// Which packet it was.
     pub about: About,
-}
-
-/// What a payload is, so that it can be shown and checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Content {
-    /// No payload.
-    None,
-    /// A JSON text.
-    Json,
-    /// UTF-8 text.
-    Text,
-    /// Anything.
-    Bytes,
-}
-
-/// Why a cancel was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CancelReason {
-    /// A person or program asked.
-    User,
-    /// The sender is gone and wants no results.
-    SenderGone,
-}
-
-/// What a message is.
-#[derive(Debug, Clone, PartialEq)]
-pub enum MessageKind {
-    /// Asks the recipient to run a directive.
-    Request {
-        /// What to run.
-        directive: Directive,
-        /// False: nobody waits for responses; none is sent.
-        respond: bool,
-    },
-    /// One response of the work.
-    Response {
-        /// 1, 2, 3 …
-        serial: u64,
-        /// Present on the last one.
-        eof: Option<Eof>,
-    },
-    /// Asks the recipient to end the work.
-    Cancel {
-        /// Why.
-        reason: CancelReason,
-    },
-}
-
-/// The end of a work.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Eof {
-    /// 0: the plugin says it went well. Otherwise not 0.
-    pub code: u32,
-    /// The job could not be run or was stopped; absent when the plugin answered.
-    pub error: Option<ErrorBody>,
-}
-
-/// An envelope, with the payload inside when it is at most [`SEGMENT_MAX`] bytes.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Message {
-    /// Which start of the origin this flow belongs to.
-    pub epoch: u64,
-    /// The message's place in the flow; the first is 1.
-    pub seq: u64,
-    /// The origin has nothing outstanding below this sequence number in this epoch, and nothing
-    /// at all in earlier ones; 0 while it has.
-    pub floor: u64,
-    /// The request, or the request that this belongs to.
-    pub work: MessageId,
-    /// What it is.
-    pub kind: MessageKind,
-    /// At most once, and never on a disk.
-    pub volatile: bool,
-    /// How much longer the message is worth delivering, in milliseconds; shrinks wherever it waits.
-    pub remaining_ms: u64,
-    /// What the payload is.
-    pub content: Content,
-    /// A name for the payload, when the plugin gave one to a file.
-    pub name: Option<String>,
-    /// Size of the whole payload, in bytes.
-    pub size: u64,
-    /// The payload, or nothing when it follows in segments.
-    pub body: Bytes,
-}
-
-impl Message {
-    /// Whether the payload follows in segments.
-    #[must_use]
-    pub fn is_segmented(&self) -> bool {
-        self.size > SEGMENT_MAX as u64
-    }
-
-    /// Which queue it takes.
-    #[must_use]
-    pub fn priority(&self) -> Priority {
-        if self.body.len() <= SMALL_MAX {
-            Priority::Small
-        } else {
-            Priority::Bulk
-        }
-    }
-
-    fn size_hint(&self) -> usize {
-        self.body.len() + 128
-    }
 }
 
 /// A part of a large payload.
@@ -575,155 +466,6 @@ impl Undeliverable {
     }
 }
 
-mod flag {
-    pub(super) const VOLATILE: u8 = 1;
-    pub(super) const RESPOND: u8 = 2;
-    pub(super) const EOF: u8 = 4;
-    pub(super) const ERROR: u8 = 8;
-    pub(super) const NAME: u8 = 16;
-    pub(super) const SENDER_GONE: u8 = 32;
-}
-
-impl Message {
-    fn encode(&self, w: &mut Writer<'_>) {
-        let mut flags = if self.volatile { flag::VOLATILE } else { 0 };
-        if self.name.is_some() {
-            flags |= flag::NAME;
-        }
-        let kind = match &self.kind {
-            MessageKind::Request { respond, .. } => {
-                flags |= if *respond { flag::RESPOND } else { 0 };
-                1
-            }
-            MessageKind::Response { eof, .. } => {
-                if let Some(eof) = eof {
-                    flags |= flag::EOF;
-                    flags |= if eof.error.is_some() { flag::ERROR } else { 0 };
-                }
-                2
-            }
-            MessageKind::Cancel { reason } => {
-                flags |= if *reason == CancelReason::SenderGone {
-                    flag::SENDER_GONE
-                } else {
-                    0
-                };
-                3
-            }
-        };
-        w.u8(kind);
-        w.u8(flags);
-        w.u8(match self.content {
-            Content::None => 0,
-            Content::Json => 1,
-            Content::Text => 2,
-            Content::Bytes => 3,
-        });
-        w.varint(self.epoch);
-        w.varint(self.seq);
-        w.varint(self.floor);
-        write_id(w, self.work);
-        w.varint(self.remaining_ms);
-        w.varint(self.size);
-        match &self.kind {
-            MessageKind::Request { directive, .. } => w.str(directive.as_str()),
-            MessageKind::Response { serial, eof } => {
-                w.varint(*serial);
-                if let Some(eof) = eof {
-                    w.varint(u64::from(eof.code));
-                    if let Some(error) = &eof.error {
-                        w.bytes(&encode_error(error));
-                    }
-                }
-            }
-            MessageKind::Cancel { .. } => {}
-        }
-        if let Some(name) = &self.name {
-            w.str(name);
-        }
-        w.0.extend_from_slice(&self.body);
-    }
-
-    fn decode(mut r: Reader) -> Result<Self, DecodeError> {
-        let kind = r.u8("message kind")?;
-        let flags = r.u8("message flags")?;
-        let content = match r.u8("content")? {
-            0 => Content::None,
-            1 => Content::Json,
-            2 => Content::Text,
-            _ => Content::Bytes,
-        };
-        let epoch = r.varint("epoch")?;
-        let seq = r.varint("sequence")?;
-        let floor = r.varint("floor")?;
-        if seq == 0 || floor > seq {
-            return Err(DecodeError::Bad { what: "sequence" });
-        }
-        let work = read_id(&mut r)?;
-        let remaining_ms = r.varint("lifetime")?;
-        let size = r.varint("size")?;
-        let kind = match kind {
-            1 => MessageKind::Request {
-                directive: read_directive(&mut r)?,
-                respond: flags & flag::RESPOND != 0,
-            },
-            2 => MessageKind::Response {
-                serial: r.varint("serial")?,
-                eof: if flags & flag::EOF == 0 {
-                    None
-                } else {
-                    let code = r.varint_u32("code")?;
-                    let error = if flags & flag::ERROR == 0 {
-                        None
-                    } else {
-                        let bytes = r.bytes(ERROR_MAX, "error")?;
-                        let error = serde_json::from_slice(&bytes);
-                        Some(error.map_err(|_| DecodeError::Bad { what: "error" })?)
-                    };
-                    Some(Eof { code, error })
-                },
-            },
-            3 => MessageKind::Cancel {
-                reason: if flags & flag::SENDER_GONE == 0 {
-                    CancelReason::User
-                } else {
-                    CancelReason::SenderGone
-                },
-            },
-            _ => {
-                return Err(DecodeError::Bad {
-                    what: "message kind",
-                });
-            }
-        };
-        let name = if flags & flag::NAME == 0 {
-            None
-        } else {
-            Some(r.str(RESULT_NAME_MAX, "result name")?)
-        };
-        let body = r.into_rest();
-        let expected = if size > SEGMENT_MAX as u64 { 0 } else { size };
-        if body.len() as u64 != expected {
-            return Err(DecodeError::Bad {
-                what: "payload size",
-            });
-        }
-        Ok(Self {
-            epoch,
-            seq,
-            floor,
-            work,
-            kind,
-            volatile: flags & flag::VOLATILE != 0,
-            remaining_ms,
-            content,
-            name,
-            size,
-            body,
-        })
-    }
-}
-
 impl Receipt {
     fn encode(&self, w: &mut Writer<'_>) {
         w.varint(self.epoch);
@@ -769,11 +511,11 @@ impl Receipt {
     }
 }
 
-fn write_id(w: &mut Writer<'_>, id: MessageId) {
+pub(super) fn write_id(w: &mut Writer<'_>, id: MessageId) {
     w.0.extend_from_slice(&id.as_u128().to_be_bytes());
 }
 
-fn read_id(r: &mut Reader) -> Result<MessageId, DecodeError> {
+pub(super) fn read_id(r: &mut Reader) -> Result<MessageId, DecodeError> {
     let high = r.fixed_u64("message id")?;
     let low = r.fixed_u64("message id")?;
     Ok(MessageId::from_u128(
@@ -781,26 +523,7 @@ fn read_id(r: &mut Reader) -> Result<MessageId, DecodeError> {
     ))
 }
 
-fn read_directive(r: &mut Reader) -> Result<Directive, DecodeError> {
+pub(super) fn read_directive(r: &mut Reader) -> Result<Directive, DecodeError> {
     let text = r.str(2 * NAME_MAX + 1, "directive")?;
     Directive::new(&text).map_err(|_| DecodeError::Bad { what: "directive" })
-}
-
-/// An error's JSON, cut to [`ERROR_MAX`] by leaving out its detail, shortening its message and,
-/// where a plugin made up an endless code, calling that internal.
-fn encode_error(error: &ErrorBody) -> Vec<u8> {
-    if let Ok(bytes) = serde_json::to_vec(error)
-        && bytes.len() <= ERROR_MAX
-    {
-        return bytes;
-    }
-    // A character takes at most six bytes in JSON (a control character's escape).
-    let message: String = error.message.chars().take(ERROR_MAX / 8).collect();
-    let made_up = error.code.as_str().len() > CODE_MAX;
-    let code = if made_up {
-        ErrorCode::Internal
-    } else {
-        error.code.clone()
-    };
-    serde_json::to_vec(&ErrorBody::new(code, message)).unwrap_or_default()
 }

@@ -10,8 +10,8 @@ use receptor_proto::frame::{
 };
 use receptor_proto::lsa::{Lsa, LsaKey, LsaKind, LsaSummary};
 use receptor_proto::packet::{
-    About, ActiveWork, Body, CancelReason, Content, EchoReply, Eof, Message, MessageKind, Packet,
-    Receipt, SEGMENT_MAX, Segment, Undeliverable,
+    About, ActiveWork, Body, CONTROL_MAX, CancelReason, Content, EchoReply, Eof, Message,
+    MessageKind, Packet, RANGES_MAX, Receipt, SEGMENT_MAX, Segment, Undeliverable,
 };
 use receptor_proto::wire::DecodeError;
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
@@ -395,6 +395,21 @@ fn a_full_segment_fits_the_smallest_frame_limit() {
     });
     let frame = Frame::Packet(Packet::new(long.clone(), long, 30, &body));
     assert!(encoded(&frame).len() <= MAX_FRAME_FLOOR);
+}
+
+#[test]
+fn the_fullest_receipt_is_a_control_packet() {
+    let long = NodeId::new(&"x".repeat(128)).unwrap();
+    let full = vec![(u64::MAX, u64::MAX); RANGES_MAX];
+    let body = Body::Receipt(Receipt {
+        epoch: u64::MAX,
+        received: full.clone(),
+        progress: full.clone(),
+        busy: full,
+        instance: u64::MAX,
+    });
+    let packet = Packet::new(long.clone(), long, 30, &body);
+    assert!(packet.wire_size() <= CONTROL_MAX);
 }
 
 #[test]
