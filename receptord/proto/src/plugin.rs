@@ -45,9 +45,9 @@ pub const MAX_INLINE: usize = 262_144;
 /// Longest job id, in bytes.
 pub const MAX_JOB_ID: usize = 128;
 /// Longest plugin or action name, in bytes: a name is part of a directive and of file names.
-pub const MAX_NAME: usize = 64;
+pub const MAX_NAME: usize = crate::directive::NAME_MAX;
 /// Most actions a plugin may have: they are advertised through the whole mesh.
-pub const MAX_ACTIONS: usize = 64;
+pub const MAX_ACTIONS: usize = crate::lsa::ACTIONS_MAX;
 /// Most jobs at once that a plugin may ask for.
 pub const MAX_JOBS: u32 = 65_536;
 /// Longest free text of a hello (version, about, reason) in bytes.

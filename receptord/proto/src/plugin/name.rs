@@ -1,6 +1,7 @@
 //! What plugins, actions, jobs and their files may be called.
 
-use super::{MAX_JOB_ID, MAX_NAME};
+use super::MAX_JOB_ID;
+use crate::directive::is_plugin_name;
 
 /// Endings of files that package managers and editors leave beside the real one; an executable
 /// `runner.bak` must not become a second `runner`.
@@ -11,14 +12,9 @@ const LEFTOVERS: &[&str] = &[
 /// Longest file name extension, in bytes.
 const MAX_EXTENSION: usize = 16;
 
-/// Whether this may be the name of a plugin or an action: `^[a-z][a-z0-9_-]{0,63}$`.
+/// Whether this may be the name of a plugin or, in a hello, of an action: `^[a-z][a-z0-9_-]{0,63}$`.
 pub fn is_name(name: &str) -> bool {
-    let bytes = name.as_bytes();
-    bytes.len() <= MAX_NAME
-        && bytes.first().is_some_and(u8::is_ascii_lowercase)
-        && bytes
-            .iter()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-'))
+    is_plugin_name(name)
 }
 
 /// The plugin's name that a file name stands for: the file name without its one optional
@@ -65,6 +61,7 @@ mod tests {
     use alloc::string::String;
 
     use super::*;
+    use crate::plugin::MAX_NAME;
 
     #[test]
     fn file_names_of_plugins() {

@@ -642,7 +642,8 @@ fn any_is_answered_while_a_new_node_has_no_routes_yet() {
     let mut net = Net::new();
     let a = net.add("a");
     let now = net.now;
-    net.mesh(a).set_capabilities(now, vec![plugin("runner", &[])]);
+    net.mesh(a)
+        .set_capabilities(now, vec![plugin("runner", &[])]);
     net.run(Duration::from_secs(2));
     let link = net.wire_to_test(a);
     net.say(a, link, Frame::Hello(Net::hello("newcomer", 1)));
