@@ -5,7 +5,7 @@
 //! whole tree, the exit status. Never knows what a line means, and never holds more than one line
 //! and one read of it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,8 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -36,16 +38,25 @@ const SMALL_READ: usize = 8 * 1024;
 const LARGE_READ: usize = 64 * 1024;
 /// A parked helper that nobody needed for this long is let go: an idle node holds no process.
 const PARKED: Duration = Duration::from_secs(60);
+/// Starts that may wait for the starting thread; whoever wants one more waits for it.
+const STARTS: usize = 16;
+
+/// Where the starting thread puts a process that it was asked for.
+type Started = oneshot::Sender<io::Result<Raw>>;
 
 /// Starts processes.
 ///
 /// The helper takes as long to start as a small plugin. So while a plugin starts, the next helper is
 /// started as well and parked until there is a job for it: a job then costs one `exec` and is begun
 /// faster than by an ordinary spawn. A spawn stands still until the new program runs; it does so on
-/// another thread, or everybody else's results would stand still with it.
+/// another thread, or everybody else's results would stand still with it. That is one thread for as
+/// long as the daemon lives, because the system ends a plugin when the thread that started it ends
+/// (`PR_SET_PDEATHSIG`).
 #[derive(Debug)]
 pub(super) struct Spawner {
     helper: PathBuf,
+    /// To the starting thread, which comes with the first start and goes with the last clone.
+    starts: OnceCell<mpsc::Sender<Started>>,
     parked: Rc<RefCell<Parked>>,
 }
 
@@ -75,6 +86,7 @@ impl Spawner {
     pub(super) fn new(helper: PathBuf) -> Self {
         Self {
             helper,
+            starts: OnceCell::new(),
             parked: Rc::default(),
         }
     }
@@ -170,11 +182,33 @@ impl Spawner {
         drop(self.parked.take());
     }
 
-    /// Starts a helper on another thread.
+    /// Starts a helper on the starting thread.
     fn start(&self) -> impl Future<Output = io::Result<Raw>> + 'static {
-        let helper = self.helper.clone();
-        let started = spawn_blocking(move || start(&helper));
-        async move { started.await.unwrap_or_else(|e| Err(io::Error::other(e))) }
+        let starts = self.starting_thread();
+        async move {
+            let ended = || io::Error::other("the thread that starts processes has ended");
+            let (started, raw) = oneshot::channel();
+            starts?.send(started).await.map_err(|_| ended())?;
+            raw.await.map_err(|_| ended())?
+        }
+    }
+
+    fn starting_thread(&self) -> io::Result<mpsc::Sender<Started>> {
+        if let Some(starts) = self.starts.get() {
+            return Ok(starts.clone());
+        }
+        let (starts, mut asked) = mpsc::channel::<Started>(STARTS);
+        let (helper, runtime) = (self.helper.clone(), Handle::current());
+        std::thread::Builder::new()
+            .name("start".to_owned())
+            .spawn(move || {
+                let _reaper = runtime.enter();
+                while let Some(started) = asked.blocking_recv() {
+                    // Whoever asked may be gone; then so is the process.
+                    let _ = started.send(start(&helper));
+                }
+            })?;
+        Ok(self.starts.get_or_init(|| starts).clone())
     }
 }
 

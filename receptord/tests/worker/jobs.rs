@@ -519,3 +519,15 @@ fn a_reload_changes_limits_and_places() {
         rig.stop().await;
     });
 }
+
+/// The system ends a plugin when the thread that started it ends, so that must not be one of
+/// those which the runtime ends when they are idle (in these tests after a millisecond).
+#[test]
+fn a_plugin_outlives_the_pause_after_its_start() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let work = rig.run("rogue:statuses", "").await;
+        assert_eq!(work.done.unwrap().eof.code, 0);
+        rig.stop().await;
+    });
+}

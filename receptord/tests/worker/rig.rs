@@ -28,6 +28,8 @@ const ROGUE: &str = include_str!("rogue.py");
 pub(crate) fn run<F: Future<Output = ()>>(test: F) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // No plugin may depend on a thread that the runtime ends when it is idle.
+        .thread_keep_alive(Duration::from_millis(1))
         .build()
         .unwrap();
     LocalSet::new().block_on(&runtime, async {
