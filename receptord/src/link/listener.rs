@@ -217,8 +217,14 @@ fn bind_one(address: SocketAddr, one_family: bool) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// In words for the operator: a URL may stand for several addresses.
 fn at(address: SocketAddr, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{address}: {error}"))
+    let text = if error.kind() == io::ErrorKind::AddrInUse {
+        format!("{address} is taken by another program; ss -tlnp shows which")
+    } else {
+        format!("{address}: {error}")
+    };
+    io::Error::new(error.kind(), text)
 }
 
 async fn bind_unix(path: &Path) -> io::Result<Vec<Socketed>> {
@@ -313,5 +319,22 @@ impl Serve {
             }
         };
         task::spawn("link", run.instrument(span));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_address_that_is_taken_is_told_with_what_to_do() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = other.local_addr().unwrap();
+        let url = format!("rnp://{taken}").parse().unwrap();
+        let error = bind(&url).await.unwrap_err().to_string();
+        let expected = format!(
+            "cannot listen on {url}: {taken} is taken by another program; ss -tlnp shows which"
+        );
+        assert_eq!(error, expected);
     }
 }
