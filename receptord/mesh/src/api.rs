@@ -1,5 +1,6 @@
 //! What goes into and comes out of a [`crate::Mesh`]: plain data, owned by neither side.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -359,6 +360,19 @@ pub enum Output {
         /// Present on the last one.
         eof: Option<Eof>,
     },
+    /// A request of this node was given up, and its sender is told why. To keep it for an operator
+    /// read its payload at once: its entry is removed soon, behind this. The message's body is
+    /// empty, its size is not, when it is in the store only.
+    DeadLetter {
+        /// Where it is stored.
+        entry: EntryId,
+        /// To whom it was going.
+        recipient: NodeId,
+        /// The request.
+        message: Box<Message>,
+        /// Why.
+        reason: ErrorBody,
+    },
     /// An echo came back, or will not.
     EchoResult {
         /// Which.
@@ -476,6 +490,63 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub struct SubmitError(pub ErrorBody);
+
+/// A message of this node that its recipient has not confirmed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WaitingView {
+    /// The request that it is or is about.
+    pub work: MessageId,
+    /// To whom it goes.
+    pub recipient: NodeId,
+    /// What it is.
+    pub kind: WaitingKind,
+    /// Bytes of its payload.
+    pub size: u64,
+    /// It is in memory only.
+    pub volatile: bool,
+    /// It left this node, and its receipt is waited for.
+    pub sent: bool,
+    /// What is left of its lifetime.
+    pub remaining: Duration,
+}
+
+/// A work that was accepted here and has not finished.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkView {
+    /// Names it.
+    pub work: MessageId,
+    /// Who asked.
+    pub sender: NodeId,
+    /// What runs.
+    pub directive: Directive,
+    /// Since when it is here.
+    pub since: Instant,
+    /// It was given to its plugin.
+    pub running: bool,
+    /// Its end was asked for.
+    pub cancelled: bool,
+    /// It is in memory only.
+    pub volatile: bool,
+    /// Responses that it gave.
+    pub responses: u64,
+}
+
+/// What a [`WaitingView`] is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WaitingKind {
+    /// It asks for work.
+    Request {
+        /// What is to be run.
+        directive: Directive,
+    },
+    /// It is a response of work that was done here.
+    Response {
+        /// 1, 2, 3 …
+        serial: u64,
+    },
+    /// It asks for the end of work.
+    Cancel,
+}
 
 /// One node, as this node knows it.
 #[derive(Debug, Clone, PartialEq)]

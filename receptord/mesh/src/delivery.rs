@@ -41,6 +41,7 @@ mod ranges;
 mod received;
 mod restore;
 mod transfer;
+mod views;
 mod window;
 mod works;
 mod written;

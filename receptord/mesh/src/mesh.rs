@@ -23,7 +23,7 @@ use crate::wiring::Net;
 use crate::{
     Config, Counters, EchoId, EntryId, Instant, LinkId, LinkInfo, LinkView, LoadToken, Loaded,
     NoSuchWork, NodeView, Output, Payload, PersistToken, Reachability, Record, RouteView,
-    Submission, SubmitError, WorkRoom,
+    Submission, SubmitError, WaitingView, WorkRoom, WorkView,
 };
 
 /// One node.
@@ -272,6 +272,42 @@ impl Mesh {
             .cancel(now, &mut self.router, work, reason, &mut self.out);
         self.settle(now);
         result
+    }
+
+    /// Gives up what waits here of this work: its request, as [`Self::cancel`] does, or the
+    /// responses that its sender has not got, who is told so in their place.
+    pub fn drop_waiting(&mut self, now: Instant, work: MessageId) -> Result<(), NoSuchWork> {
+        let result = self
+            .delivery
+            .drop_waiting(now, &mut self.router, work, &mut self.out);
+        self.settle(now);
+        result
+    }
+
+    /// Messages of this node that their recipients have not confirmed, at most `limit`, and how
+    /// many there are.
+    #[must_use]
+    pub fn waiting(&self, now: Instant, limit: usize) -> (Vec<WaitingView>, u64) {
+        self.delivery.waiting(now, limit)
+    }
+
+    /// The works that were accepted here and have not finished, oldest first, at most `limit`, and
+    /// how many there are.
+    #[must_use]
+    pub fn works(&self, limit: usize) -> (Vec<WorkView>, u64) {
+        self.delivery.works(limit)
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn work(&self, work: MessageId) -> Option<WorkView> {
+        self.delivery.work(work)
+    }
+
+    /// Whether the recipient of this request has it; `None`: no such request waits for anything.
+    #[must_use]
+    pub fn has_arrived(&self, work: MessageId) -> Option<bool> {
+        self.delivery.has_arrived(work)
     }
 
     /// The plugin has begun with a dispatched work.

@@ -142,6 +142,7 @@ impl World {
                 self.deliver(node, work, serial, &payload, eof.as_ref());
             }
             Output::EchoResult { id, result } => self.echo_result(node, id, result),
+            Output::DeadLetter { .. } => {}
             Output::Event(event) => self.event(node, event),
         }
     }

@@ -408,6 +408,16 @@ impl Delivery {
                     recipient: self.remotes[to.0].node.clone(),
                     reason: reason.clone(),
                 }));
+                if let Some(entry) = outgoing.entry
+                    && code != ErrorCode::Cancelled
+                {
+                    cx.out.push_back(Output::DeadLetter {
+                        entry,
+                        recipient: self.remotes[to.0].node.clone(),
+                        message: Box::new(outgoing.message),
+                        reason: reason.clone(),
+                    });
+                }
                 self.end_request(cx, work, reason);
             }
             MessageKind::Response { .. } => self.break_off(cx, to, &outgoing, reason),

@@ -209,6 +209,11 @@ impl Works {
         self.by_id.remove(&id)
     }
 
+    /// Those that count, oldest first.
+    pub(crate) fn open(&self) -> impl Iterator<Item = MessageId> {
+        self.by_age.values().copied()
+    }
+
     /// How many, and the oldest of them.
     pub(crate) fn view(&self, now: Instant) -> (u64, Vec<ActiveWork>) {
         let works = self.by_age.values().take(ACTIVE_MAX).filter_map(|id| {

@@ -1,0 +1,98 @@
+//! What an operator may see of the messages that wait here, and the one thing that he may do
+//! about them. Changes nothing by looking.
+
+use alloc::vec::Vec;
+
+use receptor_proto::packet::{CancelReason, MessageKind};
+use receptor_proto::{ErrorCode, MessageId};
+
+use super::flow::{GivenUp, Key};
+use super::works::State;
+use super::{Cx, Delivery, Out, RemoteId};
+use crate::wiring::Net;
+use crate::{Instant, NoSuchWork, WaitingKind, WaitingView, WorkView};
+
+impl Delivery {
+    pub(crate) fn waiting(&self, now: Instant, limit: usize) -> (Vec<WaitingView>, u64) {
+        let all = self.remotes.iter().flat_map(|remote| {
+            remote.flow.iter().map(move |outgoing| WaitingView {
+                work: outgoing.message.work,
+                recipient: remote.node.clone(),
+                kind: match &outgoing.message.kind {
+                    MessageKind::Request { directive, .. } => WaitingKind::Request {
+                        directive: directive.clone(),
+                    },
+                    MessageKind::Response { serial, .. } => {
+                        WaitingKind::Response { serial: *serial }
+                    }
+                    MessageKind::Cancel { .. } => WaitingKind::Cancel,
+                },
+                size: outgoing.message.size,
+                volatile: outgoing.message.volatile,
+                sent: outgoing.was_sent(),
+                remaining: outgoing.expires.since(now),
+            })
+        });
+        (all.take(limit).collect(), self.kept as u64)
+    }
+
+    pub(crate) fn works(&self, limit: usize) -> (Vec<WorkView>, u64) {
+        let ids = self.works.open().take(limit);
+        let works = ids.filter_map(|id| self.work(id)).collect();
+        (works, self.works.active() as u64)
+    }
+
+    pub(crate) fn work(&self, id: MessageId) -> Option<WorkView> {
+        let work = self.works.get(id)?;
+        Some(WorkView {
+            work: id,
+            sender: self.remotes[work.remote.0].node.clone(),
+            directive: work.directive.clone(),
+            since: work.since,
+            running: match work.state {
+                State::Waiting | State::Starting => false,
+                State::Running | State::Ending | State::Closing => true,
+            },
+            cancelled: work.cancelled,
+            volatile: work.volatile,
+            responses: work.serial,
+        })
+    }
+
+    pub(crate) fn has_arrived(&self, work: MessageId) -> Option<bool> {
+        self.requests.get(work).map(|request| request.arrived)
+    }
+
+    pub(crate) fn drop_waiting(
+        &mut self,
+        now: Instant,
+        net: &mut dyn Net,
+        work: MessageId,
+        out: &mut Out,
+    ) -> Result<(), NoSuchWork> {
+        if self.requests.get(work).is_some() {
+            return self.cancel(now, net, work, CancelReason::User, out);
+        }
+        let cx = &mut Cx { now, net, out };
+        let mut found: Vec<(RemoteId, Key)> = Vec::new();
+        for (at, remote) in self.remotes.iter().enumerate() {
+            let responses = remote.flow.iter().filter(|outgoing| {
+                outgoing.message.work == work
+                    && matches!(outgoing.message.kind, MessageKind::Response { .. })
+            });
+            found.extend(responses.map(|outgoing| (RemoteId(at), outgoing.key())));
+        }
+        if found.is_empty() {
+            return Err(NoSuchWork);
+        }
+        for (to, key) in found {
+            // Giving up the first may have taken the others along.
+            if let Some(outgoing) = self.remotes[to.0].flow.remove(key) {
+                self.touch(to);
+                let code = ErrorCode::Cancelled;
+                self.given_up(cx, to, GivenUp { outgoing, code });
+            }
+        }
+        Ok(())
+    }
+}
