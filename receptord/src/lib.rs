@@ -12,6 +12,7 @@ pub mod exit;
 mod instance;
 mod link;
 pub mod log;
+mod results;
 pub mod run;
 mod store;
 pub mod systemd;

@@ -30,6 +30,7 @@ use crate::exit::Exit;
 use crate::instance;
 use crate::link::{self, Bound, Links, ListenError};
 use crate::log::{self, LogHandle};
+use crate::results::Keeper;
 use crate::store::Store;
 use crate::systemd::{Notifier, Passed};
 use crate::task;
@@ -124,6 +125,8 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
     }
 
     let settings = Rc::new(RefCell::new(settings));
+    let keeper = Keeper::open(&data_dir, Rc::clone(&settings))
+        .map_err(|error| failed(Exit::Unavailable, error))?;
     let host_config = HostConfig::from_settings(
         handles.node_id.clone(),
         &data_dir,
@@ -144,6 +147,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         mesh,
         store.clone(),
         Vec::new(),
+        keeper.clone(),
         handles.notifier,
         Rc::clone(&settings),
         host_link,
@@ -160,6 +164,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         settings: Rc::clone(&settings),
         engine: engine_handle.clone(),
         store,
+        keeper,
         links: Rc::clone(&links),
         log: handles.log.clone(),
         host: host_commands.clone(),

@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 
 use crate::directive::Directive;
 use crate::error::ErrorBody;
-use crate::id::{MessageId, NodeId};
+use crate::id::{IdPrefix, MessageId, NodeId};
 use crate::lsa::Capability;
 use crate::packet::{ActiveWork, Content};
 
@@ -32,8 +32,21 @@ use crate::packet::{ActiveWork, Content};
 pub const LINE_MAX: usize = 1 << 20;
 /// The longest tag, in bytes of JSON.
 pub const TAG_MAX: usize = 64;
+/// The longest key of a send, in bytes.
+pub const KEY_MAX: usize = 256;
 /// Version of this protocol; grows when something is added.
 pub const VERSION: u32 = 1;
+
+/// The namespace of [`keyed_id`].
+const KEY_NAMESPACE: uuid::Uuid = uuid::uuid!("6f0b3d0e-6a5c-4c55-9d43-2f6f7a1c5e1b");
+
+/// The id of the message that was sent with this key at this node: the UUID of version 5 of the
+/// key in the namespace that is the UUID of version 5 of the node's id in a namespace of our own.
+#[must_use]
+pub fn keyed_id(node: &NodeId, key: &str) -> MessageId {
+    let node = uuid::Uuid::new_v5(&KEY_NAMESPACE, node.as_str().as_bytes());
+    MessageId::from_u128(uuid::Uuid::new_v5(&node, key.as_bytes()).as_u128())
+}
 
 /// The first line of a server.
 #[must_use]
@@ -557,6 +570,10 @@ pub struct SendCommand {
     /// How long the message is worth delivering, in milliseconds; configured default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
+    /// Makes a repeated send harmless: the message's id follows from this key and the node, see
+    /// [`keyed_id`]. 1 to [`KEY_MAX`] bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// Take the message also when its recipient was never heard of, and keep it until it is.
     /// Without this such a message is refused with `no-such-node`, because a misspelt id is
     /// likelier than a node that is yet to come; a node that is known and only cannot be
@@ -585,6 +602,15 @@ pub enum SendReply {
     },
     /// A response.
     Response(SendResponse),
+    /// Only of `results` without `follow`: the work has not ended, and this is all that came.
+    Pending {
+        /// The message.
+        id: MessageId,
+        /// Where its work is.
+        state: WorkState,
+        /// Always true.
+        eof: bool,
+    },
     /// The message was refused.
     Error {
         /// Why.
@@ -609,6 +635,12 @@ impl<'de> Deserialize<'de> for SendReply {
             #[serde(default)]
             eof: bool,
         }
+        #[derive(Deserialize)]
+        struct Pending {
+            id: MessageId,
+            state: WorkState,
+            eof: bool,
+        }
         let line = Box::<RawValue>::deserialize(deserializer)?;
         let text = line.get();
         let head: Head<'_> = serde_json::from_str(text).map_err(D::Error::custom)?;
@@ -616,10 +648,12 @@ impl<'de> Deserialize<'de> for SendReply {
             "accepted" => serde_json::from_str(text)
                 .map(|Accepted { id, recipient, eof }| Self::Accepted { id, recipient, eof }),
             "response" => serde_json::from_str(text).map(Self::Response),
+            "pending" => serde_json::from_str(text)
+                .map(|Pending { id, state, eof }| Self::Pending { id, state, eof }),
             "error" => serde_json::from_str(text)
                 .map(|ErrorReply { error, eof }| Self::Error { error, eof }),
             other => {
-                const KINDS: &[&str] = &["accepted", "response", "error"];
+                const KINDS: &[&str] = &["accepted", "response", "pending", "error"];
                 return Err(D::Error::unknown_variant(other, KINDS));
             }
         }
@@ -672,11 +706,11 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawVal
     Deserialize::deserialize(deserializer).map(Some)
 }
 
-/// `{"command":"cancel","id":"…"}`: ends a work sent from here.
+/// `{"command":"cancel","id":"…"}`: ends a work that was sent from here or runs here.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CancelCommand {
     /// Which.
-    pub id: MessageId,
+    pub id: IdPrefix,
 }
 
 /// The answer to `cancel`: the request is on its way; the work ends with its own last response.
@@ -686,12 +720,339 @@ pub struct CancelReply {
     pub cancelling: MessageId,
 }
 
-/// `{"command":"results","id":"…"}`: the responses of a message that was sent with `detach`,
-/// as lines of [`SendReply::Response`]. They are handed out once.
+/// `{"command":"results","id":"…"}`: the responses of a message that was sent from here, from the
+/// first, as lines of [`SendReply::Response`]; without `follow` and before its end the last line
+/// is [`SendReply::Pending`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ResultsCommand {
     /// Which.
+    pub id: IdPrefix,
+    /// Wait for what is yet to come.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub follow: bool,
+}
+
+/// `{"command":"release","id":"…"}`: the responses of this work are wanted no longer, neither
+/// those that are here nor those that may come.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReleaseCommand {
+    /// Which.
+    pub id: IdPrefix,
+}
+
+/// The answer to `release`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReleaseReply {
+    /// Which.
+    pub released: MessageId,
+}
+
+/// `{"command":"works"}`: works that were sent from here, and works that run here. With `id` only
+/// that one, or the error `not-found`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct WorksCommand {
+    /// Only this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<IdPrefix>,
+}
+
+/// The answer to `works`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorksReply {
+    /// Oldest first; the youngest ones when they do not all fit into the line. A work that was
+    /// sent from here to this node itself is there twice.
+    pub works: Vec<WorkStatus>,
+    /// How many there are.
+    pub total: u64,
+}
+
+/// Which end of a work a [`WorkStatus`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkRole {
+    /// It was sent from here.
+    Sent,
+    /// It is run here.
+    Here,
+}
+
+/// Where a work is. The first four follow each other; each of the others is final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkState {
+    /// Kept by its sender's node, which has no receipt yet.
+    Accepted,
+    /// Its recipient has it.
+    Sent,
+    /// It waits for its plugin.
+    Queued,
+    /// Its plugin has it; for its sender, a response came.
+    Running,
+    /// It ended well.
+    Succeeded,
+    /// It ended otherwise.
+    Failed,
+    /// It was cancelled.
+    Cancelled,
+    /// Its lifetime ended before its recipient had it.
+    Expired,
+    /// Its recipient does not do that.
+    Refused,
+    /// It was cut short by a restart of its node.
+    Interrupted,
+    /// What became of it cannot be known.
+    Lost,
+}
+
+impl WorkState {
+    /// The final state that an end says.
+    #[must_use]
+    pub fn of_end(code: u32, error: Option<&ErrorBody>) -> Self {
+        use crate::error::ErrorCode as Code;
+        let Some(error) = error else {
+            return if code == 0 {
+                Self::Succeeded
+            } else {
+                Self::Failed
+            };
+        };
+        if error.code == Code::Cancelled {
+            Self::Cancelled
+        } else if error.code == Code::Expired {
+            Self::Expired
+        } else if error.code == Code::Interrupted {
+            Self::Interrupted
+        } else if error.code == Code::Lost {
+            Self::Lost
+        } else if [
+            Code::Refused,
+            Code::PermissionDenied,
+            Code::NoSuchPlugin,
+            Code::NoSuchAction,
+            Code::InvalidPayload,
+            Code::PayloadTooLarge,
+            Code::NotReady,
+        ]
+        .contains(&error.code)
+        {
+            Self::Refused
+        } else {
+            Self::Failed
+        }
+    }
+
+    /// The word for it, as in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Sent => "sent",
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+            Self::Refused => "refused",
+            Self::Interrupted => "interrupted",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// Whether no other follows.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        !matches!(
+            self,
+            Self::Accepted | Self::Sent | Self::Queued | Self::Running
+        )
+    }
+}
+
+/// One work.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkStatus {
+    /// Names it.
     pub id: MessageId,
+    /// Which end of it this is.
+    pub role: WorkRole,
+    /// Where it is.
+    pub state: WorkState,
+    /// Its end was asked for.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub cancelling: bool,
+    /// What runs; `None` when that is not known any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directive: Option<Directive>,
+    /// Who sent it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<NodeId>,
+    /// Where it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<NodeId>,
+    /// How long ago it came to be, in milliseconds.
+    pub age_ms: u64,
+    /// How long ago it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_ms: Option<u64>,
+    /// What its plugin said last of how it goes; known where it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Steps done, and steps in all; known where it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<(u64, u64)>,
+    /// At its end: 0 when it went well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<u32>,
+    /// At its end: why it could not be run or was stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
+    /// Responses that came or went.
+    #[serde(default)]
+    pub responses: u64,
+    /// Bytes of responses that are kept here for `results`.
+    #[serde(default)]
+    pub kept_bytes: u64,
+    /// Responses that came were not kept, so that they cannot be read from the start.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub dropped: bool,
+}
+
+/// `{"command":"spool"}`: the messages of this node that their recipients have not confirmed.
+/// With `id` only those of that work, or the error `not-found`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct SpoolCommand {
+    /// Only of this work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<IdPrefix>,
+}
+
+/// The answer to `spool`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SpoolReply {
+    /// By recipient, in the order in which they go; as many as fit into the line.
+    pub messages: Vec<SpoolEntry>,
+    /// How many there are.
+    pub total: u64,
+}
+
+/// What a message in the spool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpoolKind {
+    /// It asks for work.
+    Request,
+    /// It is a response of work that was done here.
+    Response,
+    /// It asks for the end of work.
+    Cancel,
+}
+
+/// Why a message waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpoolReason {
+    /// Its recipient was never heard of.
+    UnknownNode,
+    /// There is no way to its recipient now.
+    NoRoute,
+    /// Its turn has not come.
+    NotSent,
+    /// It was sent, and its recipient has not confirmed it.
+    NoReceipt,
+}
+
+/// One message in the spool.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SpoolEntry {
+    /// The work that it is about.
+    pub id: MessageId,
+    /// What it is.
+    pub kind: SpoolKind,
+    /// For whom.
+    pub recipient: NodeId,
+    /// Of a request: what is to be run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directive: Option<Directive>,
+    /// Of a response: which one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<u64>,
+    /// Bytes of its payload.
+    pub size: u64,
+    /// Of a request whose time is known: how long it waits, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
+    /// What is left of its lifetime, in milliseconds.
+    pub expires_ms: u64,
+    /// Why it waits.
+    pub reason: SpoolReason,
+    /// It is in memory only.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub volatile: bool,
+}
+
+/// `{"command":"spool-drop","id":"…"}`: gives up the messages of this work that wait here: a
+/// request, whose work then ends as cancelled, or responses whose sender never came back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SpoolDropCommand {
+    /// Of which work.
+    pub id: IdPrefix,
+}
+
+/// The answer to `spool-drop` and `dead-letter-drop`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DropReply {
+    /// Which.
+    pub dropped: MessageId,
+}
+
+/// `{"command":"dead-letters"}`: requests of this node that were given up, with the reason.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeadLettersReply {
+    /// Oldest first; the youngest ones when they do not all fit into the line.
+    pub letters: Vec<DeadLetterStatus>,
+    /// How many there are.
+    pub total: u64,
+}
+
+/// A request that was given up.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeadLetterStatus {
+    /// The message.
+    pub id: MessageId,
+    /// What was to be run.
+    pub directive: Directive,
+    /// Where.
+    pub recipient: NodeId,
+    /// Bytes of its payload.
+    pub size: u64,
+    /// How long ago it was given up, in milliseconds.
+    pub age_ms: u64,
+    /// Why.
+    pub reason: ErrorBody,
+}
+
+/// `{"command":"dead-letter-retry","id":"…"}`, which sends it again as a new, detached message,
+/// and `dead-letter-drop`, which forgets it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeadLetterCommand {
+    /// Which.
+    pub id: IdPrefix,
+    /// Of a retry: how long the new message is worth delivering, in milliseconds; configured
+    /// default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+}
+
+/// The answer to `dead-letter-retry`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RetryReply {
+    /// The letter, which is gone.
+    pub retried: MessageId,
+    /// The new message, which is accepted.
+    pub id: MessageId,
+    /// To whom it goes.
+    pub recipient: NodeId,
 }
 
 /// A one-line error of a command that is not Go Receptor's.
@@ -733,6 +1094,24 @@ impl SendCommand {
                     .map_err(|e| ErrorBody::new(InvalidRequest, format!("recipient: {e}")))?,
             ),
         };
+        if self.key.is_some() && !self.respond {
+            let text = "a message that wants no responses is not remembered: give key or respond: false, not both";
+            return Err(ErrorBody::new(InvalidRequest, text));
+        }
+        if self.detach && self.volatile && self.respond {
+            let text = "the responses of a volatile message are not kept: give detach or volatile, not both, or respond: false";
+            return Err(ErrorBody::new(InvalidRequest, text));
+        }
+        if let Some(key) = &self.key {
+            if key.is_empty() || key.len() > KEY_MAX {
+                let text = format!("key: expected 1 to {KEY_MAX} bytes");
+                return Err(ErrorBody::new(InvalidRequest, text));
+            }
+            if self.volatile {
+                let text = "a volatile message is not remembered: give key or volatile, not both";
+                return Err(ErrorBody::new(InvalidRequest, text));
+            }
+        }
         if !self.metadata.is_empty() && !self.any {
             return Err(ErrorBody::new(InvalidRequest, "where needs any: true"));
         }

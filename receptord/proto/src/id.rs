@@ -114,6 +114,77 @@ impl<'de> Deserialize<'de> for NodeId {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId(Uuid);
 
+/// The beginning of a message id, as a person types it: 4 to 32 hexadecimal digits. Which message
+/// it means is up to whoever knows them all.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct IdPrefix(String);
+
+/// A text that cannot be the beginning of a message id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("an id is 32 hexadecimal digits, of which the first {ID_PREFIX_MIN} or more will do")]
+pub struct IdPrefixError;
+
+/// The fewest digits of an [`IdPrefix`]: fewer are sooner a mistake than an id.
+pub const ID_PREFIX_MIN: usize = 4;
+
+impl IdPrefix {
+    /// Whether this id begins so.
+    #[must_use]
+    pub fn matches(&self, id: MessageId) -> bool {
+        match self.whole() {
+            Some(whole) => whole == id,
+            None => id.to_string().starts_with(&self.0),
+        }
+    }
+
+    /// The id, when all of it is there.
+    #[must_use]
+    pub fn whole(&self) -> Option<MessageId> {
+        (self.0.len() == 32).then(|| self.0.parse().ok()).flatten()
+    }
+}
+
+impl FromStr for IdPrefix {
+    type Err = IdPrefixError;
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        if let Ok(id) = s.parse::<MessageId>() {
+            return Ok(Self(id.to_string()));
+        }
+        let good =
+            (ID_PREFIX_MIN..32).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_hexdigit());
+        if good {
+            Ok(Self(s.to_ascii_lowercase()))
+        } else {
+            Err(IdPrefixError)
+        }
+    }
+}
+
+impl From<MessageId> for IdPrefix {
+    fn from(id: MessageId) -> Self {
+        Self(id.to_string())
+    }
+}
+
+impl fmt::Display for IdPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl Serialize for IdPrefix {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for IdPrefix {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// A text that is no message id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a message id is 32 hexadecimal digits")]

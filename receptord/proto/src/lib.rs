@@ -25,4 +25,4 @@ pub mod wire;
 
 pub use directive::Directive;
 pub use error::{ErrorBody, ErrorCode};
-pub use id::{MessageId, NodeId};
+pub use id::{IdPrefix, MessageId, NodeId};

@@ -5,10 +5,13 @@ use std::collections::BTreeSet;
 
 use receptor_proto::ErrorCode;
 use receptor_proto::control::{
-    CancelCommand, CancelReply, CapabilitiesReply, Envelope, ErrorReply, LINE_MAX, LinksReply,
-    LogLevelCommand, LogLevelReply, NodesReply, PingCommand, PingReply, PluginRestartCommand,
-    PluginStatus, PluginsReply, ReloadReply, ResultsCommand, RoutesReply, SendCommand, SendReply,
-    StatusCommand, StatusReply, TAG_MAX, TraceHop, TracerouteCommand, parse_greeting,
+    CancelCommand, CancelReply, CapabilitiesReply, DeadLetterCommand, DeadLettersReply, DropReply,
+    Envelope, ErrorReply, KEY_MAX, LINE_MAX, LinksReply, LogLevelCommand, LogLevelReply,
+    NodesReply, PingCommand, PingReply, PluginRestartCommand, PluginStatus, PluginsReply,
+    ReleaseCommand, ReleaseReply, ReloadReply, ResultsCommand, RetryReply, RoutesReply,
+    SendCommand, SendReply, SpoolCommand, SpoolDropCommand, SpoolReply, StatusCommand, StatusReply,
+    TAG_MAX, TraceHop, TracerouteCommand, WorkState, WorksCommand, WorksReply, keyed_id,
+    parse_greeting,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -92,16 +95,22 @@ fn every_command_is_understood_and_shown() {
             }
             "cancel" => same::<CancelCommand>(&rest),
             "results" => same::<ResultsCommand>(&rest),
+            "release" => same::<ReleaseCommand>(&rest),
+            "works" => same::<WorksCommand>(&rest),
+            "spool" => same::<SpoolCommand>(&rest),
+            "spool-drop" => same::<SpoolDropCommand>(&rest),
+            "dead-letter-retry" | "dead-letter-drop" => same::<DeadLetterCommand>(&rest),
             "plugin-restart" => same::<PluginRestartCommand>(&rest),
             "log-level" => same::<LogLevelCommand>(&rest),
-            "nodes" | "routes" | "links" | "capabilities" | "plugins" | "reload" => {
+            "nodes" | "routes" | "links" | "capabilities" | "plugins" | "reload"
+            | "dead-letters" => {
                 assert_eq!(rest, "{}", "{example}");
             }
             other => panic!("{other} is not known"),
         }
         seen.insert(envelope.command);
     }
-    assert_eq!(seen.len(), 14, "{seen:?}");
+    assert_eq!(seen.len(), 21, "{seen:?}");
 }
 
 #[test]
@@ -112,6 +121,12 @@ fn every_reply_is_understood_and_shown() {
             "error" => same::<ErrorReply>(example),
             "send" => same::<SendReply>(example),
             "cancel" => same::<CancelReply>(example),
+            "release" => same::<ReleaseReply>(example),
+            "works" => same::<WorksReply>(example),
+            "spool" => same::<SpoolReply>(example),
+            "drop" => same::<DropReply>(example),
+            "dead-letters" => same::<DeadLettersReply>(example),
+            "dead-letter-retry" => same::<RetryReply>(example),
             "ping" => same::<PingReply>(example),
             "traceroute" => same::<TraceHop>(example),
             "status" => same::<StatusReply>(example),
@@ -127,7 +142,7 @@ fn every_reply_is_understood_and_shown() {
         }
         seen.insert(name);
     }
-    assert_eq!(seen.len(), 14, "{seen:?}");
+    assert_eq!(seen.len(), 20, "{seen:?}");
 }
 
 #[test]
@@ -156,6 +171,7 @@ fn every_key_of_send_is_in_its_table() {
         volatile: true,
         respond: false,
         detach: true,
+        key: Some("k".into()),
         expires_ms: Some(1),
         wait: true,
     };
@@ -196,4 +212,42 @@ fn a_payload_of_null_is_not_the_same_as_none() {
         panic!("a response");
     };
     assert_eq!(response.data.unwrap().get(), "null");
+}
+
+#[test]
+fn every_state_of_a_work_is_in_its_table() {
+    let table = TEXT.split_once("| state | meaning |").unwrap().1;
+    let table = table.split_once("\n\n").unwrap().0;
+    let told: Vec<&str> = table
+        .lines()
+        .skip(2)
+        .map(|row| row.split('`').nth(1).unwrap())
+        .collect();
+    let all = [
+        WorkState::Accepted,
+        WorkState::Sent,
+        WorkState::Queued,
+        WorkState::Running,
+        WorkState::Succeeded,
+        WorkState::Failed,
+        WorkState::Cancelled,
+        WorkState::Expired,
+        WorkState::Refused,
+        WorkState::Interrupted,
+        WorkState::Lost,
+    ];
+    assert_eq!(told, all.map(WorkState::as_str));
+    for state in all {
+        assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
+    }
+    assert_eq!(all.iter().filter(|state| state.is_final()).count(), 7);
+}
+
+#[test]
+fn the_id_of_a_key_is_the_one_that_the_text_promises() {
+    assert!(TEXT.contains("6f0b3d0e-6a5c-4c55-9d43-2f6f7a1c5e1b"));
+    assert!(TEXT.contains(&format!("at most {KEY_MAX} bytes")));
+    // As Python's uuid.uuid5(uuid.uuid5(namespace, "controller"), "nightly") has it.
+    let id = keyed_id(&"controller".parse().unwrap(), "nightly");
+    assert_eq!(id.to_string(), "ef8abb05aed853c0832f671999bd0ffd");
 }

@@ -219,7 +219,23 @@ fn blocks(settings: &Settings) -> Vec<Block> {
         Block::new("spool")
             .set(Restart, "max-bytes", text(&format_bytes(spool.max_bytes)))
             .set(Restart, "max-entries", spool.max_entries.to_string())
-            .set(AtOnce, "default-expiry", time(spool.default_expiry)),
+            .set(AtOnce, "default-expiry", time(spool.default_expiry))
+            .set(AtOnce, "results-retention", time(spool.results_retention))
+            .set(
+                AtOnce,
+                "results-max-bytes",
+                text(&format_bytes(spool.results_max_bytes)),
+            )
+            .set(
+                AtOnce,
+                "results-max-entries",
+                spool.results_max_entries.to_string(),
+            )
+            .set(
+                AtOnce,
+                "dead-letter-retention",
+                time(spool.dead_letter_retention),
+            ),
         Block::new("log").set(AtOnce, "level", text(log.level.as_str())),
         Block::new("shutdown").set(AtOnce, "drain-timeout", time(shutdown.drain_timeout)),
     ]);

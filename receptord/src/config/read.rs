@@ -573,6 +573,15 @@ fn read_spool(root: &mut Section, r: &mut Report) -> Spool {
         max_bytes: section.bytes(r, "max-bytes", 10 * GIB, &(MIB..=1 << 50)),
         max_entries: section.integer(r, "max-entries", 1_000_000, 1..=1_000_000_000),
         default_expiry: section.duration(r, "default-expiry", DAY, &(SECOND..=365 * DAY)),
+        results_retention: section.duration(r, "results-retention", DAY, &(SECOND..=365 * DAY)),
+        results_max_bytes: section.bytes(r, "results-max-bytes", GIB, &(MIB..=1 << 50)),
+        results_max_entries: section.integer(r, "results-max-entries", 10_000, 1..=1_000_000),
+        dead_letter_retention: section.duration(
+            r,
+            "dead-letter-retention",
+            7 * DAY,
+            &(SECOND..=365 * DAY),
+        ),
     };
     section.finish(r);
     spool

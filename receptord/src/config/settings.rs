@@ -244,6 +244,14 @@ pub struct Spool {
     pub max_entries: u64,
     /// How long a message is kept when its sender does not say.
     pub default_expiry: Duration,
+    /// How long the responses of a work that has ended are kept for whoever asks.
+    pub results_retention: Duration,
+    /// Bytes of them at most.
+    pub results_max_bytes: u64,
+    /// Works with such responses at most.
+    pub results_max_entries: u64,
+    /// How long a message that was given up is kept.
+    pub dead_letter_retention: Duration,
 }
 
 /// Logging.
@@ -286,6 +294,10 @@ impl Settings {
             routing: running.routing.clone(),
             spool: Spool {
                 default_expiry: self.spool.default_expiry,
+                results_retention: self.spool.results_retention,
+                results_max_bytes: self.spool.results_max_bytes,
+                results_max_entries: self.spool.results_max_entries,
+                dead_letter_retention: self.spool.dead_letter_retention,
                 ..running.spool.clone()
             },
             control: Control {

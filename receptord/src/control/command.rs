@@ -4,10 +4,11 @@
 //! comes of it is an error.
 
 use receptor_proto::control::{
-    CancelCommand, Envelope, LogLevelCommand, PingCommand, PluginRestartCommand, StatusCommand,
-    TAG_MAX, TracerouteCommand,
+    CancelCommand, DeadLetterCommand, Envelope, LogLevelCommand, PingCommand, PluginRestartCommand,
+    ReleaseCommand, SpoolCommand, SpoolDropCommand, StatusCommand, TAG_MAX, TracerouteCommand,
+    WorksCommand,
 };
-use receptor_proto::{ErrorBody, ErrorCode, MessageId};
+use receptor_proto::{ErrorBody, ErrorCode, IdPrefix};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
@@ -40,7 +41,14 @@ pub(super) enum Request {
     Plugins,
     PluginRestart(PluginRestartCommand),
     LogLevel(LogLevelCommand),
-    Cancel(MessageId),
+    Cancel(IdPrefix),
+    Release(IdPrefix),
+    Works(Option<IdPrefix>),
+    Spool(Option<IdPrefix>),
+    SpoolDrop(IdPrefix),
+    DeadLetters,
+    DeadLetterRetry(DeadLetterCommand),
+    DeadLetterDrop(IdPrefix),
 }
 
 /// The commands that Go Receptor knows: their errors are `ERROR:` lines.
@@ -57,6 +65,13 @@ pub(super) fn is_go(name: &str) -> bool {
             | "plugin-restart"
             | "log-level"
             | "cancel"
+            | "release"
+            | "works"
+            | "spool"
+            | "spool-drop"
+            | "dead-letters"
+            | "dead-letter-retry"
+            | "dead-letter-drop"
     )
 }
 
@@ -165,6 +180,36 @@ pub(super) fn request(name: &str, form: Form<'_>) -> Result<Request, ErrorBody> 
             Form::Json(line) => from_json::<CancelCommand>(line)?.id,
             Form::Words(words) => id_word("cancel", &words)?,
         }),
+        "release" => Request::Release(match form {
+            Form::Json(line) => from_json::<ReleaseCommand>(line)?.id,
+            Form::Words(words) => id_word("release", &words)?,
+        }),
+        "works" => Request::Works(match form {
+            Form::Json(line) => from_json::<WorksCommand>(line)?.id,
+            Form::Words(words) if words.is_empty() => None,
+            Form::Words(words) => Some(id_word("works", &words)?),
+        }),
+        "spool" => Request::Spool(match form {
+            Form::Json(line) => from_json::<SpoolCommand>(line)?.id,
+            Form::Words(words) if words.is_empty() => None,
+            Form::Words(words) => Some(id_word("spool", &words)?),
+        }),
+        "spool-drop" => Request::SpoolDrop(match form {
+            Form::Json(line) => from_json::<SpoolDropCommand>(line)?.id,
+            Form::Words(words) => id_word("spool-drop", &words)?,
+        }),
+        "dead-letters" => none(Request::DeadLetters, form)?,
+        "dead-letter-retry" => Request::DeadLetterRetry(match form {
+            Form::Json(line) => from_json(line)?,
+            Form::Words(words) => DeadLetterCommand {
+                id: id_word("dead-letter-retry", &words)?,
+                expires_ms: None,
+            },
+        }),
+        "dead-letter-drop" => Request::DeadLetterDrop(match form {
+            Form::Json(line) => from_json::<DeadLetterCommand>(line)?.id,
+            Form::Words(words) => id_word("dead-letter-drop", &words)?,
+        }),
         "connect" | "work" => {
             let text = format!(
                 "this receptord does not offer the command {name}; work is sent with the command send"
@@ -183,7 +228,7 @@ fn target(name: &str, words: &[&str]) -> Result<String, ErrorBody> {
     }
 }
 
-pub(super) fn id_word(name: &str, words: &[&str]) -> Result<MessageId, ErrorBody> {
+pub(super) fn id_word(name: &str, words: &[&str]) -> Result<IdPrefix, ErrorBody> {
     match words {
         [id] => id.parse().map_err(|error| invalid(format!("{error}"))),
         _ => Err(invalid(format!("{name} needs the id of a message"))),

@@ -14,6 +14,7 @@ mod client;
 mod command;
 mod echo;
 mod outlet;
+mod results;
 mod send;
 mod session;
 mod views;
@@ -38,6 +39,7 @@ use crate::config::{CONTROL_GROUP, Control, Settings};
 use crate::engine::{EngineGone, EngineHandle};
 use crate::link::Links;
 use crate::log::LogHandle;
+use crate::results::Keeper;
 use crate::store::Store;
 use crate::task;
 use crate::unix_socket::{self, SocketFile};
@@ -64,6 +66,8 @@ pub(crate) struct Context {
     pub(crate) engine: EngineHandle,
     /// The store.
     pub(crate) store: Store,
+    /// What is kept for clients.
+    pub(crate) keeper: Keeper,
     /// Links.
     pub(crate) links: Rc<Links>,
     /// The log.

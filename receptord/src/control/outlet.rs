@@ -7,7 +7,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -18,9 +19,10 @@ use receptor_proto::{ErrorBody, MessageId};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::engine::{EngineHandle, Input, Letter, Mailbox, News, Response};
+use crate::results::{Item, Source};
 use crate::store::Store;
 
 /// Bytes of reply lines that may wait for one client before its commands wait too.
@@ -29,6 +31,8 @@ const LINES_MAX: usize = 1 << 20;
 const WRITE_TARGET: usize = 128 * 1024;
 /// Bytes of a stored payload read at once.
 const READ_PIECE: usize = 256 * 1024;
+/// Responses with an open file each that may wait for one client.
+const FILES_MAX: usize = 8;
 /// A tag as it came.
 pub(super) type Tag = Option<Box<RawValue>>;
 
@@ -39,10 +43,37 @@ pub(super) struct Sending {
     pub(super) tag: Tag,
     /// The reply ends with the acceptance.
     pub(super) until_accepted: bool,
-    /// Told at the end, when the next command waits for it.
-    pub(super) ended: Option<oneshot::Sender<()>>,
+    /// Told at the end, when somebody waits for it.
+    pub(super) ended: Option<oneshot::Sender<Ended>>,
     /// It was accepted.
     pub(super) accepted: bool,
+}
+
+/// How the reply to a send ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// With its last line.
+    Whole,
+    /// It was sent before with the same key: the responses are to be read from the keeper.
+    ReadOn,
+}
+
+/// Counts a tagged command while it runs.
+#[derive(Debug)]
+pub(super) struct Running(Rc<Outlet>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.set(self.0.running.get() - 1);
+        self.0.arrived.notify_one();
+    }
+}
+
+/// A line, with raw bytes that follow it.
+#[derive(Debug)]
+struct Line {
+    bytes: Vec<u8>,
+    file: Option<(File, u64)>,
 }
 
 /// See the module.
@@ -50,7 +81,7 @@ pub(super) struct Sending {
 pub(super) struct Outlet {
     /// From the engine.
     pub(super) mailbox: Rc<Mailbox>,
-    lines: RefCell<VecDeque<Vec<u8>>>,
+    lines: RefCell<VecDeque<Line>>,
     lines_bytes: Cell<usize>,
     sends: RefCell<HashMap<MessageId, Sending>>,
     /// Sends that are not accepted yet.
@@ -58,6 +89,9 @@ pub(super) struct Outlet {
     arrived: Rc<Notify>,
     room: Notify,
     finished: Cell<bool>,
+    /// Commands that run beside the others.
+    running: Cell<usize>,
+    gone: watch::Sender<bool>,
 }
 
 impl Outlet {
@@ -72,6 +106,8 @@ impl Outlet {
             arrived,
             room: Notify::new(),
             finished: Cell::new(false),
+            running: Cell::new(0),
+            gone: watch::Sender::new(false),
         })
     }
 
@@ -84,9 +120,84 @@ impl Outlet {
     }
 
     fn push(&self, line: Vec<u8>) {
-        self.lines_bytes.set(self.lines_bytes.get() + line.len());
-        self.lines.borrow_mut().push_back(line);
+        self.push_with(line, None);
+    }
+
+    fn push_with(&self, bytes: Vec<u8>, file: Option<(File, u64)>) {
+        self.lines_bytes.set(self.lines_bytes.get() + bytes.len());
+        self.lines.borrow_mut().push_back(Line { bytes, file });
         self.arrived.notify_one();
+    }
+
+    /// Adds a response that was kept, with its payload; waits while too much waits.
+    pub(super) async fn kept(&self, tag: Option<&RawValue>, work: MessageId, item: Item) {
+        while self.lines_bytes.get() >= LINES_MAX {
+            self.room.notified().await;
+        }
+        let Item {
+            sender,
+            serial,
+            content,
+            name,
+            payload,
+            eof,
+        } = item;
+        let (payload, file) = match payload {
+            Source::Inline(bytes) => (Payload::Inline(bytes), None),
+            Source::File(file, size) => {
+                // Which entry it was does not matter any more.
+                let entry = EntryId(0);
+                (Payload::Stored { entry, size }, Some((file, size)))
+            }
+        };
+        let response = Response {
+            sender,
+            serial,
+            content,
+            name,
+            payload,
+            eof,
+        };
+        let mut line = Vec::new();
+        put_response(&mut line, tag, work, response);
+        self.push_with(line, file);
+        if self.lines.borrow().len() >= FILES_MAX {
+            self.drained().await;
+        }
+    }
+
+    /// Waits until no line waits.
+    async fn drained(&self) {
+        while !self.lines.borrow().is_empty() {
+            self.room.notified().await;
+        }
+    }
+
+    /// The client is gone: nobody will read what is added.
+    pub(super) fn leave(&self) {
+        self.gone.send_replace(true);
+    }
+
+    /// Waits until the client is gone.
+    pub(super) async fn left(&self) {
+        // The sender lives as long as this.
+        let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
+    }
+
+    /// How many commands run beside the others.
+    pub(super) fn running(&self) -> usize {
+        self.running.get()
+    }
+
+    /// Another one, for as long as what comes back lives.
+    pub(super) fn run(self: &Rc<Self>) -> Running {
+        self.running.set(self.running.get() + 1);
+        Running(Rc::clone(self))
+    }
+
+    /// Whether a reply to a send of this message is under way.
+    pub(super) fn is_sending(&self, work: MessageId) -> bool {
+        self.sends.borrow().contains_key(&work)
     }
 
     /// A send is on its way to the engine.
@@ -95,11 +206,6 @@ impl Outlet {
             self.unaccepted.set(self.unaccepted.get() + 1);
         }
         self.sends.borrow_mut().insert(work, sending);
-    }
-
-    /// The engine does not know of a send after all.
-    pub(super) fn forget(&self, work: MessageId) {
-        self.sends.borrow_mut().remove(&work);
     }
 
     /// Sends whose reply has not ended.
@@ -137,9 +243,13 @@ impl Outlet {
         loop {
             let mut file = None;
             while buffer.len() < WRITE_TARGET {
-                if let Some(line) = self.lines.borrow_mut().pop_front() {
-                    self.lines_bytes.set(self.lines_bytes.get() - line.len());
-                    buffer.extend_from_slice(&line);
+                if let Some(Line { bytes, file: kept }) = self.lines.borrow_mut().pop_front() {
+                    self.lines_bytes.set(self.lines_bytes.get() - bytes.len());
+                    buffer.extend_from_slice(&bytes);
+                    if let Some((kept, size)) = kept {
+                        file = Some(Tail::Kept(kept, size));
+                        break;
+                    }
                     continue;
                 }
                 let Some(letter) = self.mailbox.pop() else {
@@ -148,12 +258,12 @@ impl Outlet {
                 let work = letter.work;
                 let serial = match &letter.news {
                     News::Response(response) => Some(response.serial),
-                    News::Accepted { .. } | News::Refused(_) => None,
+                    News::Accepted { .. } | News::Known { .. } | News::Refused(_) => None,
                 };
                 let written = self.put(letter, &mut buffer);
                 if let Some(serial) = serial {
                     if let Some((entry, size)) = written {
-                        file = Some((entry, size, work, serial));
+                        file = Some(Tail::Entry(entry, size, work, serial));
                         break;
                     }
                     consumed.push((work, serial));
@@ -166,7 +276,8 @@ impl Outlet {
                     gone(engine.send(Input::Consumed(consumed)).await)?;
                     continue;
                 }
-                if self.finished.get() && self.sends.borrow().is_empty() {
+                if self.finished.get() && self.sends.borrow().is_empty() && self.running.get() == 0
+                {
                     return Ok(());
                 }
                 self.arrived.notified().await;
@@ -177,10 +288,14 @@ impl Outlet {
             if buffer.capacity() > WRITE_TARGET {
                 buffer = Vec::new();
             }
-            self.room.notify_one();
-            if let Some((entry, size, work, serial)) = file {
-                copy(stream, store, entry, size).await?;
-                consumed.push((work, serial));
+            self.room.notify_waiters();
+            match file {
+                Some(Tail::Entry(entry, size, work, serial)) => {
+                    copy(stream, store, entry, size).await?;
+                    consumed.push((work, serial));
+                }
+                Some(Tail::Kept(file, size)) => copy_file(stream, file, size).await?,
+                None => {}
             }
             if !consumed.is_empty() {
                 let consumed = std::mem::take(&mut consumed);
@@ -196,6 +311,7 @@ impl Outlet {
         // The reply to this send has ended: a response nobody asked for.
         let sending = sends.get_mut(&work)?;
         let mut file = None;
+        let mut ended = Ended::Whole;
         let eof = match news {
             News::Accepted { recipient } => {
                 if !std::mem::replace(&mut sending.accepted, true) {
@@ -209,6 +325,24 @@ impl Outlet {
                 };
                 put_line(buffer, sending.tag.as_deref(), &reply);
                 eof
+            }
+            News::Known { recipient } => {
+                if !std::mem::replace(&mut sending.accepted, true) {
+                    self.unaccepted.set(self.unaccepted.get().saturating_sub(1));
+                }
+                let eof = sending.until_accepted;
+                if let Some(recipient) = recipient {
+                    let reply = SendReply::Accepted {
+                        id: work,
+                        recipient,
+                        eof,
+                    };
+                    put_line(buffer, sending.tag.as_deref(), &reply);
+                }
+                if !eof {
+                    ended = Ended::ReadOn;
+                }
+                true
             }
             News::Refused(error) => {
                 let reply = SendReply::Error { error, eof: true };
@@ -226,12 +360,20 @@ impl Outlet {
                 // Refused, or given up before it was accepted.
                 self.unaccepted.set(self.unaccepted.get().saturating_sub(1));
             }
-            if let Some(ended) = sending.ended {
-                let _ = ended.send(());
+            if let Some(waiting) = sending.ended {
+                let _ = waiting.send(ended);
             }
         }
         file
     }
+}
+
+/// What follows the lines that were put together.
+enum Tail {
+    /// A payload of this work's response with this serial.
+    Entry(EntryId, u64, MessageId, u64),
+    /// A payload that was kept.
+    Kept(File, u64),
 }
 
 /// One reply line, with the tag in front.
@@ -393,6 +535,24 @@ async fn copy(stream: &UnixStream, store: &Store, entry: EntryId, size: u64) -> 
         }
         write_all(stream, &piece).await?;
         offset += piece.len() as u64;
+    }
+    Ok(())
+}
+
+/// Writes a payload that was kept, exactly `size` bytes.
+async fn copy_file(stream: &UnixStream, mut file: File, size: u64) -> io::Result<()> {
+    let mut left = size;
+    while left > 0 {
+        let length = usize::try_from(left).unwrap_or(usize::MAX).min(READ_PIECE);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut piece = vec![0; length];
+            file.read_exact(&mut piece)?;
+            Ok::<_, io::Error>((file, piece))
+        });
+        let (back, piece) = read.await.map_err(io::Error::other)??;
+        file = back;
+        write_all(stream, &piece).await?;
+        left -= piece.len() as u64;
     }
     Ok(())
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use receptor_mesh::{EntryId, Payload, Recipient, Submission};
-use receptor_proto::control::SendCommand;
+use receptor_proto::control::{SendCommand, keyed_id};
 use receptor_proto::packet::{Content, SEGMENT_MAX};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
+use sha2::{Digest as _, Sha256};
 
 use super::command::invalid;
 use super::session::{Failure, Session};
@@ -39,7 +40,8 @@ pub(super) async fn prepare(
             return Err(error.into());
         }
     };
-    let (content, payload) = payload(session, &command).await?;
+    let mut hash = command.key.as_ref().map(|_| Sha256::new());
+    let (content, payload) = payload(session, &command, hash.as_mut()).await?;
     if command.volatile && matches!(payload, Payload::Stored { .. }) {
         if let Payload::Stored { entry, .. } = payload {
             session.context.store.remove(entry);
@@ -47,8 +49,13 @@ pub(super) async fn prepare(
         return Err(too_large_for_volatile().into());
     }
     let default_expiry = session.context.settings.borrow().spool.default_expiry;
+    let digest = hash.map(|payload| digest(&command, content, payload));
+    let id = match &command.key {
+        Some(key) => keyed_id(&session.context.node, key),
+        None => new_id(),
+    };
     let submission = Submission {
-        id: new_id(),
+        id,
         recipient: match checked.recipient {
             Some(node) => Recipient::Node(node),
             None => Recipient::Any {
@@ -68,13 +75,42 @@ pub(super) async fn prepare(
         submission,
         wait: command.wait,
         detach: command.detach,
+        digest,
         mailbox: Rc::clone(&session.outlet.mailbox),
     })
 }
 
+/// What a send with a key asks for, in short: it must be the same each time.
+fn digest(command: &SendCommand, content: Content, payload: Sha256) -> String {
+    let mut all = Sha256::new();
+    let mut add = |part: &[u8]| {
+        all.update((part.len() as u64).to_le_bytes());
+        all.update(part);
+    };
+    add(command.directive.as_bytes());
+    add(command.recipient.as_deref().unwrap_or_default().as_bytes());
+    for (key, value) in &command.metadata {
+        add(key.as_bytes());
+        add(value.as_bytes());
+    }
+    add(&[content as u8]);
+    add(&payload.finalize());
+    all.finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// The message is not taken: its payload is nobody's.
+pub(super) fn forget_payload(session: &Session, payload: &Payload) {
+    if let Payload::Stored { entry, .. } = payload {
+        session.context.store.remove(*entry);
+    }
+}
+
 /// A UUID of version 7: its time sorts, the rest is chance. The generator of this thread is
 /// seeded by the system once; asking the system for every message would cost a call each.
-fn new_id() -> MessageId {
+pub(super) fn new_id() -> MessageId {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let millis = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
     let chance: [u8; 10] = std::array::from_fn(|_| fastrand::u8(..));
@@ -119,22 +155,32 @@ fn too_large_for_volatile() -> ErrorBody {
 async fn payload(
     session: &mut Session,
     command: &SendCommand,
+    hash: Option<&mut Sha256>,
 ) -> Result<(Content, Payload), Failure> {
+    let mut hash = hash;
     let said = command.content;
     if let Some(json) = &command.payload {
         let bytes = Bytes::copy_from_slice(json.get().as_bytes());
+        add(&mut hash, &bytes);
         return Ok((said.unwrap_or(Content::Json), keep(session, bytes).await?));
     }
     if let Some(text) = &command.text {
         let bytes = Bytes::copy_from_slice(text.as_bytes());
+        add(&mut hash, &bytes);
         return Ok((said.unwrap_or(Content::Text), keep(session, bytes).await?));
     }
     if command.size.is_none() && !command.stream {
         let empty = Payload::Inline(Bytes::new());
         return Ok((said.unwrap_or(Content::None), empty));
     }
-    let payload = take(session, command.size).await?;
+    let payload = take(session, command.size, hash).await?;
     Ok((said.unwrap_or(Content::Bytes), payload))
+}
+
+fn add(hash: &mut Option<&mut Sha256>, bytes: &[u8]) {
+    if let Some(hash) = hash {
+        hash.update(bytes);
+    }
 }
 
 /// A payload that is in memory already.
@@ -152,7 +198,11 @@ async fn keep(session: &mut Session, bytes: Bytes) -> Result<Payload, Failure> {
 }
 
 /// Raw bytes: `size` of them, or all until the client's half-close.
-async fn take(session: &mut Session, size: Option<u64>) -> Result<Payload, Failure> {
+async fn take(
+    session: &mut Session,
+    size: Option<u64>,
+    mut hash: Option<&mut Sha256>,
+) -> Result<Payload, Failure> {
     let mut head = BytesMut::new();
     let mut stored: Option<(EntryId, u64)> = None;
     let mut taken = 0u64;
@@ -179,6 +229,7 @@ async fn take(session: &mut Session, size: Option<u64>) -> Result<Payload, Failu
             }
         };
         taken += piece.len() as u64;
+        add(&mut hash, &piece);
         head.extend_from_slice(&piece);
         let whole = size.is_some_and(|size| size <= SEGMENT_MAX as u64);
         if whole || stored.is_none() && head.len() <= SEGMENT_MAX {

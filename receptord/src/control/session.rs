@@ -8,7 +8,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use receptor_proto::control::{CancelReply, LogLevelReply, PluginsReply, ResultsCommand, greeting};
+use receptor_proto::control::{
+    CancelReply, DropReply, LogLevelReply, PluginsReply, ReleaseReply, ResultsCommand, greeting,
+};
 use receptor_proto::packet::CancelReason;
 use receptor_proto::{ErrorBody, ErrorCode};
 use serde::Serialize;
@@ -18,9 +20,9 @@ use tokio::sync::oneshot;
 
 use super::client::{ClientInput, LineError};
 use super::command::{Command, Form, Request, from_json, id_word, invalid, is_go, parse, request};
-use super::outlet::{Outlet, Sending, error_line, tagged};
-use super::{Context, echo, send, views};
-use crate::engine::{EngineGone, Input};
+use super::outlet::{Ended, Outlet, Running, Sending, error_line, tagged};
+use super::{Context, echo, results, send, views};
+use crate::engine::{EngineGone, Input, Query};
 use crate::task;
 
 /// Tagged commands other than sends that one client may have running at once.
@@ -45,7 +47,6 @@ pub(super) async fn run(stream: UnixStream, context: Rc<Context>) {
         outlet: Rc::clone(&outlet),
         input: ClientInput::new(Rc::clone(&stream)),
         submits: Vec::new(),
-        tagged: Rc::default(),
     };
     outlet.line(greeting(&context.node).into_bytes()).await;
     let mut write = std::pin::pin!(outlet.write(&stream, &context.store, &context.engine));
@@ -78,9 +79,11 @@ pub(super) async fn run(stream: UnixStream, context: Rc<Context>) {
         }
         Some(Err(EngineGone)) | None => {}
     }
+    outlet.leave();
     let unfinished = outlet.unfinished();
     if !unfinished.is_empty() {
-        let _ = context.engine.send(Input::ClientGone(unfinished)).await;
+        let gone = Input::ClientGone(Rc::clone(&outlet.mailbox), unfinished);
+        let _ = context.engine.send(gone).await;
     }
 }
 
@@ -125,7 +128,6 @@ pub(super) struct Session {
     pub(super) outlet: Rc<Outlet>,
     pub(super) input: ClientInput,
     pub(super) submits: Vec<crate::engine::Submit>,
-    tagged: Rc<std::cell::Cell<usize>>,
 }
 
 /// How a command failed.
@@ -240,11 +242,7 @@ impl Session {
             outlet.line(line).await;
             return Ok(());
         }
-        if self.tagged.get() >= TAGGED_MAX {
-            let text = format!("at most {TAGGED_MAX} tagged commands run at once");
-            return Err(ErrorBody::new(ErrorCode::Busy, text).into());
-        }
-        let running = Running::begin(&self.tagged);
+        let running = self.may_run()?;
         let work = async move {
             let line = match answer(&context, &outlet, tag.as_deref(), request).await {
                 Ok(line) => line,
@@ -280,78 +278,107 @@ impl Session {
             send::discard(self, &command).await?;
             return Err(error.into());
         }
+        let detach = command.detach;
         let submit = send::prepare(self, command).await?;
         let work = submit.submission.id;
-        let (ended, wait) = if tag.is_none() {
+        let keyed = submit.digest.is_some();
+        if keyed && self.outlet.is_sending(work) {
+            let text = "a message with this key is under way on this connection";
+            send::forget_payload(self, &submit.submission.payload);
+            return Err(invalid(text).into());
+        }
+        // Somebody has to read on from the keeper when the key is known.
+        let running = match &tag {
+            Some(_) if keyed && !detach => match self.may_run() {
+                Ok(running) => Some(running),
+                Err(failure) => {
+                    send::forget_payload(self, &submit.submission.payload);
+                    return Err(failure);
+                }
+            },
+            Some(_) | None => None,
+        };
+        let (ended, wait) = if tag.is_none() || running.is_some() {
             let (ended, wait) = oneshot::channel();
             (Some(ended), Some(wait))
         } else {
             (None, None)
         };
         let sending = Sending {
-            tag,
+            tag: tag.clone(),
             until_accepted: submit.detach || !submit.submission.respond,
             ended,
             accepted: false,
         };
         self.outlet.begin(work, sending);
         self.submits.push(submit);
-        if let Some(wait) = wait {
-            self.flush().await?;
-            let _ = wait.await;
-        } else if self.submits.len() >= SUBMIT_MAX {
-            self.flush().await?;
-            self.outlet.wait_accepted(UNACCEPTED_MAX).await;
-        }
-        Ok(())
+        let Some(wait) = wait else {
+            if self.submits.len() >= SUBMIT_MAX {
+                self.flush().await?;
+                self.outlet.wait_accepted(UNACCEPTED_MAX).await;
+            }
+            return Ok(());
+        };
+        self.flush().await?;
+        let (context, outlet) = (Rc::clone(&self.context), Rc::clone(&self.outlet));
+        let rest = async move {
+            if wait.await == Ok(Ended::ReadOn) {
+                results::stream(&context, &outlet, tag.as_deref(), &work.into(), true).await
+            } else {
+                Ok(())
+            }
+        };
+        self.beside(running, rest).await
     }
 
     async fn results(&mut self, command: Command<'_>) -> Result<(), Failure> {
         let Command { tag, form, .. } = command;
-        let work = match form {
-            Form::Json(line) => from_json::<ResultsCommand>(line)?.id,
-            Form::Words(words) => id_word("results", &words)?,
+        let command = match form {
+            Form::Json(line) => from_json::<ResultsCommand>(line)?,
+            Form::Words(words) => ResultsCommand {
+                id: id_word("results", &words)?,
+                follow: true,
+            },
         };
-        let (ended, wait) = oneshot::channel();
-        let is_tagged = tag.is_some();
-        let sending = Sending {
-            tag,
-            until_accepted: false,
-            ended: Some(ended),
-            accepted: true,
+        let running = match &tag {
+            Some(_) => Some(self.may_run()?),
+            None => None,
         };
-        self.outlet.begin(work, sending);
-        let mailbox = Rc::clone(&self.outlet.mailbox);
-        let attach = |reply| Input::Attach {
-            work,
-            mailbox,
-            reply,
+        let (context, outlet) = (Rc::clone(&self.context), Rc::clone(&self.outlet));
+        let rest = async move {
+            let ResultsCommand { id, follow } = command;
+            results::stream(&context, &outlet, tag.as_deref(), &id, follow).await
         };
-        if !self.context.engine.ask(attach).await? {
-            self.outlet.forget(work);
-            let text = format!("no responses wait here for {work}");
-            return Err(ErrorBody::new(ErrorCode::NotFound, text).into());
+        self.beside(running, rest).await
+    }
+
+    /// A place for a command beside the others.
+    fn may_run(&self) -> Result<Running, Failure> {
+        if self.outlet.running() >= TAGGED_MAX {
+            let text = format!("at most {TAGGED_MAX} tagged commands run at once");
+            return Err(ErrorBody::new(ErrorCode::Busy, text).into());
         }
-        if !is_tagged {
-            let _ = wait.await;
-        }
+        Ok(self.outlet.run())
+    }
+
+    /// Does the rest of a command: beside the others when it has a place there, or else now.
+    async fn beside(
+        &self,
+        running: Option<Running>,
+        rest: impl Future<Output = Result<(), EngineGone>> + 'static,
+    ) -> Result<(), Failure> {
+        let Some(running) = running else {
+            return Ok(rest.await?);
+        };
+        let outlet = Rc::clone(&self.outlet);
+        task::spawn("control-command", async move {
+            tokio::select! {
+                _ = rest => {}
+                () = outlet.left() => {}
+            }
+            drop(running);
+        });
         Ok(())
-    }
-}
-
-/// Counts a tagged command while it runs.
-struct Running(Rc<std::cell::Cell<usize>>);
-
-impl Running {
-    fn begin(count: &Rc<std::cell::Cell<usize>>) -> Self {
-        count.set(count.get() + 1);
-        Self(Rc::clone(count))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -405,11 +432,38 @@ async fn answer(
                 reason,
                 reply,
             };
-            if !context.engine.ask(cancel).await? {
-                let text = format!("no message {work} was sent from here and is under way");
-                return Err(ErrorBody::new(ErrorCode::NotFound, text).into());
-            }
-            tagged(tag, &CancelReply { cancelling: work })
+            let cancelling = context.engine.ask(cancel).await??;
+            tagged(tag, &CancelReply { cancelling })
+        }
+        Request::Release(work) => {
+            let release = |reply| Input::Release { work, reply };
+            let released = context.engine.ask(release).await??;
+            tagged(tag, &ReleaseReply { released })
+        }
+        Request::Works(only) => {
+            let brief = only.is_none();
+            let works = |reply| Input::Query(Query::Works(only, reply));
+            let works = context.engine.ask(works).await??;
+            tagged(tag, &results::works_reply(works, brief))
+        }
+        Request::Spool(only) => {
+            let spool = |reply| Input::Query(Query::Spool(only, reply));
+            let mut spool = context.engine.ask(spool).await??;
+            results::keep_first(&mut spool.messages);
+            tagged(tag, &spool)
+        }
+        Request::SpoolDrop(work) => {
+            let drop = |reply| Input::SpoolDrop { work, reply };
+            let dropped = context.engine.ask(drop).await??;
+            tagged(tag, &DropReply { dropped })
+        }
+        Request::DeadLetters => tagged(tag, &results::letters_reply(context)),
+        Request::DeadLetterRetry(command) => tagged(tag, &results::retry(context, &command).await?),
+        Request::DeadLetterDrop(letter) => {
+            let letters = context.keeper.letters();
+            let dropped = letters.find(&letter)?.id;
+            letters.forget(dropped);
+            tagged(tag, &DropReply { dropped })
         }
     })
 }

@@ -1,25 +1,20 @@
 //! The messages that clients of this node have sent, and who gets what comes back.
 //!
-//! Owns, for each message under way, the mailbox of its client, or the responses that wait for
-//! one when it was detached. Those are bounded in bytes and in works; what is dropped to make
-//! room is logged. Decides one thing for the core: a message to a node that was never heard of
-//! is refused unless its client wants it to wait.
+//! Owns, for each message of a client that is there, its mailbox; what comes of a message that is
+//! not volatile the [`crate::results::Keeper`] has as well, for whoever asks. Decides one thing for
+//! the core: a message to a node that was never heard of is refused unless its client wants it to
+//! wait.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::rc::Rc;
 
-use receptor_mesh::{EntryId, Payload, Reachability, Recipient};
+use receptor_mesh::{Payload, Reachability, Recipient};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use super::mailbox::{Letter, Mailbox, News, Response};
 use super::{Engine, Submit};
-
-/// Bytes of responses kept for clients that detached and have not asked yet. Beyond that the
-/// oldest work's responses are dropped.
-const PARKED_MAX: usize = 64 << 20;
-/// Works that are known to have been detached, at most.
-const PARKED_WORKS_MAX: usize = 10_000;
+use crate::results::Begin;
 
 /// Bytes of volatile messages to one recipient, about, that may be without its receipt before
 /// further ones wait here unaccepted, and with them their clients: a few times what may be in
@@ -37,13 +32,18 @@ pub(super) struct Clients {
     /// Volatile messages that wait for room, by recipient; bounded by what sessions let their
     /// clients send unaccepted.
     held: BTreeMap<NodeId, VecDeque<Submit>>,
-    parked: Parked,
+    /// Messages with a key, until the keeper has written what they ask for.
+    unwritten: HashMap<MessageId, Submit>,
+    /// Clients that sent a message with the key of one that is not accepted yet; bounded as
+    /// `held`.
+    latecomers: HashMap<MessageId, Vec<Rc<Mailbox>>>,
 }
 
 /// A message of a client of this node.
 #[derive(Debug)]
 struct Sent {
     listener: Listener,
+    volatile: bool,
     /// The highest serial that came.
     delivered: u64,
     ended: bool,
@@ -54,19 +54,10 @@ struct Sent {
 enum Listener {
     /// This client.
     Client(Rc<Mailbox>),
-    /// This client gets the acceptance; the responses wait.
+    /// This client gets the acceptance; the keeper has the responses.
     Detaching(Rc<Mailbox>),
-    /// Nobody now; they wait.
-    Nobody(VecDeque<Letter>),
-    /// Nobody ever; they are dropped.
+    /// Nobody ever: the message is volatile and its client is gone.
     Gone,
-}
-
-/// Bytes and works that wait for a client to ask, oldest first.
-#[derive(Debug, Default)]
-struct Parked {
-    weight: usize,
-    order: VecDeque<MessageId>,
 }
 
 impl Engine {
@@ -121,160 +112,211 @@ impl Engine {
     }
 
     fn submit_now(&mut self, submit: Submit) {
-        let Submit {
-            submission,
-            wait,
-            detach,
-            mailbox,
-        } = submit;
+        let submission = &submit.submission;
         let work = submission.id;
-        let stored = match &submission.payload {
-            Payload::Stored { entry, .. } => Some(*entry),
-            Payload::Inline(_) => None,
-        };
-        if !wait
+        if !submit.wait
             && let Recipient::Node(node) = &submission.recipient
             && self.mesh.reachability(node) == Reachability::Unknown
+            && !self.keeper.knows(work)
         {
             let text = format!("no node {node} was ever heard of here");
-            return self.refuse(
-                work,
-                &mailbox,
-                stored,
-                ErrorBody::new(ErrorCode::NoSuchNode, text),
-            );
+            let error = ErrorBody::new(ErrorCode::NoSuchNode, text);
+            return self.refuse(submit, error);
         }
+        if submission.volatile || !submission.respond {
+            return self.hand_over(submit);
+        }
+        let begin = Begin {
+            directive: submission.directive.clone(),
+            recipient: match &submission.recipient {
+                Recipient::Node(node) => Some(node.clone()),
+                Recipient::Any { .. } => None,
+            },
+            digest: submit.digest.clone(),
+            client: !submit.detach,
+        };
+        if submit.digest.is_none() {
+            self.keeper.begin(work, begin);
+            return self.hand_over(submit);
+        }
+        let Some((digest, accepted, recipient)) = self.keeper.keyed(work) else {
+            self.keeper.begin(work, begin);
+            self.clients.unwritten.insert(work, submit);
+            return;
+        };
+        if digest != submit.digest {
+            let text = "another message was sent with this key: its directive, recipient or payload differ";
+            let error = ErrorBody::new(ErrorCode::InvalidRequest, text);
+            return self.refuse(submit, error.with("id", work.to_string()));
+        }
+        self.drop_payload(&submit);
+        if accepted {
+            let news = News::Known { recipient };
+            submit.mailbox.push(Letter { work, news });
+        } else {
+            let latecomers = self.clients.latecomers.entry(work).or_default();
+            latecomers.push(submit.mailbox);
+        }
+    }
+
+    fn hand_over(&mut self, submit: Submit) {
+        let work = submit.submission.id;
         if self.clients.sends.contains_key(&work) {
             let text = format!("a message {work} is under way already");
             let error = ErrorBody::new(ErrorCode::InvalidRequest, text);
-            return self.refuse(work, &mailbox, stored, error);
+            return self.refuse(submit, error);
         }
+        let Submit {
+            submission,
+            detach,
+            mailbox,
+            ..
+        } = submit;
         let listener = if detach {
             Listener::Detaching(Rc::clone(&mailbox))
         } else {
             Listener::Client(Rc::clone(&mailbox))
         };
-        let respond = submission.respond;
         let send = Sent {
             listener,
+            volatile: submission.volatile,
             delivered: 0,
-            ended: !respond,
+            ended: !submission.respond,
         };
         self.clients.sends.insert(work, send);
         if let Err(error) = self.mesh.submit(self.now, submission) {
-            self.clients.sends.remove(&work);
             // The core has seen to the payload.
-            self.refuse(work, &mailbox, None, error.0);
+            self.clients.sends.remove(&work);
+            self.not_taken(work, &mailbox, &error.0);
         }
     }
 
-    fn refuse(
-        &mut self,
-        work: MessageId,
-        mailbox: &Mailbox,
-        stored: Option<EntryId>,
-        error: ErrorBody,
-    ) {
-        if let Some(entry) = stored {
-            self.store.remove(entry);
+    /// A message that is not the core's yet is not taken.
+    fn refuse(&mut self, submit: Submit, error: ErrorBody) {
+        self.drop_payload(&submit);
+        let work = submit.submission.id;
+        let news = News::Refused(error);
+        submit.mailbox.push(Letter { work, news });
+    }
+
+    fn drop_payload(&mut self, submit: &Submit) {
+        if let Payload::Stored { entry, .. } = &submit.submission.payload {
+            self.store.remove(*entry);
         }
-        mailbox.push(Letter {
-            work,
-            news: News::Refused(error),
-        });
+    }
+
+    fn not_taken(&mut self, work: MessageId, mailbox: &Rc<Mailbox>, error: &ErrorBody) {
+        self.keeper.abandon(work);
+        let latecomers = self.clients.latecomers.remove(&work).unwrap_or_default();
+        for mailbox in latecomers.iter().chain([mailbox]) {
+            let news = News::Refused(error.clone());
+            mailbox.push(Letter { work, news });
+        }
+    }
+
+    /// Something changed about what the keeper has of a work.
+    pub(super) fn kept(&mut self, work: MessageId, result: Result<(), ErrorBody>) {
+        match result {
+            Ok(()) if self.keeper.has_head(work) => {
+                if let Some(submit) = self.clients.unwritten.remove(&work) {
+                    self.hand_over(submit);
+                }
+            }
+            Ok(()) => {}
+            Err(error) => {
+                if let Some(submit) = self.clients.unwritten.remove(&work) {
+                    self.drop_payload(&submit);
+                    self.not_taken(work, &submit.mailbox, &error);
+                }
+            }
+        }
+        self.forget(work);
+    }
+
+    /// Lets the core forget the responses that are safe with the keeper or their client.
+    pub(super) fn forget(&mut self, work: MessageId) {
+        if let Some(serial) = self.keeper.to_forget(work, &self.store) {
+            self.mesh.consumed(self.now, work, serial);
+        }
+        self.keeper.tidy(work);
     }
 
     pub(super) fn accepted(&mut self, work: MessageId, recipient: NodeId) {
+        self.keeper.accepted(work, &recipient);
+        for mailbox in self.clients.latecomers.remove(&work).unwrap_or_default() {
+            let recipient = Some(recipient.clone());
+            let news = News::Known { recipient };
+            mailbox.push(Letter { work, news });
+        }
         let Some(send) = self.clients.sends.get_mut(&work) else {
             return;
         };
         let news = News::Accepted { recipient };
+        let mut over = send.ended;
         match &send.listener {
             Listener::Client(mailbox) => mailbox.push(Letter { work, news }),
             Listener::Detaching(mailbox) => {
                 mailbox.push(Letter { work, news });
-                send.listener = Listener::Nobody(VecDeque::new());
-                if !send.ended {
-                    self.clients.parked.order.push_back(work);
-                }
+                over = true;
             }
-            Listener::Nobody(_) | Listener::Gone => {}
+            Listener::Gone => {}
         }
-        if send.ended {
+        if over {
             self.clients.sends.remove(&work);
-        }
-        if self.clients.parked.order.len() > PARKED_WORKS_MAX {
-            self.drop_oldest_parked();
         }
     }
 
     pub(super) fn deliver(&mut self, work: MessageId, response: Response) {
-        let serial = response.serial;
-        let ended = response.eof.is_some();
-        let letter = Letter {
-            work,
-            news: News::Response(response),
-        };
-        let send = self.clients.sends.entry(work).or_insert_with(|| {
-            // A message of an earlier run of the daemon.
-            self.clients.parked.order.push_back(work);
-            Sent {
-                listener: Listener::Nobody(VecDeque::new()),
-                delivered: 0,
-                ended: false,
-            }
-        });
-        send.delivered = serial;
-        send.ended = ended;
-        match &mut send.listener {
-            Listener::Client(mailbox) | Listener::Detaching(mailbox) => mailbox.push(letter),
-            Listener::Nobody(letters) => {
-                self.clients.parked.weight += letter.weight();
-                letters.push_back(letter);
-                while self.clients.parked.weight > PARKED_MAX {
-                    self.drop_oldest_parked();
+        let (serial, ended) = (response.serial, response.eof.is_some());
+        let send = self.clients.sends.get_mut(&work);
+        let volatile = send.as_ref().is_some_and(|send| send.volatile);
+        if !volatile {
+            self.keeper.take(work, &response);
+        }
+        if let Some(send) = send {
+            send.delivered = serial;
+            send.ended = ended;
+            match &send.listener {
+                Listener::Client(mailbox) | Listener::Detaching(mailbox) => {
+                    let news = News::Response(response);
+                    mailbox.push(Letter { work, news });
                 }
+                Listener::Gone => self.consumed(work, serial),
             }
-            Listener::Gone => self.consumed(work, serial),
+        }
+        if !volatile {
+            self.forget(work);
         }
     }
 
-    /// Gives up the responses of the work that nobody asked for the longest.
-    fn drop_oldest_parked(&mut self) {
-        let Some(work) = self.clients.parked.order.pop_front() else {
-            self.clients.parked.weight = 0;
-            return;
-        };
-        let Some(send) = self.clients.sends.get_mut(&work) else {
-            return;
-        };
-        if let Listener::Nobody(letters) = &send.listener {
-            let weight: usize = letters.iter().map(Letter::weight).sum();
-            self.clients.parked.weight = self.clients.parked.weight.saturating_sub(weight);
-            if weight > 0 {
-                tracing::warn!(%work, "responses that nobody asked for were dropped to make room");
-            }
-            send.listener = Listener::Gone;
-            let delivered = send.delivered;
-            self.consumed(work, delivered);
-        }
-    }
-
+    /// A client has a response, and those before it.
     pub(super) fn consumed(&mut self, work: MessageId, serial: u64) {
-        if serial > 0 {
-            self.mesh.consumed(self.now, work, serial);
-        }
-        if self
-            .clients
-            .sends
-            .get(&work)
-            .is_some_and(|send| send.ended && serial >= send.delivered)
-        {
+        let send = self.clients.sends.get(&work);
+        let volatile = send.is_some_and(|send| send.volatile);
+        if send.is_some_and(|send| send.ended && serial >= send.delivered) {
             self.clients.sends.remove(&work);
         }
+        if !volatile {
+            self.keeper.client_has(work, serial);
+            self.forget(work);
+        } else if serial > 0 {
+            self.mesh.consumed(self.now, work, serial);
+        }
     }
 
-    pub(super) fn client_gone(&mut self, work: MessageId) {
+    /// The client with this mailbox is gone before the end of this message.
+    pub(super) fn client_gone(&mut self, work: MessageId, client: &Rc<Mailbox>) {
+        if let Some(latecomers) = self.clients.latecomers.get_mut(&work) {
+            latecomers.retain(|mailbox| !Rc::ptr_eq(mailbox, client));
+        }
+        if let Some(submit) = self.clients.unwritten.get_mut(&work)
+            && Rc::ptr_eq(&submit.mailbox, client)
+        {
+            // It may come again with the same key.
+            submit.detach = true;
+            self.keeper.client_gone(work);
+            return;
+        }
         let Some(send) = self.clients.sends.get_mut(&work) else {
             // It was never accepted, so nothing was promised.
             for held in self.clients.held.values_mut() {
@@ -282,30 +324,20 @@ impl Engine {
             }
             return;
         };
-        match &send.listener {
-            Listener::Client(_) => {
-                send.listener = Listener::Gone;
-                let delivered = send.delivered;
-                self.consumed(work, delivered);
-            }
+        let (Listener::Client(mailbox), delivered) = (&send.listener, send.delivered) else {
             // The acceptance was not read; what the message does is not its client's business.
-            Listener::Detaching(_) | Listener::Nobody(_) | Listener::Gone => {}
-        }
-    }
-
-    pub(super) fn attach(&mut self, work: MessageId, mailbox: Rc<Mailbox>) -> bool {
-        let Some(send) = self.clients.sends.get_mut(&work) else {
-            return false;
+            return;
         };
-        let Listener::Nobody(letters) = &mut send.listener else {
-            return false;
-        };
-        self.clients.parked.order.retain(|other| *other != work);
-        for letter in std::mem::take(letters) {
-            self.clients.parked.weight = self.clients.parked.weight.saturating_sub(letter.weight());
-            mailbox.push(letter);
+        if !Rc::ptr_eq(mailbox, client) {
+            return;
         }
-        send.listener = Listener::Client(mailbox);
-        true
+        if send.volatile {
+            send.listener = Listener::Gone;
+            self.consumed(work, delivered);
+        } else {
+            self.clients.sends.remove(&work);
+            self.keeper.client_gone(work);
+            self.forget(work);
+        }
     }
 }

@@ -9,10 +9,11 @@ use std::time::Duration;
 use receptor_mesh::{
     Counters, EchoAnswer, EntryId, LinkId, LinkInfo, LinkView, NodeView, Submission,
 };
+use receptor_proto::control::{SpoolReply, WorkStatus};
 use receptor_proto::frame::Frame;
 use receptor_proto::packet::CancelReason;
 use receptor_proto::wire::DecodeError;
-use receptor_proto::{ErrorBody, MessageId, NodeId};
+use receptor_proto::{ErrorBody, IdPrefix, MessageId, NodeId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::mailbox::Mailbox;
@@ -92,25 +93,32 @@ pub(crate) enum Input {
     /// A client wants a work ended.
     Cancel {
         /// Which.
-        work: MessageId,
+        work: IdPrefix,
         /// Why.
         reason: CancelReason,
-        /// False: no such work.
-        reply: oneshot::Sender<bool>,
+        /// Which it is, or why not.
+        reply: oneshot::Sender<Result<MessageId, ErrorBody>>,
     },
+    /// Nobody wants the responses of a work any more.
+    Release {
+        /// Which.
+        work: IdPrefix,
+        /// Which it is, or why not.
+        reply: oneshot::Sender<Result<MessageId, ErrorBody>>,
+    },
+    /// What waits here of a work is to be given up.
+    SpoolDrop {
+        /// Which.
+        work: IdPrefix,
+        /// Which it is, or why not.
+        reply: oneshot::Sender<Result<MessageId, ErrorBody>>,
+    },
+    /// Something changed about what the keeper has of this work, or it could not be written.
+    Kept(MessageId, Result<(), ErrorBody>),
     /// A client has these responses, and those before them.
     Consumed(Vec<(MessageId, u64)>),
-    /// A client is gone; whatever comes for these works is dropped.
-    ClientGone(Vec<MessageId>),
-    /// A client wants the responses of a work that was detached.
-    Attach {
-        /// Which.
-        work: MessageId,
-        /// Where they go.
-        mailbox: Rc<Mailbox>,
-        /// False: nothing is known of it.
-        reply: oneshot::Sender<bool>,
-    },
+    /// A client is gone; what comes for these works is kept for whoever asks.
+    ClientGone(Rc<Mailbox>, Vec<MessageId>),
     /// A client needs a name for a payload.
     NewEntry(oneshot::Sender<EntryId>),
     /// A client asks a node for a sign of life.
@@ -139,6 +147,8 @@ pub(crate) struct Submit {
     pub(crate) wait: bool,
     /// The responses are not for this client; they wait.
     pub(crate) detach: bool,
+    /// Of a send with a key: what it asks for.
+    pub(crate) digest: Option<String>,
     /// Where the acceptance and, unless detached, the responses go.
     pub(crate) mailbox: Rc<Mailbox>,
 }
@@ -151,6 +161,16 @@ pub(crate) enum Query {
     Links(oneshot::Sender<Vec<LinkReport>>),
     /// Works that were dispatched here and have not ended.
     WorksActive(oneshot::Sender<u64>),
+    /// Works that were sent from here or run here, or one of them.
+    Works(
+        Option<IdPrefix>,
+        oneshot::Sender<Result<Vec<WorkStatus>, ErrorBody>>,
+    ),
+    /// Messages that wait here, or those of one work, and how many there are.
+    Spool(
+        Option<IdPrefix>,
+        oneshot::Sender<Result<SpoolReply, ErrorBody>>,
+    ),
     /// What the core has counted and seen.
     Health(oneshot::Sender<Health>),
 }
@@ -224,10 +244,10 @@ impl EngineHandle {
         self.inbox.send(input).await.map_err(|_| EngineGone)
     }
 
-    /// For the store, which must not wait: its results are few and bounded by what the core
-    /// asked for, so a full inbox is waited for in a task of its own.
-    pub(super) fn send_stored(&self, done: Vec<store::Done>) {
-        match self.inbox.try_send(Input::Stored(done)) {
+    /// For the store and the keeper, which must not wait: their results are few and bounded by what
+    /// the core asked for, so a full inbox is waited for in a task of its own.
+    pub(super) fn send_stored(&self, input: Input) {
+        match self.inbox.try_send(input) {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             Err(mpsc::error::TrySendError::Full(input)) => {
                 let handle = self.clone();

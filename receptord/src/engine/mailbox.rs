@@ -35,6 +35,12 @@ pub(crate) enum News {
         /// To whom it goes.
         recipient: NodeId,
     },
+    /// The message was accepted before, when it was sent with the same key: what came of it is with
+    /// the keeper.
+    Known {
+        /// To whom it goes.
+        recipient: Option<NodeId>,
+    },
     /// The message was not taken; nothing follows.
     Refused(ErrorBody),
     /// A response.
@@ -42,7 +48,7 @@ pub(crate) enum News {
 }
 
 /// One response.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Response {
     /// Who answers.
     pub(crate) sender: NodeId,
@@ -67,7 +73,9 @@ impl Letter {
                 payload: Payload::Inline(bytes),
                 ..
             }) => ENVELOPE + bytes.len(),
-            News::Accepted { .. } | News::Refused(_) | News::Response(_) => ENVELOPE,
+            News::Accepted { .. } | News::Known { .. } | News::Refused(_) | News::Response(_) => {
+                ENVELOPE
+            }
         }
     }
 }

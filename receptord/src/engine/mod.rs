@@ -11,6 +11,7 @@
 //!                                   next timeout ───────▶ └────────┘ ─▶ Store, workers
 //! ```
 
+mod ask;
 mod clients;
 mod events;
 mod input;
@@ -22,14 +23,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
-use receptor_mesh::{Config, EchoAnswer, EchoId, Instant, LinkId, Mesh, Output, Record};
+use receptor_mesh::{Config, EchoAnswer, EchoId, EntryId, Instant, LinkId, Mesh, Output, Record};
 use receptor_proto::ErrorBody;
+use receptor_proto::packet::MessageKind;
 use tokio::sync::{mpsc, oneshot};
 
+use self::ask::Known;
 use self::clients::Clients;
 use self::events::EventLog;
 use crate::config::Settings;
 use crate::link::{Outbox, WRITE_BUDGET};
+use crate::results::{DeadLetter, Keeper};
 use crate::store::{Done, Store};
 use crate::systemd::Notifier;
 use crate::worker::Report;
@@ -71,6 +75,10 @@ pub(crate) struct Engine {
     now: Instant,
     inbox: mpsc::Receiver<Input>,
     store: Store,
+    keeper: Keeper,
+    /// Messages that were given up and whose payload the store is asked for.
+    letters: HashMap<EntryId, DeadLetter>,
+    known: Known,
     notifier: Notifier,
     settings: Rc<RefCell<Settings>>,
     reports: mpsc::Receiver<Report>,
@@ -106,6 +114,7 @@ impl Engine {
         config: Config,
         store: Store,
         records: Vec<Record>,
+        keeper: Keeper,
         notifier: Notifier,
         settings: Rc<RefCell<Settings>>,
         host: HostLink,
@@ -114,13 +123,36 @@ impl Engine {
         let clock = Clock::start();
         let now = clock.now();
         let done = handle.clone();
-        store.set_on_done(Box::new(move |stored| done.send_stored(stored)));
+        store.set_on_done(Box::new(move |stored| {
+            done.send_stored(Input::Stored(stored));
+        }));
+        for record in &records {
+            if let Record::Outgoing {
+                recipient, message, ..
+            } = record
+                && let MessageKind::Request {
+                    directive,
+                    respond: true,
+                } = &message.kind
+            {
+                keeper.restore(message.work, directive, recipient);
+            }
+        }
+        let mesh = Mesh::new(config, now, records);
+        keeper.settle_old(|work| mesh.has_arrived(work).is_some());
+        let done = handle.clone();
+        keeper.start(Box::new(move |work, result| {
+            done.send_stored(Input::Kept(work, result));
+        }));
         let engine = Self {
-            mesh: Mesh::new(config, now, records),
+            mesh,
             clock,
             now,
             inbox,
             store,
+            keeper,
+            letters: HashMap::new(),
+            known: Known::default(),
             notifier,
             settings,
             reports: host.reports,
@@ -317,24 +349,24 @@ impl Engine {
                 reason,
                 reply,
             } => {
-                let _ = reply.send(self.mesh.cancel(self.now, work, reason).is_ok());
+                let _ = reply.send(self.cancel(&work, reason));
             }
+            Input::Release { work, reply } => {
+                let _ = reply.send(self.release(&work));
+            }
+            Input::SpoolDrop { work, reply } => {
+                let _ = reply.send(self.spool_drop(&work));
+            }
+            Input::Kept(work, result) => self.kept(work, result),
             Input::Consumed(list) => {
                 for (work, serial) in list {
                     self.consumed(work, serial);
                 }
             }
-            Input::ClientGone(works) => {
+            Input::ClientGone(client, works) => {
                 for work in works {
-                    self.client_gone(work);
+                    self.client_gone(work, &client);
                 }
-            }
-            Input::Attach {
-                work,
-                mailbox,
-                reply,
-            } => {
-                let _ = reply.send(self.attach(work, mailbox));
             }
             Input::NewEntry(reply) => {
                 let _ = reply.send(self.mesh.new_entry());
@@ -438,6 +470,12 @@ impl Engine {
                 };
                 self.deliver(work, response);
             }
+            Output::DeadLetter {
+                entry,
+                recipient,
+                message,
+                reason,
+            } => self.dead_letter(entry, recipient, *message, reason),
             Output::EchoResult { id, result } => {
                 if let Some(reply) = self.echoes.remove(&id) {
                     let _ = reply.send(result);
@@ -478,6 +516,9 @@ impl Engine {
                 tracing::warn!(%error, "messages were not kept");
                 self.mesh.handle_persist_failed(self.now, token, error);
             }
+            Done::Fetched(entry, _, result) if self.letters.contains_key(&entry) => {
+                self.letter_read(entry, result);
+            }
             Done::Fetched(entry, offset, result) => {
                 self.mesh.handle_fetched(self.now, entry, offset, result);
             }
@@ -516,6 +557,12 @@ impl Engine {
             }
             Query::WorksActive(reply) => {
                 let _ = reply.send(self.works_active());
+            }
+            Query::Works(only, reply) => {
+                let _ = reply.send(self.work_statuses(only.as_ref()));
+            }
+            Query::Spool(only, reply) => {
+                let _ = reply.send(self.spool_reply(only.as_ref()));
             }
             Query::Health(reply) => {
                 let _ = reply.send(Health {

@@ -268,6 +268,7 @@ impl Engine {
             error: Some(error),
         };
         let empty = Payload::Inline(Bytes::new());
+        self.note_end(work, &eof);
         let _ = self
             .mesh
             .work_done(self.now, work, eof, Content::None, empty);
@@ -362,6 +363,7 @@ impl Engine {
                 progress,
             } => {
                 tracing::trace!(%work, state, message, ?progress, "work status");
+                self.told_of_work(work, message.or(state), progress);
             }
             Report::Capabilities(plugins) => self.capabilities(plugins),
         }
@@ -438,6 +440,7 @@ impl Engine {
                         .adopt(work, payload)
                         .unwrap_or_else(|| Payload::Inline(Bytes::new()));
                     self.works.table.remove(&work);
+                    self.note_end(work, &eof);
                     let _ = self.mesh.work_done(self.now, work, eof, content, payload);
                 }
             }

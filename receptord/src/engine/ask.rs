@@ -1,0 +1,357 @@
+//! What clients ask about works and messages, and what they want done about them.
+//!
+//! Puts together what the core, the keeper and the table of works know. Owns the last word of the
+//! plugins about works that run here, and the works that ended here a while ago; both are bounded.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use receptor_mesh::{EntryId, Reachability, WaitingKind, WorkView};
+use receptor_proto::control::{
+    SpoolEntry, SpoolKind, SpoolReason, SpoolReply, WorkRole, WorkState, WorkStatus,
+};
+use receptor_proto::packet::{self, Eof, Message, MessageKind};
+use receptor_proto::{Directive, ErrorBody, ErrorCode, IdPrefix, MessageId, NodeId};
+
+use super::Engine;
+use crate::results::{DeadLetter, made_at, not_found, now_ms, resolve};
+
+/// Works that ended here and are still shown.
+const ENDED_MAX: usize = 1000;
+/// Messages that are looked at for one answer; a line holds a few thousand.
+const SPOOL_MAX: usize = 10_000;
+/// Works that are looked at for one answer.
+const WORKS_MAX: usize = 10_000;
+/// Bytes of what a plugin says of a work that are remembered.
+const MESSAGE_MAX: usize = 256;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    told: HashMap<MessageId, Told>,
+    ended: VecDeque<Ended>,
+}
+
+/// What a plugin said last of a work.
+#[derive(Debug)]
+struct Told {
+    message: Option<String>,
+    progress: Option<(u64, u64)>,
+}
+
+/// A work that ended here.
+#[derive(Debug)]
+struct Ended {
+    id: MessageId,
+    sender: NodeId,
+    directive: Directive,
+    since_ms: u64,
+    at_ms: u64,
+    responses: u64,
+    eof: Eof,
+    told: Option<Told>,
+}
+
+impl Engine {
+    pub(super) fn cancel(
+        &mut self,
+        prefix: &IdPrefix,
+        reason: packet::CancelReason,
+    ) -> Result<MessageId, ErrorBody> {
+        let work = self.find_work(prefix)?;
+        if self.mesh.cancel(self.now, work, reason).is_ok() {
+            self.keeper.cancelling(work);
+            return Ok(work);
+        }
+        if self.mesh.work(work).is_some() {
+            self.cancel_work(work, reason);
+            return Ok(work);
+        }
+        let known = self.keeper.knows(work) || self.known.ended.iter().any(|e| e.id == work);
+        let text = if known {
+            format!("the work {work} has ended already")
+        } else {
+            format!(
+                "no message {work} was sent from here and is under way, and no such work runs here"
+            )
+        };
+        Err(ErrorBody::new(ErrorCode::NotFound, text))
+    }
+
+    pub(super) fn release(&mut self, prefix: &IdPrefix) -> Result<MessageId, ErrorBody> {
+        let work = resolve(prefix, self.keeper.ids().into_iter())?;
+        if !self.keeper.release(work) {
+            return Err(not_found(prefix));
+        }
+        self.forget(work);
+        Ok(work)
+    }
+
+    pub(super) fn spool_drop(&mut self, prefix: &IdPrefix) -> Result<MessageId, ErrorBody> {
+        let (waiting, _) = self.mesh.waiting(self.now, usize::MAX);
+        let work = resolve(prefix, waiting.iter().map(|view| view.work))?;
+        if !waiting.iter().any(|view| view.work == work) {
+            let text = format!("nothing waits here of a work {work}");
+            return Err(ErrorBody::new(ErrorCode::NotFound, text));
+        }
+        if self.mesh.drop_waiting(self.now, work).is_err() {
+            let text = format!("of the work {work} only a request to end it waits here");
+            return Err(ErrorBody::new(ErrorCode::Refused, text));
+        }
+        self.keeper.cancelling(work);
+        Ok(work)
+    }
+
+    pub(super) fn spool_reply(&self, only: Option<&IdPrefix>) -> Result<SpoolReply, ErrorBody> {
+        let limit = if only.is_some() {
+            usize::MAX
+        } else {
+            SPOOL_MAX
+        };
+        let (mut waiting, mut total) = self.mesh.waiting(self.now, limit);
+        if let Some(prefix) = only {
+            let work = resolve(prefix, waiting.iter().map(|view| view.work))?;
+            waiting.retain(|view| view.work == work);
+            total = waiting.len() as u64;
+            if waiting.is_empty() {
+                let text = format!("nothing waits here of a work {work}");
+                return Err(ErrorBody::new(ErrorCode::NotFound, text));
+            }
+        }
+        let now = now_ms();
+        let messages = waiting.into_iter().map(|view| {
+            let reason = match self.mesh.reachability(&view.recipient) {
+                Reachability::Unknown => SpoolReason::UnknownNode,
+                Reachability::NoRoute => SpoolReason::NoRoute,
+                Reachability::Reachable if view.sent => SpoolReason::NoReceipt,
+                Reachability::Reachable => SpoolReason::NotSent,
+            };
+            let (kind, directive, serial) = match view.kind {
+                WaitingKind::Request { directive } => (SpoolKind::Request, Some(directive), None),
+                WaitingKind::Response { serial } => (SpoolKind::Response, None, Some(serial)),
+                WaitingKind::Cancel => (SpoolKind::Cancel, None, None),
+            };
+            let made = (kind == SpoolKind::Request)
+                .then(|| made_at(view.work))
+                .flatten();
+            SpoolEntry {
+                id: view.work,
+                kind,
+                recipient: view.recipient,
+                directive,
+                serial,
+                size: view.size,
+                age_ms: made.map(|made| now.saturating_sub(made)),
+                expires_ms: u64::try_from(view.remaining.as_millis()).unwrap_or(u64::MAX),
+                reason,
+                volatile: view.volatile,
+            }
+        });
+        Ok(SpoolReply {
+            messages: messages.collect(),
+            total,
+        })
+    }
+
+    pub(super) fn work_statuses(
+        &self,
+        only: Option<&IdPrefix>,
+    ) -> Result<Vec<WorkStatus>, ErrorBody> {
+        let only = only.map(|prefix| self.find_work(prefix)).transpose()?;
+        let node = self.mesh.config().node.clone();
+        let mut works = self
+            .keeper
+            .statuses(&node, only, |work| self.mesh.has_arrived(work));
+        let here = match only {
+            None => self.mesh.works(WORKS_MAX).0,
+            Some(work) => self.mesh.work(work).into_iter().collect(),
+        };
+        let ended = self.known.ended.iter();
+        let kept = self.settings.borrow().spool.results_retention.as_millis();
+        let recent = now_ms().saturating_sub(u64::try_from(kept).unwrap_or(u64::MAX));
+        let ended =
+            ended.filter(|ended| ended.at_ms > recent && only.is_none_or(|only| only == ended.id));
+        let ended: Vec<_> = ended.map(|ended| ended.status(&node)).collect();
+        let running = here
+            .into_iter()
+            .filter(|view| !ended.iter().any(|ended| ended.id == view.work))
+            .map(|view| self.status_here(&node, view));
+        works.extend(running);
+        works.extend(ended);
+        if let Some(work) = only
+            && works.is_empty()
+        {
+            return Err(not_found(&work.into()));
+        }
+        works.sort_by_key(|work| std::cmp::Reverse((work.age_ms, work.id)));
+        Ok(works)
+    }
+
+    fn status_here(&self, node: &NodeId, view: WorkView) -> WorkStatus {
+        let told = self.known.told.get(&view.work);
+        WorkStatus {
+            id: view.work,
+            role: WorkRole::Here,
+            state: if view.running {
+                WorkState::Running
+            } else {
+                WorkState::Queued
+            },
+            cancelling: view.cancelled,
+            directive: Some(view.directive),
+            sender: Some(view.sender),
+            recipient: Some(node.clone()),
+            age_ms: u64::try_from(self.now.since(view.since).as_millis()).unwrap_or(u64::MAX),
+            ended_ms: None,
+            message: told.and_then(|told| told.message.clone()),
+            progress: told.and_then(|told| told.progress),
+            code: None,
+            error: None,
+            responses: view.responses,
+            kept_bytes: 0,
+            dropped: false,
+        }
+    }
+
+    /// Any work that is known here.
+    fn find_work(&self, prefix: &IdPrefix) -> Result<MessageId, ErrorBody> {
+        if let Some(whole) = prefix.whole() {
+            return Ok(whole);
+        }
+        let (here, _) = self.mesh.works(usize::MAX);
+        let ids = self.keeper.ids().into_iter();
+        let ids = ids.chain(here.into_iter().map(|view| view.work));
+        resolve(
+            prefix,
+            ids.chain(self.known.ended.iter().map(|ended| ended.id)),
+        )
+    }
+
+    /// A plugin says how it goes.
+    pub(super) fn told_of_work(
+        &mut self,
+        work: MessageId,
+        message: Option<String>,
+        progress: Option<(u64, u64)>,
+    ) {
+        if self.mesh.work(work).is_none() {
+            return;
+        }
+        let told = self.known.told.entry(work).or_insert(Told {
+            message: None,
+            progress: None,
+        });
+        if let Some(mut message) = message {
+            let mut end = message.len().min(MESSAGE_MAX);
+            while !message.is_char_boundary(end) {
+                end -= 1;
+            }
+            message.truncate(end);
+            told.message = Some(message);
+        }
+        told.progress = progress.or(told.progress);
+    }
+
+    /// A work here has ended, and the core is about to hear of it.
+    pub(super) fn note_end(&mut self, work: MessageId, eof: &Eof) {
+        let told = self.known.told.remove(&work);
+        let Some(view) = self.mesh.work(work) else {
+            return;
+        };
+        // What leaves nothing behind leaves nothing here either.
+        if view.volatile {
+            return;
+        }
+        let now = now_ms();
+        let age = u64::try_from(self.now.since(view.since).as_millis()).unwrap_or(0);
+        if self.known.ended.len() >= ENDED_MAX {
+            self.known.ended.pop_front();
+        }
+        self.known.ended.push_back(Ended {
+            id: work,
+            sender: view.sender,
+            directive: view.directive,
+            since_ms: now.saturating_sub(age),
+            at_ms: now,
+            responses: view.responses + 1,
+            eof: eof.clone(),
+            told,
+        });
+    }
+
+    /// Keeps a message that was given up.
+    pub(super) fn dead_letter(
+        &mut self,
+        entry: EntryId,
+        recipient: NodeId,
+        message: Message,
+        reason: ErrorBody,
+    ) {
+        let MessageKind::Request { directive, respond } = message.kind else {
+            return;
+        };
+        let letter = DeadLetter {
+            id: message.work,
+            directive,
+            recipient,
+            content: message.content,
+            size: message.size,
+            respond,
+            at_ms: now_ms(),
+            reason,
+        };
+        if letter.is_apart() {
+            // Its other name goes with the entry, soon.
+            let to = self.keeper.letters().payload_path(letter.id);
+            if let Err(error) = std::fs::hard_link(self.store.path(entry), to) {
+                tracing::warn!(work = %letter.id, %error, "a message that was given up is not kept");
+                return;
+            }
+            self.keeper.letters().keep(letter, &Bytes::new());
+        } else if message.body.len() as u64 == message.size {
+            self.keeper.letters().keep(letter, &message.body);
+        } else {
+            let length = usize::try_from(letter.size).unwrap_or(usize::MAX);
+            self.letters.insert(entry, letter);
+            if let Some(result) = self.store.fetch(entry, 0, length) {
+                self.letter_read(entry, result);
+            }
+        }
+    }
+
+    pub(super) fn letter_read(&mut self, entry: EntryId, result: Result<Bytes, ErrorBody>) {
+        let Some(letter) = self.letters.remove(&entry) else {
+            return;
+        };
+        match result {
+            Ok(body) => self.keeper.letters().keep(letter, &body),
+            Err(error) => {
+                tracing::warn!(work = %letter.id, %error, "a message that was given up is not kept");
+            }
+        }
+    }
+}
+
+impl Ended {
+    fn status(&self, node: &NodeId) -> WorkStatus {
+        let now = now_ms();
+        WorkStatus {
+            id: self.id,
+            role: WorkRole::Here,
+            state: WorkState::of_end(self.eof.code, self.eof.error.as_ref()),
+            cancelling: false,
+            directive: Some(self.directive.clone()),
+            sender: Some(self.sender.clone()),
+            recipient: Some(node.clone()),
+            age_ms: now.saturating_sub(self.since_ms),
+            ended_ms: Some(now.saturating_sub(self.at_ms)),
+            message: self.told.as_ref().and_then(|told| told.message.clone()),
+            progress: self.told.as_ref().and_then(|told| told.progress),
+            code: Some(self.eof.code),
+            error: self.eof.error.clone(),
+            responses: self.responses,
+            kept_bytes: 0,
+            dropped: false,
+        }
+    }
+}

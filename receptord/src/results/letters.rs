@@ -1,0 +1,236 @@
+//! Dead letters: the messages of this node that were given up, each with its reason.
+//!
+//! Owns `dead-letters/` and its limits. A letter is one line of JSON and the payload behind it; a
+//! large payload becomes one more name of the file that it is. Kept until it is sent again, dropped,
+//! old enough, or the oldest of too many.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use receptor_proto::control::DeadLetterStatus;
+use receptor_proto::packet::{Content, SEGMENT_MAX};
+use receptor_proto::{Directive, ErrorBody, ErrorCode, IdPrefix, MessageId, NodeId};
+use serde::{Deserialize, Serialize};
+
+use super::disk::{Disk, Op};
+use super::{now_ms, resolve};
+
+/// Letters kept at once; of more, the oldest is dropped.
+const LETTERS_MAX: usize = 10_000;
+/// Bytes of them.
+const BYTES_MAX: u64 = 1 << 30;
+/// The longest first line.
+const LINE_MAX: u64 = 1 << 20;
+
+/// A message that was given up.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct DeadLetter {
+    /// The message.
+    pub(crate) id: MessageId,
+    /// What was to be run.
+    pub(crate) directive: Directive,
+    /// Where.
+    pub(crate) recipient: NodeId,
+    /// What the payload is.
+    pub(crate) content: Content,
+    /// Its size in bytes.
+    pub(crate) size: u64,
+    /// Responses were wanted.
+    pub(crate) respond: bool,
+    /// When it was given up, in milliseconds since 1970.
+    pub(crate) at_ms: u64,
+    /// Why.
+    pub(crate) reason: ErrorBody,
+}
+
+impl DeadLetter {
+    /// The payload is in a file of its own.
+    pub(crate) fn is_apart(&self) -> bool {
+        self.size > SEGMENT_MAX as u64
+    }
+}
+
+/// See the module. Clones are the same letters.
+#[derive(Debug, Clone)]
+pub(crate) struct DeadLetters {
+    disk: Disk,
+    letters: Rc<RefCell<HashMap<MessageId, DeadLetter>>>,
+}
+
+impl DeadLetters {
+    pub(super) fn open(dir: PathBuf) -> io::Result<Self> {
+        let mut letters = HashMap::new();
+        let mut apart = Vec::new();
+        for entry in fs::read_dir(&dir)? {
+            let path = entry?.path();
+            if path.extension().is_some() {
+                apart.push(path);
+                continue;
+            }
+            let mut line = Vec::new();
+            BufReader::new(File::open(&path)?.take(LINE_MAX)).read_until(b'\n', &mut line)?;
+            match serde_json::from_slice::<DeadLetter>(&line) {
+                Ok(letter) => {
+                    letters.insert(letter.id, letter);
+                }
+                Err(error) => {
+                    tracing::warn!(file = %path.display(), %error, "this is no dead letter; it is left alone");
+                }
+            }
+        }
+        for path in apart {
+            let id = path.file_stem().and_then(|stem| stem.to_str());
+            let id = id.and_then(|id| id.parse::<MessageId>().ok());
+            let is_payload = path.extension().is_some_and(|kind| kind == "payload");
+            if id.is_some_and(|id| !is_payload || !letters.contains_key(&id)) {
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(Self {
+            disk: Disk::new(dir),
+            letters: Rc::new(RefCell::new(letters)),
+        })
+    }
+
+    /// Where the payload of a letter that has it in a file of its own is to be, or is.
+    pub(crate) fn payload_path(&self, id: MessageId) -> PathBuf {
+        self.disk.path(&payload_name(id))
+    }
+
+    /// Keeps a letter; a payload in a file of its own is there already.
+    pub(crate) fn keep(&self, letter: DeadLetter, body: &Bytes) {
+        let mut bytes = match serde_json::to_vec(&letter) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::warn!(%error, "a message that was given up is not kept");
+                return;
+            }
+        };
+        bytes.push(b'\n');
+        bytes.extend_from_slice(body);
+        let id = letter.id;
+        let op = Op::Append {
+            name: id.to_string(),
+            offset: 0,
+            bytes,
+            links: Vec::new(),
+        };
+        self.letters.borrow_mut().insert(id, letter);
+        let letters = self.clone();
+        self.disk.push(op, move |result| {
+            if let Err(error) = result {
+                tracing::warn!(work = %id, %error, "a message that was given up is not kept");
+                letters.forget(id);
+            }
+        });
+        self.bound();
+    }
+
+    fn bound(&self) {
+        loop {
+            let oldest = {
+                let letters = self.letters.borrow();
+                let bytes: u64 = letters.values().map(|letter| letter.size).sum();
+                if letters.len() <= LETTERS_MAX && bytes <= BYTES_MAX {
+                    return;
+                }
+                letters
+                    .values()
+                    .min_by_key(|letter| letter.at_ms)
+                    .map(|letter| letter.id)
+            };
+            let Some(id) = oldest else {
+                return;
+            };
+            tracing::warn!(work = %id, "the oldest dead letter was dropped to make room");
+            self.forget(id);
+        }
+    }
+
+    /// Drops those that were given up at or before this time.
+    pub(super) fn sweep(&self, before_ms: u64) {
+        let letters = self.letters.borrow();
+        let old = letters.values().filter(|letter| letter.at_ms <= before_ms);
+        let old: Vec<_> = old.map(|letter| letter.id).collect();
+        drop(letters);
+        for id in old {
+            self.forget(id);
+        }
+    }
+
+    /// Drops a letter.
+    pub(crate) fn forget(&self, id: MessageId) {
+        if self.letters.borrow_mut().remove(&id).is_some() {
+            let names = vec![id.to_string(), payload_name(id)];
+            self.disk.push(Op::Remove { names }, |result| {
+                if let Err(error) = result {
+                    tracing::warn!(%error, "a dead letter was not removed");
+                }
+            });
+        }
+    }
+
+    /// The letter whose id begins so.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or more than one.
+    pub(crate) fn find(&self, prefix: &IdPrefix) -> Result<DeadLetter, ErrorBody> {
+        let letters = self.letters.borrow();
+        let id = resolve(prefix, letters.keys().copied());
+        let found = id.as_ref().ok().and_then(|id| letters.get(id));
+        match (found, id) {
+            (Some(letter), _) => Ok(letter.clone()),
+            (None, Err(error)) if error.code != ErrorCode::NotFound => Err(error),
+            (None, _) => {
+                let text = format!("there is no dead letter {prefix}");
+                Err(ErrorBody::new(ErrorCode::NotFound, text))
+            }
+        }
+    }
+
+    /// The payload of a letter that has it in its own file.
+    pub(crate) async fn body(&self, letter: &DeadLetter) -> io::Result<Bytes> {
+        let path = self.disk.path(&letter.id.to_string());
+        let size = letter.size;
+        let read = tokio::task::spawn_blocking(move || {
+            let mut file = BufReader::new(File::open(path)?);
+            let mut line = Vec::new();
+            file.read_until(b'\n', &mut line)?;
+            let mut body = Vec::new();
+            file.read_to_end(&mut body)?;
+            if body.len() as u64 != size {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "it is damaged"));
+            }
+            Ok(Bytes::from(body))
+        });
+        read.await.map_err(io::Error::other)?
+    }
+
+    /// All of them, oldest first.
+    pub(crate) fn statuses(&self) -> Vec<DeadLetterStatus> {
+        let now = now_ms();
+        let letters = self.letters.borrow();
+        let mut all: Vec<_> = letters.values().collect();
+        all.sort_unstable_by_key(|letter| (letter.at_ms, letter.id));
+        all.into_iter()
+            .map(|letter| DeadLetterStatus {
+                id: letter.id,
+                directive: letter.directive.clone(),
+                recipient: letter.recipient.clone(),
+                size: letter.size,
+                age_ms: now.saturating_sub(letter.at_ms),
+                reason: letter.reason.clone(),
+            })
+            .collect()
+    }
+}
+
+fn payload_name(id: MessageId) -> String {
+    format!("{id}.payload")
+}
