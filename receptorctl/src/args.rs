@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use receptor_proto::{Directive, MessageId, NodeId};
+use receptor_proto::{Directive, IdPrefix, NodeId};
 
 use crate::exit::{Exit, Failure};
 
@@ -123,6 +123,12 @@ pub(crate) enum Command {
     /// Look after work
     #[command(subcommand)]
     Work(Work),
+    /// Look after messages that wait here
+    #[command(subcommand)]
+    Spool(Spool),
+    /// Look after messages that were given up
+    #[command(subcommand)]
+    DeadLetter(DeadLetter),
     /// Look after plugins
     #[command(subcommand)]
     Plugin(Plugin),
@@ -177,7 +183,8 @@ pub(crate) struct Ping {
   receptorctl send --directive runner:execute --recipient node-b '{\"module\": \"ping\"}'
   receptorctl send --directive runner:execute --recipient node-b @playbook.json
   tar c site | receptorctl send --directive deploy:unpack --any --where site=berlin -
-  id=$(receptorctl send --detach --expires 7d --directive backup:run --recipient edge-17)")]
+  id=$(receptorctl send --detach --expires 7d --directive backup:run --recipient edge-17)
+  receptorctl send --id nightly-2026-11-22 --directive backup:run --recipient edge-17")]
 pub(crate) struct Send {
     /// What to run: PLUGIN:ACTION
     #[arg(long, value_name = "P:A")]
@@ -211,9 +218,14 @@ pub(crate) struct Send {
     #[arg(long, value_name = "DUR", value_parser = duration)]
     pub(crate) expires: Option<Duration>,
 
-    /// Print the id and return once the message is accepted; the responses wait at receptord
-    #[arg(long)]
+    /// Print the id and return once the message is accepted; the responses wait at receptord, see work results
+    #[arg(long, conflicts_with = "volatile")]
     pub(crate) detach: bool,
+
+    /// Send only once however often this is run: the same KEY is the same message, whose responses come again
+    /// from the start. With another directive, recipient or payload it is refused
+    #[arg(long, value_name = "KEY", conflicts_with = "volatile")]
+    pub(crate) id: Option<String>,
 }
 
 /// Show each node on the way to a node, with its time.
@@ -228,14 +240,90 @@ pub(crate) struct Traceroute {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Work {
-    /// End a work that was sent from here
+    /// List works: those sent from here, and those that run here
+    ///
+    /// Works that have ended are listed for a time, which [spool] results-retention sets.
+    List,
+    /// Show all that is known of a work
+    Show {
+        #[command(flatten)]
+        work: WorkId,
+    },
+    /// Print the responses of a work that was sent from here, from the first
+    ///
+    /// As send prints them, and as often as asked, also while others read or the work runs. They are kept until the
+    /// client that sent the work has had all of them; when it went away or detached, until work release, or as long as
+    /// [spool] results-retention says. Exits by the work's code like send; 75 when the work has not ended.
+    Results {
+        #[command(flatten)]
+        work: WorkId,
+
+        /// Wait for what is yet to come, until the work ends
+        #[arg(long, short = 'f')]
+        follow: bool,
+    },
+    /// End a work that was sent from here or runs here, wherever it is
     ///
     /// Returns once the request is on its way. The work ends with its own last response, which says that it
     /// was cancelled, or that it was faster.
     Cancel {
-        /// The id that send printed
-        #[arg(value_name = "ID")]
-        id: MessageId,
+        #[command(flatten)]
+        work: WorkId,
+    },
+    /// Forget the responses of a work that was sent from here, and all that may come
+    ///
+    /// The work itself goes on.
+    Release {
+        #[command(flatten)]
+        work: WorkId,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkId {
+    /// The id that send printed, or the beginning of it
+    #[arg(value_name = "ID")]
+    pub(crate) id: IdPrefix,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Spool {
+    /// List the messages that wait here: for whom, since when, and why
+    List,
+    /// Show the messages of one work that wait here
+    Show {
+        #[command(flatten)]
+        work: WorkId,
+    },
+    /// Give up what waits here of a work
+    ///
+    /// A request that was not sent yet is never run, and its work ends as cancelled. Responses of a work that was
+    /// done here are dropped, and its sender is told so if it comes back.
+    Drop {
+        #[command(flatten)]
+        work: WorkId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLetter {
+    /// List the messages that were given up, and why
+    List,
+    /// Send such a message again, as a new one
+    ///
+    /// Prints the new id. The responses wait at receptord, as with send --detach.
+    Retry {
+        #[command(flatten)]
+        work: WorkId,
+
+        /// How long the new message is worth delivering, such as 90s, 12h, 7d; receptord has a default
+        #[arg(long, value_name = "DUR", value_parser = duration)]
+        expires: Option<Duration>,
+    },
+    /// Forget such a message
+    Drop {
+        #[command(flatten)]
+        work: WorkId,
     },
 }
 

@@ -8,13 +8,15 @@ mod ops;
 mod ping;
 mod plugin;
 mod send;
+mod spool;
 mod status;
 mod traceroute;
+mod work;
 
 use receptor_proto::control::Envelope;
 use serde::Deserialize;
 
-use crate::args::{Cli, Command, Config, Global, Plugin, Work};
+use crate::args::{Cli, Command, Config, DeadLetter, Global, Plugin, Spool, Work};
 use crate::client::{Answer, Connection, Deadline, PATIENCE};
 use crate::exit::{Exit, Failure};
 use crate::output::Out;
@@ -34,7 +36,19 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Links => lists::links(&context),
         Command::Capabilities => lists::capabilities(&context),
         Command::Traceroute(args) => traceroute::run(&context, &args),
-        Command::Work(Work::Cancel { id }) => ops::cancel(&context, id),
+        Command::Work(Work::List) => work::list(&context),
+        Command::Work(Work::Show { work }) => work::show(&context, work.id),
+        Command::Work(Work::Results { work, follow }) => send::results(&context, work.id, follow),
+        Command::Work(Work::Cancel { work }) => work::cancel(&context, work.id),
+        Command::Work(Work::Release { work }) => work::release(&context, work.id),
+        Command::Spool(Spool::List) => spool::list(&context, None),
+        Command::Spool(Spool::Show { work }) => spool::list(&context, Some(work.id)),
+        Command::Spool(Spool::Drop { work }) => spool::drop(&context, work.id),
+        Command::DeadLetter(DeadLetter::List) => spool::letters(&context),
+        Command::DeadLetter(DeadLetter::Retry { work, expires }) => {
+            spool::retry(&context, work.id, expires)
+        }
+        Command::DeadLetter(DeadLetter::Drop { work }) => spool::drop_letter(&context, work.id),
         Command::Plugin(Plugin::List) => plugin::list(&context),
         Command::Plugin(Plugin::Describe(args)) => plugin::describe(&context, &args.name),
         Command::Plugin(Plugin::Run(args)) => {

@@ -1,24 +1,11 @@
-//! Small commands that change something: `reload`, `log-level`, `work cancel`.
+//! Small commands that change something: `reload`, `log-level`.
 
-use receptor_proto::MessageId;
-use receptor_proto::control::{
-    CancelCommand, CancelReply, LogLevelCommand, LogLevelReply, ReloadReply,
-};
+use receptor_proto::control::{LogLevelCommand, LogLevelReply, ReloadReply};
 
 use super::{Context, With, plain};
 use crate::client::{Answer, PATIENCE};
 use crate::exit::{Exit, Failure};
 use crate::output::{Out, note, printable};
-
-pub(super) fn cancel(context: &Context, id: MessageId) -> Result<Exit, Failure> {
-    let command = With {
-        command: "cancel",
-        fields: CancelCommand { id },
-    };
-    context.query(&command, |out, reply: &CancelReply| {
-        out.line(format!("cancelling {}", reply.cancelling))
-    })
-}
 
 pub(super) fn log_level(context: &Context, level: Option<String>) -> Result<Exit, Failure> {
     let command = With {

@@ -17,9 +17,11 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::poll::PollFlags;
-use receptor_proto::control::{CancelCommand, CancelReply, SendCommand, SendReply, SendResponse};
+use receptor_proto::control::{
+    CancelCommand, CancelReply, ResultsCommand, SendCommand, SendReply, SendResponse,
+};
 use receptor_proto::packet::Content;
-use receptor_proto::{ErrorBody, MessageId, NodeId};
+use receptor_proto::{ErrorBody, IdPrefix, MessageId, NodeId};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -62,6 +64,32 @@ pub(super) fn run(context: &Context, args: Send) -> Result<Exit, Failure> {
         upload,
         out: Out::new(),
         detach,
+        reads_only: false,
+        accepted: None,
+        interrupted: None,
+        body: None,
+        chunk: Vec::new(),
+    };
+    exchange.run()
+}
+
+/// `work results`: the same stream, from the start, of a message that was sent before.
+pub(super) fn results(context: &Context, id: IdPrefix, follow: bool) -> Result<Exit, Failure> {
+    let mut connection = context.connect()?;
+    let interrupts =
+        Interrupts::watch().map_err(|e| Failure::system("cannot watch for Ctrl-C", &e))?;
+    connection.send(&With {
+        command: "results",
+        fields: ResultsCommand { id, follow },
+    })?;
+    let mut exchange = Exchange {
+        context,
+        connection,
+        interrupts,
+        upload: None,
+        out: Out::new(),
+        detach: false,
+        reads_only: true,
         accepted: None,
         interrupted: None,
         body: None,
@@ -83,6 +111,7 @@ fn prepare(args: Send) -> Result<(SendCommand, Option<Upload>), Failure> {
         volatile: args.volatile,
         respond: true,
         detach: args.detach,
+        key: args.id,
         wait: args.wait,
         expires_ms: args
             .expires
@@ -284,6 +313,8 @@ struct Exchange<'a> {
     upload: Option<Upload>,
     out: Out,
     detach: bool,
+    /// The work is not this exchange's: Ctrl-C ends the reading alone.
+    reads_only: bool,
     accepted: Option<(MessageId, NodeId)>,
     /// Ctrl-C came; wait for the end of the work until then.
     interrupted: Option<Deadline>,
@@ -391,7 +422,7 @@ impl Exchange<'_> {
             .ok()
             .and_then(|k| k.kind);
         let reply = match kind.as_deref() {
-            Some("accepted" | "response" | "error") => parse(line)?,
+            Some("accepted" | "response" | "pending" | "error") => parse(line)?,
             // A line of a newer daemon.
             Some(_) => {
                 if json {
@@ -418,6 +449,15 @@ impl Exchange<'_> {
                 Ok(eof.then_some(Exit::Done))
             }
             SendReply::Response(response) => self.response(response, line),
+            SendReply::Pending { id, state, .. } => {
+                if json {
+                    self.out.line(line)?;
+                }
+                self.out.flush()?;
+                let state = state.as_str();
+                let text = format!("{id} has not ended; it is {state}");
+                Err(Failure::new(Exit::TimedOut, text))
+            }
             SendReply::Error { error, .. } => {
                 if json {
                     self.out.line(line)?;
@@ -516,6 +556,9 @@ impl Exchange<'_> {
     /// Asks for the end of the work, on a connection of its own: this one may be in the middle of a payload.
     fn cancel(&mut self) -> Result<(), Failure> {
         self.clear_progress();
+        if self.reads_only {
+            return Err(Failure::silent(Exit::Interrupted));
+        }
         let Some((id, _)) = &self.accepted else {
             return Err(Failure::new(
                 Exit::Interrupted,
@@ -529,7 +572,7 @@ impl Exchange<'_> {
             |mut connection| {
                 let answer: Answer<CancelReply> = connection.ask(&With {
                     command: "cancel",
-                    fields: CancelCommand { id },
+                    fields: CancelCommand { id: id.into() },
                 })?;
                 Ok(answer)
             },
@@ -584,6 +627,10 @@ impl Exchange<'_> {
                 Exit::TimedOut,
                 format!("timed out after {limit}; the message is still accepted: {id}"),
             ),
+            (None, _) if self.reads_only => Failure::new(
+                Exit::TimedOut,
+                format!("timed out after {limit}; the work has not ended"),
+            ),
             (None, _) => Failure::new(
                 Exit::Unavailable,
                 format!("timed out after {limit}; the message was not accepted yet"),
@@ -599,7 +646,7 @@ impl Exchange<'_> {
 }
 
 /// An error with those of its details that help a person: the causes, and the end of the plugin's stderr.
-fn told(error: &ErrorBody) -> String {
+pub(super) fn told(error: &ErrorBody) -> String {
     let mut text = error.to_string();
     let causes = error.detail.get("caused_by").and_then(Value::as_array);
     for cause in causes.into_iter().flatten().filter_map(Value::as_str) {

@@ -45,6 +45,27 @@ const PLUGINS: &str = concat!(
     "\n"
 );
 
+const WORKS: &str = concat!(
+    r#"{"works":[{"id":"0123456789abcdef0123456789abcdef","role":"sent","state":"running","cancelling":true,"directive":"runner:execute","sender":"controller","recipient":"node-b","age_ms":61000,"responses":17,"kept_bytes":40960},"#,
+    r#"{"id":"1123456789abcdef0123456789abcdef","role":"here","state":"running","directive":"deploy:unpack","sender":"node-b","recipient":"controller","age_ms":5000,"message":"unpacking \u001b[31mred","progress":[3,10],"responses":2,"kept_bytes":0},"#,
+    r#"{"id":"2123456789abcdef0123456789abcdef","role":"sent","state":"failed","sender":"controller","age_ms":3000,"ended_ms":1000,"code":3,"responses":1,"kept_bytes":0},"#,
+    r#"{"id":"3123456789abcdef0123456789abcdef","role":"sent","state":"refused","directive":"a:b","sender":"controller","recipient":"node-b","age_ms":3000,"ended_ms":1000,"code":1,"error":{"code":"no-such-plugin","message":"node-b has no plugin a","detail":{"stderr":"one\ntwo"}},"responses":1,"kept_bytes":0,"dropped":true}],"total":17}"#,
+    "\n"
+);
+
+const SPOOL: &str = concat!(
+    r#"{"messages":[{"id":"0123456789abcdef0123456789abcdef","kind":"request","recipient":"edge-17","directive":"backup:store","size":1048576,"age_ms":7384000,"expires_ms":79016000,"reason":"no-route"},"#,
+    r#"{"id":"1123456789abcdef0123456789abcdef","kind":"response","recipient":"node-b","serial":3,"size":120,"expires_ms":600000000,"reason":"no-receipt","volatile":true},"#,
+    r#"{"id":"2123456789abcdef0123456789abcdef","kind":"request","recipient":"later","directive":"a:b","size":0,"expires_ms":1000,"reason":"unknown-node"},"#,
+    r#"{"id":"3123456789abcdef0123456789abcdef","kind":"cancel","recipient":"node-b","size":0,"expires_ms":1000,"reason":"not-sent"}],"total":1000}"#,
+    "\n"
+);
+
+const LETTERS: &str = concat!(
+    r#"{"letters":[{"id":"0123456789abcdef0123456789abcdef","directive":"backup:store","recipient":"edge-17","size":1048576,"age_ms":61000,"reason":{"code":"expired","message":"the message's lifetime ended before its recipient had it"}}],"total":1}"#,
+    "\n"
+);
+
 const TRACE: &str = concat!(
     r#"{"hop":1,"Success":true,"From":"relay","Time":423456,"TimeStr":"0.42ms","hops":1,"active":0,"works":[]}"#,
     "\n",
@@ -111,6 +132,55 @@ fn traceroute() {
 }
 
 #[test]
+fn works() {
+    insta::assert_snapshot!("work_list", shown(&["work", "list"], WORKS));
+    insta::assert_snapshot!("work_show", shown(&["work", "show", "0123"], WORKS));
+}
+
+#[test]
+fn spool() {
+    insta::assert_snapshot!("spool_list", shown(&["spool", "list"], SPOOL));
+    insta::assert_snapshot!("dead_letter_list", shown(&["dead-letter", "list"], LETTERS));
+}
+
+#[test]
+fn what_changes_something_says_so_in_a_line() {
+    let id = "0123456789abcdef0123456789abcdef";
+    for (args, answer, line) in [
+        (
+            &["work", "cancel", "0123"][..],
+            "{\"cancelling\":\"ID\"}\n",
+            "cancelling ID\n",
+        ),
+        (
+            &["work", "release", "0123"],
+            "{\"released\":\"ID\"}\n",
+            "released ID\n",
+        ),
+        (
+            &["spool", "drop", "0123"],
+            "{\"dropped\":\"ID\"}\n",
+            "dropped ID\n",
+        ),
+        (
+            &["dead-letter", "drop", "0123"],
+            "{\"dropped\":\"ID\"}\n",
+            "dropped ID\n",
+        ),
+        (
+            &["dead-letter", "retry", "0123"],
+            "{\"retried\":\"ffffffffffffffffffffffffffffffff\",\"id\":\"ID\",\"recipient\":\"b\"}\n",
+            "ID\n",
+        ),
+    ] {
+        let answer: &'static str = answer.replace("ID", id).leak();
+        Daemon::answering(answer)
+            .run(args)
+            .expect(0, &line.replace("ID", id), "");
+    }
+}
+
+#[test]
 fn empty_lists_say_so_on_stderr() {
     for (args, answer) in [
         (&["nodes"][..], "{\"nodes\":[]}\n"),
@@ -118,6 +188,9 @@ fn empty_lists_say_so_on_stderr() {
         (&["links"], "{\"links\":[]}\n"),
         (&["capabilities"], "{\"nodes\":[]}\n"),
         (&["plugin", "list"], "{\"plugins\":[]}\n"),
+        (&["work", "list"], "{\"works\":[],\"total\":0}\n"),
+        (&["spool", "list"], "{\"messages\":[],\"total\":0}\n"),
+        (&["dead-letter", "list"], "{\"letters\":[],\"total\":0}\n"),
     ] {
         let answer = Daemon::answering(answer).run(args);
         assert_eq!((answer.code, answer.stdout()), (Some(0), ""), "{args:?}");

@@ -264,7 +264,7 @@ fn an_empty_variable_is_none() {
     };
     let (code, said) = run(&["work", "cancel", "nonsense"], "");
     assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("message id"), "{said}");
+    assert!(said.contains("32 hexadecimal digits"), "{said}");
     // A plugin's check needs no socket, so that the default one is left alone.
     let (code, said) = run(&["plugin", "check", "/dev/null/none"], "");
     assert_eq!(code, Some(2), "{said}");

@@ -345,6 +345,37 @@ fn detach_prints_the_id_alone() {
 }
 
 #[test]
+fn a_key_goes_along() {
+    let daemon = replying(|command| assert_eq!(command["key"], "nightly"), well(""));
+    daemon.run(with(&["--id", "nightly"])).expect(0, "", "");
+}
+
+#[test]
+fn results_come_out_as_those_of_send_do() {
+    let daemon = replying(
+        |command| {
+            assert_eq!(command, json!({"command": "results", "id": "01234567"}));
+        },
+        well(",\"data\":[1]")[1..].to_vec(),
+    );
+    daemon
+        .run(["work", "results", "--follow", "01234567"])
+        .expect(0, "[1]\n", "");
+
+    let pending =
+        format!("{{\"type\":\"pending\",\"id\":\"{ID}\",\"state\":\"running\",\"eof\":true}}\n");
+    let daemon = replying(
+        |command| assert_eq!(command["follow"], false),
+        vec![response(1, ",\"text\":\"so far\""), pending],
+    );
+    daemon.run(["work", "results", ID]).expect(
+        75,
+        "so far\n",
+        &format!("receptorctl: {ID} has not ended; it is running\n"),
+    );
+}
+
+#[test]
 fn the_works_end_is_the_exit_code() {
     let cases = [
         (
