@@ -55,6 +55,12 @@ fn send(control: &mut Control, command: &Value) -> Vec<Value> {
     replies(control)
 }
 
+/// A command that is answered with one line.
+fn send_one(control: &mut Control, command: &Value) -> Value {
+    control.write(format!("{command}\n"));
+    control.reply()
+}
+
 /// Everything up to the last line of a reply.
 fn replies(control: &mut Control) -> Vec<Value> {
     let mut all = Vec::new();
@@ -408,6 +414,13 @@ fn detached_responses_wait_for_a_client() {
     let all = send(&mut control, &json!({"command": "results", "id": id}));
     assert_eq!(all[0]["data"], 7, "{all:?}");
     assert_eq!(all.last().unwrap()["code"], 0);
+    // As often as asked, until they are released.
+    assert_eq!(
+        send(&mut control, &json!({"command": "results", "id": id})),
+        all
+    );
+    let released = send_one(&mut control, &json!({"command": "release", "id": id}));
+    assert_eq!(released["released"], id);
     let all = send(&mut control, &json!({"command": "results", "id": id}));
     assert_eq!(all[0]["error"]["code"], "not-found", "{all:?}");
 }
