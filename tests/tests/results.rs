@@ -163,13 +163,13 @@ fn kept_responses_survive_a_kill_and_are_read_from_the_start() {
 #[test]
 fn a_second_reader_reads_while_the_first_one_does() {
     let mesh = Mesh::new();
-    let [a, b] = pair(&mesh);
+    let [a, _b] = pair(&mesh);
     let mut first = a.control();
     first.write(format!(
         "{}\n",
         send(
             "echo:flood",
-            &json!({"count": 500, "size": 50_000}),
+            &json!({"count": 500, "size": 10_000}),
             &json!({})
         )
     ));
@@ -186,7 +186,7 @@ fn a_second_reader_reads_while_the_first_one_does() {
     };
     // The first goes on while the second has read nothing yet.
     let rest = all(&mut first);
-    assert_eq!(rest.last().unwrap()["error"], Value::Null, "{}", b.log());
+    assert_eq!(rest.last().unwrap()["error"], Value::Null);
     assert_eq!(serials(&rest), (2..=501).collect::<Vec<_>>());
     let mut second = second;
     let lines = all(&mut second);

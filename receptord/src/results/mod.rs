@@ -45,7 +45,7 @@ pub(crate) use self::reader::{Item, Source, Stop};
 
 /// Works that are known at once. Of more, the oldest that nothing came of are known to the core
 /// alone until a response comes.
-const WORKS_MAX: usize = 100_000;
+const WORKS_MAX: usize = 20_000;
 /// Works that have ended and are still known.
 const ENDED_MAX: usize = 10_000;
 /// When room is made, a tenth of the limit is freed, so that not every response has to make some.

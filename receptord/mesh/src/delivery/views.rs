@@ -60,7 +60,11 @@ impl Delivery {
     }
 
     pub(crate) fn has_arrived(&self, work: MessageId) -> Option<bool> {
-        self.requests.get(work).map(|request| request.arrived)
+        match self.requests.get(work) {
+            Some(request) => Some(request.arrived),
+            // What waits in a page was never sent.
+            None => self.is_pending(work).then_some(false),
+        }
     }
 
     pub(crate) fn drop_waiting(
@@ -70,7 +74,7 @@ impl Delivery {
         work: MessageId,
         out: &mut Out,
     ) -> Result<(), NoSuchWork> {
-        if self.requests.get(work).is_some() {
+        if self.is_pending(work) {
             return self.cancel(now, net, work, CancelReason::User, out);
         }
         let cx = &mut Cx { now, net, out };
