@@ -275,7 +275,7 @@ fn every_sender_is_told_when_a_page_expires() {
                     assert!(told.insert(work));
                     mesh.consumed(now, work, serial);
                 }
-                Output::Event(Event::GivenUp { .. }) => {}
+                Output::Event(Event::GivenUp { .. }) | Output::DeadLetter { .. } => {}
                 other => panic!("{other:?}"),
             }
         }

@@ -4,7 +4,7 @@
 //! large payload becomes one more name of the file that it is. Kept until it is sent again, dropped,
 //! old enough, or the oldest of too many.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _};
@@ -60,6 +60,8 @@ impl DeadLetter {
 pub(crate) struct DeadLetters {
     disk: Disk,
     letters: Rc<RefCell<HashMap<MessageId, DeadLetter>>>,
+    /// Of their payloads.
+    bytes: Rc<Cell<u64>>,
 }
 
 impl DeadLetters {
@@ -91,8 +93,10 @@ impl DeadLetters {
                 fs::remove_file(&path)?;
             }
         }
+        let bytes = letters.values().map(|letter| letter.size).sum();
         Ok(Self {
             disk: Disk::new(dir),
+            bytes: Rc::new(Cell::new(bytes)),
             letters: Rc::new(RefCell::new(letters)),
         })
     }
@@ -120,7 +124,10 @@ impl DeadLetters {
             bytes,
             links: Vec::new(),
         };
-        self.letters.borrow_mut().insert(id, letter);
+        self.bytes.set(self.bytes.get() + letter.size);
+        if let Some(old) = self.letters.borrow_mut().insert(id, letter) {
+            self.bytes.set(self.bytes.get().saturating_sub(old.size));
+        }
         let letters = self.clone();
         self.disk.push(op, move |result| {
             if let Err(error) = result {
@@ -131,25 +138,26 @@ impl DeadLetters {
         self.bound();
     }
 
+    /// Drops the oldest tenth of too many, so that not every letter has to make room.
     fn bound(&self) {
-        loop {
-            let oldest = {
-                let letters = self.letters.borrow();
-                let bytes: u64 = letters.values().map(|letter| letter.size).sum();
-                if letters.len() <= LETTERS_MAX && bytes <= BYTES_MAX {
-                    return;
-                }
-                letters
-                    .values()
-                    .min_by_key(|letter| letter.at_ms)
-                    .map(|letter| letter.id)
-            };
-            let Some(id) = oldest else {
-                return;
-            };
-            tracing::warn!(work = %id, "the oldest dead letter was dropped to make room");
-            self.forget(id);
+        let letters = self.letters.borrow();
+        let bytes = self.bytes.get();
+        if letters.len() <= LETTERS_MAX && bytes <= BYTES_MAX {
+            return;
         }
+        let mut oldest: Vec<_> = letters.values().map(|l| (l.at_ms, l.id)).collect();
+        drop(letters);
+        oldest.sort_unstable();
+        let mut dropped = 0u64;
+        for (_, id) in oldest {
+            let count = self.letters.borrow().len();
+            if count <= LETTERS_MAX - LETTERS_MAX / 10 && self.bytes.get() <= BYTES_MAX / 10 * 9 {
+                break;
+            }
+            self.forget(id);
+            dropped += 1;
+        }
+        tracing::warn!(dropped, "the oldest dead letters were dropped to make room");
     }
 
     /// Drops those that were given up at or before this time.
@@ -165,7 +173,9 @@ impl DeadLetters {
 
     /// Drops a letter.
     pub(crate) fn forget(&self, id: MessageId) {
-        if self.letters.borrow_mut().remove(&id).is_some() {
+        let gone = self.letters.borrow_mut().remove(&id);
+        if let Some(letter) = gone {
+            self.bytes.set(self.bytes.get().saturating_sub(letter.size));
             let names = vec![id.to_string(), payload_name(id)];
             self.disk.push(Op::Remove { names }, |result| {
                 if let Err(error) = result {
