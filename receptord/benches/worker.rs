@@ -244,8 +244,9 @@ impl Engine {
                     payload: JobPayload::Inline(Bytes::from_static(PAYLOAD.as_bytes())),
                     attempt: 1,
                     admitted,
+                    start: false,
                 };
-                self.say(Command::Run(job)).await;
+                self.say(Command::Run(Box::new(job))).await;
                 if admitted {
                     self.say(Command::Start { work }).await;
                 }

@@ -3,6 +3,7 @@
 //! `main` is a list of steps; every step lives in a module here. `engine` alone owns the
 //! mesh core; the others bring it what happens outside and do what it decides.
 
+mod by_id;
 pub mod cli;
 pub mod config;
 mod control;

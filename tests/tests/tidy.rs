@@ -129,6 +129,8 @@ fn the_crates_without_std_use_crates_without_std() {
             &[
                 "bytes",
                 "fastrand",
+                "foldhash",
+                "hashbrown",
                 "receptor-proto",
                 "thiserror",
                 "tracing",

@@ -210,7 +210,7 @@ impl Delivery {
             journal: Journal::default(),
             requests: Requests::default(),
             paging: Paging::new(config.seed),
-            works: Works::default(),
+            works: Works::new(config.seed),
             partials: Partials::default(),
             early: BTreeMap::new(),
             numbered: BTreeSet::new(),

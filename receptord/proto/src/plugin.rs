@@ -28,7 +28,7 @@ pub use hello::{
     feature,
 };
 pub use name::{is_job_id, is_name, is_relative_path, plugin_name};
-pub use payload::{FileRef, Json, Payload};
+pub use payload::{ExecuteRef, FileRef, Json, Payload, PayloadRef};
 
 /// The version of the protocol that these types speak.
 pub const PROTOCOL_VERSION: u32 = 1;

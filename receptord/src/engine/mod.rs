@@ -219,6 +219,7 @@ impl Engine {
             for report in reports.drain(..) {
                 self.report(report);
             }
+            self.admit_all();
             let now = self.now;
             let time_has_come = timeout || self.mesh.poll_timeout().is_some_and(|at| at <= now);
             self.turn(time_has_come);

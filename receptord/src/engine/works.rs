@@ -18,9 +18,8 @@ use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 use tokio::sync::mpsc;
 
 use super::Engine;
-use crate::worker::{
-    Admission, Command, Job, JobPayload, MAX_WAITING, Report, ReportPayload, WINDOW_RESULTS,
-};
+use crate::by_id::ById;
+use crate::worker::{Admission, Command, Job, JobPayload, Report, ReportPayload, WINDOW_RESULTS};
 
 /// The plugin host, as the engine reaches it.
 #[derive(Debug)]
@@ -40,7 +39,11 @@ pub(super) struct Works {
     admission: Admission,
     /// What the host had no room for, in order.
     pending: VecDeque<Command>,
-    table: HashMap<MessageId, Work>,
+    /// How many commands went before the first of these.
+    gone: u64,
+    /// Places have become free, for whichever plugin waits for one.
+    freed: bool,
+    table: ById<Work>,
     /// By plugin; only those with something in them.
     queues: HashMap<String, Queue>,
 }
@@ -48,15 +51,17 @@ pub(super) struct Works {
 /// The works of one plugin that have no place yet.
 #[derive(Debug, Default)]
 struct Queue {
-    /// How many the host has taken and not started, at most [`MAX_WAITING`].
+    /// How many the host has taken and not started, at most [`Admission::may_wait`].
     at_host: usize,
     /// In the order in which they came.
-    held: VecDeque<Job>,
+    held: VecDeque<Box<Job>>,
 }
 
 /// One work that was dispatched here.
 #[derive(Debug, Default)]
 struct Work {
+    /// Which command gives it to the host.
+    run: u64,
     /// The core or the store must do something before the next report can be taken.
     blocked: bool,
     /// A result that the core has taken, and the host was not told.
@@ -88,6 +93,14 @@ impl Held {
         }
     }
 
+    /// Its payload is in a file, and the core wants what is small in its hand.
+    fn is_to_load(&self) -> bool {
+        match self.payload() {
+            ReportPayload::Inline(_) => false,
+            ReportPayload::File { size, .. } => *size <= SEGMENT_MAX as u64,
+        }
+    }
+
     fn set_payload(&mut self, with: ReportPayload) {
         match self {
             Self::Data { payload, .. } | Self::Done { payload, .. } => *payload = with,
@@ -101,7 +114,9 @@ impl Works {
             commands,
             admission,
             pending: VecDeque::new(),
-            table: HashMap::new(),
+            gone: 0,
+            freed: false,
+            table: ById::default(),
             queues: HashMap::new(),
         }
     }
@@ -121,7 +136,7 @@ impl Works {
     pub(super) fn flush(&mut self) {
         while let Some(command) = self.pending.pop_front() {
             match self.commands.try_send(command) {
-                Ok(()) => {}
+                Ok(()) => self.gone += 1,
                 Err(mpsc::error::TrySendError::Full(command)) => {
                     self.pending.push_front(command);
                     return;
@@ -147,20 +162,23 @@ impl Works {
         };
         while let Some(job) = queue.held.front() {
             let admitted = self.admission.try_admit(&job.directive).is_some();
-            if !admitted && queue.at_host >= MAX_WAITING {
+            if !admitted && queue.at_host >= self.admission.may_wait(plugin) {
                 break;
             }
             let Some(mut job) = queue.held.pop_front() else {
                 break;
             };
             job.admitted = admitted;
+            if let Some(work) = self.table.get_mut(&job.work) {
+                work.run = self.gone + self.pending.len() as u64;
+                if !admitted {
+                    work.queued_for = Some(plugin.to_owned());
+                }
+            }
             if admitted {
                 started.push(job.work);
             } else {
                 queue.at_host += 1;
-                if let Some(work) = self.table.get_mut(&job.work) {
-                    work.queued_for = Some(plugin.to_owned());
-                }
             }
             self.pending.push_back(Command::Run(job));
         }
@@ -170,8 +188,25 @@ impl Works {
         started
     }
 
+    /// Lets the host hand a work over: with the work itself, if that has not gone there yet.
+    fn start(&mut self, work: MessageId) {
+        if let Some(entry) = self.table.get(&work)
+            && let Some(ahead) = entry.run.checked_sub(self.gone)
+            && let Ok(ahead) = usize::try_from(ahead)
+            && let Some(Command::Run(job)) = self.pending.get_mut(ahead)
+            && job.work == work
+        {
+            job.start = true;
+            return;
+        }
+        self.command(Command::Start { work });
+    }
+
     /// A work that had no place has one, or needs none any more. The plugin it waited for.
     fn left_queue(&mut self, work: MessageId) -> Option<String> {
+        if self.queues.is_empty() {
+            return None;
+        }
         let plugin = self.table.get_mut(&work)?.queued_for.take()?;
         if let Some(queue) = self.queues.get_mut(&plugin) {
             queue.at_host = queue.at_host.saturating_sub(1);
@@ -180,7 +215,7 @@ impl Works {
     }
 
     /// Takes a work out of its queue, if the host has not got it.
-    fn withdraw(&mut self, work: MessageId) -> Option<Job> {
+    fn withdraw(&mut self, work: MessageId) -> Option<Box<Job>> {
         self.queues.values_mut().find_map(|queue| {
             let index = queue.held.iter().position(|job| job.work == work)?;
             queue.held.remove(index)
@@ -219,8 +254,12 @@ impl Engine {
             },
         };
         tracing::debug!(%work, %sender, %directive, "work");
-        self.works.table.insert(work, Work::default());
-        let mut job = Job {
+        let entry = Work {
+            run: self.works.gone + self.works.pending.len() as u64,
+            ..Work::default()
+        };
+        self.works.table.insert(work, entry);
+        let mut job = Box::new(Job {
             work,
             sender,
             directive,
@@ -228,9 +267,11 @@ impl Engine {
             payload,
             attempt: 1,
             admitted: false,
-        };
+            start: false,
+        });
         let plugin = job.directive.plugin();
-        if !self.works.queues.contains_key(plugin)
+        let queues = &self.works.queues;
+        if (queues.is_empty() || !queues.contains_key(plugin))
             && self.works.admission.try_admit(&job.directive).is_some()
         {
             job.admitted = true;
@@ -251,8 +292,9 @@ impl Engine {
         }
     }
 
-    fn admit_all(&mut self) {
-        if self.works.queues.is_empty() {
+    /// After the reports of a turn: gives the places that they have freed to those who wait.
+    pub(super) fn admit_all(&mut self) {
+        if !std::mem::take(&mut self.works.freed) || self.works.queues.is_empty() {
             return;
         }
         let waiting: Vec<_> = self.works.queues.keys().cloned().collect();
@@ -275,7 +317,7 @@ impl Engine {
     }
 
     pub(super) fn start_work(&mut self, work: MessageId) {
-        self.works.command(Command::Start { work });
+        self.works.start(work);
     }
 
     pub(super) fn cancel_work(&mut self, work: MessageId, reason: packet::CancelReason) {
@@ -353,8 +395,7 @@ impl Engine {
                 };
                 self.works.left_queue(work);
                 self.take_report(work, held);
-                // Its place is free, for whichever plugin waits for one.
-                self.admit_all();
+                self.works.freed = true;
             }
             Report::Status {
                 work,
@@ -376,7 +417,7 @@ impl Engine {
             .collect();
         tracing::info!(plugins = names.join(" "), "capabilities");
         self.mesh.set_capabilities(self.now, plugins);
-        self.admit_all();
+        self.works.freed = true;
     }
 
     fn take_report(&mut self, work: MessageId, held: Held) {
@@ -385,8 +426,11 @@ impl Engine {
             return;
         };
         debug_assert!(entry.held.len() <= WINDOW_RESULTS);
-        entry.held.push_back(held);
-        self.pass_on(work);
+        if entry.blocked || !entry.held.is_empty() || held.is_to_load() {
+            entry.held.push_back(held);
+            return self.pass_on(work);
+        }
+        self.give(work, held);
     }
 
     /// Gives the core what was reported of a work, until it wants to wait.
@@ -398,9 +442,8 @@ impl Engine {
             let Some(held) = entry.held.front() else {
                 return;
             };
-            // The core wants what is small in its hand.
-            if let ReportPayload::File { path, size } = held.payload()
-                && *size <= SEGMENT_MAX as u64
+            if held.is_to_load()
+                && let ReportPayload::File { path, .. } = held.payload()
             {
                 entry.blocked = true;
                 self.store.load(work, path.clone());
@@ -409,40 +452,44 @@ impl Engine {
             let Some(held) = entry.held.pop_front() else {
                 return;
             };
-            match held {
-                Held::Data {
-                    content,
-                    name,
-                    payload,
-                } => {
-                    let Some(payload) = self.adopt(work, payload) else {
-                        self.works.taken(work, 1);
-                        continue;
-                    };
-                    match self.mesh.work_data(self.now, work, content, name, payload) {
-                        Ok(WorkRoom::Wait) => {
-                            if let Some(entry) = self.works.table.get_mut(&work) {
-                                entry.blocked = true;
-                                entry.untaken += 1;
-                            }
+            self.give(work, held);
+        }
+    }
+
+    /// Gives the core one report. A small payload must be in memory.
+    fn give(&mut self, work: MessageId, held: Held) {
+        match held {
+            Held::Data {
+                content,
+                name,
+                payload,
+            } => {
+                let Some(payload) = self.adopt(work, payload) else {
+                    return self.works.taken(work, 1);
+                };
+                match self.mesh.work_data(self.now, work, content, name, payload) {
+                    Ok(WorkRoom::Wait) => {
+                        if let Some(entry) = self.works.table.get_mut(&work) {
+                            entry.blocked = true;
+                            entry.untaken += 1;
                         }
-                        // A work that the core has ended goes on until its end; its results
-                        // are nobody's.
-                        Ok(WorkRoom::Open) | Err(_) => self.works.taken(work, 1),
                     }
+                    // A work that the core has ended goes on until its end; its results
+                    // are nobody's.
+                    Ok(WorkRoom::Open) | Err(_) => self.works.taken(work, 1),
                 }
-                Held::Done {
-                    eof,
-                    content,
-                    payload,
-                } => {
-                    let payload = self
-                        .adopt(work, payload)
-                        .unwrap_or_else(|| Payload::Inline(Bytes::new()));
-                    self.works.table.remove(&work);
-                    self.note_end(work, &eof);
-                    let _ = self.mesh.work_done(self.now, work, eof, content, payload);
-                }
+            }
+            Held::Done {
+                eof,
+                content,
+                payload,
+            } => {
+                let payload = self
+                    .adopt(work, payload)
+                    .unwrap_or_else(|| Payload::Inline(Bytes::new()));
+                self.works.table.remove(&work);
+                self.note_end(work, &eof);
+                let _ = self.mesh.work_done(self.now, work, eof, content, payload);
             }
         }
     }

@@ -14,6 +14,8 @@ use std::rc::Rc;
 
 use receptor_proto::Directive;
 
+use super::api::MAX_WAITING;
+
 /// A shared view of the places. Cheap to clone; for one thread.
 #[derive(Debug, Clone, Default)]
 pub struct Admission(Rc<RefCell<Book>>);
@@ -91,18 +93,34 @@ impl Admission {
     /// [`super::Command::Run`] with `admitted` set, and nothing else of this directive before it.
     #[must_use]
     pub fn try_admit(&self, directive: &Directive) -> Option<Admitted> {
-        let mut book = self.0.borrow_mut();
-        let place = book.plugins.get(directive.plugin())?;
+        let book = &mut *self.0.borrow_mut();
+        let place = book.plugins.get_mut(directive.plugin())?;
         if book.closed || !place.has_room() || place.waiting > 0 {
             return None;
         }
-        if !place.joins() && (book.waiting > 0 || !book.has_place()) {
+        let idempotent = *place.actions.get(directive.action())?;
+        if place.joins() {
+            place.used += 1;
+            return Some(Admitted { idempotent });
+        }
+        if book.waiting > 0 || !book.has_place() {
             return None;
         }
-        let place = book.plugins.get_mut(directive.plugin())?;
-        let idempotent = *place.actions.get(directive.action())?;
-        place.used += 1;
+        book.plugins.get_mut(directive.plugin())?.used += 1;
         Some(Admitted { idempotent })
+    }
+
+    /// How many works of a plugin may wait at the host. None when all of its places are taken by works
+    /// of one process: as each of them ends, the place is given back first and the end reported then, so
+    /// that the engine has a place for the next in the moment in which it hears of one.
+    #[must_use]
+    pub fn may_wait(&self, plugin: &str) -> usize {
+        let book = self.0.borrow();
+        let is_full = |place: &Place| place.open && place.joins() && place.used >= place.max;
+        if !book.closed && book.plugins.get(plugin).is_some_and(is_full) {
+            return 0;
+        }
+        MAX_WAITING
     }
 
     /// Whether the plugin says that this may be run again after it was cut short; `None` when it is
@@ -231,6 +249,11 @@ mod tests {
         }
         assert!(!admission.has_room("serve"));
         assert_eq!(admission.try_admit(&serve), None);
+        assert_eq!(admission.may_wait("serve"), 0);
+        assert_eq!(admission.may_wait("echo"), MAX_WAITING);
+        admission.set_open("serve", false);
+        assert_eq!(admission.may_wait("serve"), MAX_WAITING);
+        admission.set_open("serve", true);
         assert_eq!((admission.used(), admission.used_by("serve")), (4, 3));
         // The last of them gives the place back.
         for has_room in [false, false, true] {

@@ -29,7 +29,7 @@ pub const MAX_WAITING: usize = 100;
 pub enum Command {
     /// Run this work when there is room for it; at most [`MAX_WAITING`] of a plugin may wait. Ends with [`Report::Done`], always, unless the
     /// host shuts down before the work was started.
-    Run(Job),
+    Run(Box<Job>),
     /// The start of the work is safe on the disk: hand it over. Follows [`Report::Started`], or
     /// [`Command::Run`] of a job that was admitted.
     Start {
@@ -93,6 +93,8 @@ pub struct Job {
     /// [`super::Admission::try_admit`] has given it a place already, and no [`Report::Started`] is
     /// wanted.
     pub admitted: bool,
+    /// With `admitted`: hand it over at once. No [`Command::Start`] follows.
+    pub start: bool,
 }
 
 /// The payload of a work.

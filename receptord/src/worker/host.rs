@@ -16,7 +16,7 @@
 
 mod plugins;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 use nix::sys::prctl;
 use receptor_proto::lsa::Capability;
 use receptor_proto::plugin::{CancelReason, Mode};
-use receptor_proto::{ErrorBody, ErrorCode, MessageId};
-use tokio::sync::{Notify, mpsc};
+use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId};
+use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
 use self::plugins::Plugin;
@@ -42,10 +42,11 @@ use super::job;
 use super::lookout::Lookout;
 use super::outcome::{Outcome, error};
 use super::process::Spawner;
-use super::running::{Control, Why};
+use super::running::{Control, Terms, Why};
 use super::serve::{self, NewJob, Server, ServerEnd};
 use super::shared::{Promise, Shared, TaskEnd};
 use super::tree;
+use crate::by_id::ById;
 use crate::task;
 
 /// Answers of the host itself that wait for the engine; with more no command is read.
@@ -79,7 +80,7 @@ pub struct Host {
     admission: Admission,
     lookout: Rc<Lookout>,
     plugins: BTreeMap<String, Plugin>,
-    works: HashMap<MessageId, Work>,
+    works: ById<Work>,
     outbox: VecDeque<Report>,
     /// Gives waiting works their order over all plugins.
     order: u64,
@@ -101,10 +102,10 @@ struct Stopping {
 #[derive(Debug)]
 enum Work {
     Waiting {
-        plugin: String,
+        directive: Directive,
     },
     Running {
-        plugin: String,
+        directive: Directive,
         control: Rc<Control>,
         server: Option<u64>,
     },
@@ -124,8 +125,9 @@ impl Host {
             make_private(&path).map_err(|source| HostError::Directory { path, source })?;
         }
         prctl::set_child_subreaper(true).map_err(|e| HostError::Subreaper(e.into()))?;
-        let shared = Shared::new(Spawner::new(config.helper.clone()), reports);
         let admission = Admission::default();
+        let spawner = Spawner::new(config.helper.clone());
+        let shared = Shared::new(spawner, admission.clone(), reports);
         admission.set_max(config.max_works);
         let lookout = Lookout::new(config.dirs.clone(), config.allow_unsafe);
         Ok(Self {
@@ -134,7 +136,7 @@ impl Host {
             admission,
             lookout: Rc::new(lookout),
             plugins: BTreeMap::new(),
-            works: HashMap::new(),
+            works: ById::default(),
             outbox: VecDeque::new(),
             order: 0,
             to_describe: BTreeSet::new(),
@@ -277,8 +279,7 @@ impl Host {
 
     // Works.
 
-    fn take(&mut self, job: Job) {
-        let name = job.directive.plugin().to_owned();
+    fn take(&mut self, job: Box<Job>) {
         if self.stopping.is_some() {
             // It is not started and so not lost: its entry stays in the engine's store.
             self.give_back_if_admitted(&job);
@@ -290,10 +291,12 @@ impl Host {
             return;
         }
         if job.admitted {
-            self.start(&name, job);
+            self.start(job);
             return;
         }
-        let Some(plugin) = self.plugins.get_mut(&name) else {
+        let directive = job.directive.clone();
+        let name = directive.plugin();
+        let Some(plugin) = self.plugins.get_mut(name) else {
             return;
         };
         debug_assert!(
@@ -303,8 +306,8 @@ impl Host {
         self.order += 1;
         let work = job.work;
         plugin.waiting.push_back((self.order, job));
-        self.admission.set_waiting(&name, plugin.waiting.len());
-        self.works.insert(work, Work::Waiting { plugin: name });
+        self.admission.set_waiting(name, plugin.waiting.len());
+        self.works.insert(work, Work::Waiting { directive });
         // At once, so that works which need not wait do not count as waiting for the next ones.
         self.start_more();
     }
@@ -396,11 +399,11 @@ impl Host {
     fn cancel(&mut self, work: MessageId, reason: CancelReason) {
         match self.works.get(&work) {
             Some(Work::Running { control, .. }) => control.cancel(reason),
-            Some(Work::Waiting { plugin: name }) => {
-                let name = name.clone();
-                if let Some(plugin) = self.plugins.get_mut(&name) {
+            Some(Work::Waiting { directive }) => {
+                let name = directive.plugin();
+                if let Some(plugin) = self.plugins.get_mut(name) {
                     plugin.waiting.retain(|(_, job)| job.work != work);
-                    self.admission.set_waiting(&name, plugin.waiting.len());
+                    self.admission.set_waiting(name, plugin.waiting.len());
                 }
                 self.refuse(work, Why::Cancel(reason).error());
             }
@@ -432,12 +435,14 @@ impl Host {
                 continue;
             }
             self.admission.take(&name);
-            self.start(&name, job);
+            self.start(job);
         }
     }
 
     /// Gives a work that has a place to its plugin.
-    fn start(&mut self, name: &str, job: Job) {
+    fn start(&mut self, job: Box<Job>) {
+        let directive = job.directive.clone();
+        let name = directive.plugin();
         let number = self.shared.next_number();
         let Some(plugin) = self.plugins.get_mut(name) else {
             return;
@@ -446,19 +451,19 @@ impl Host {
         else {
             return;
         };
-        let Some(action) = hello.actions.get(job.directive.action()).cloned() else {
+        let Some(action) = hello.actions.get(job.directive.action()) else {
             return;
         };
-        let work = job.work;
+        let (work, may_start) = (job.work, job.start);
         let (control, server) = match hello.mode {
             Mode::Job => {
-                let control = Rc::new(Control::new(Rc::new(Notify::new())));
+                let control = Rc::new(Control::new(work, Rc::default()));
                 let task = job::Task {
                     shared: Rc::clone(&self.shared),
                     config: Rc::clone(&self.config),
                     plugin: executable.clone(),
                     hello: Rc::clone(hello),
-                    action,
+                    action: action.clone(),
                     job,
                     control: Rc::clone(&control),
                 };
@@ -478,10 +483,10 @@ impl Host {
                     plugin.servers += 1;
                     server
                 });
-                let control = Rc::new(Control::new(server.waker()));
+                let control = Rc::new(Control::new(work, server.changes()));
                 server.push(NewJob {
+                    terms: Terms::of(action),
                     job,
-                    action,
                     control: Rc::clone(&control),
                 });
                 let number = server.number;
@@ -489,11 +494,13 @@ impl Host {
                 (control, Some(number))
             }
         };
-        let plugin = name.to_owned();
+        if may_start {
+            control.start();
+        }
         self.works.insert(
             work,
             Work::Running {
-                plugin,
+                directive,
                 control,
                 server,
             },
@@ -505,18 +512,18 @@ impl Host {
     fn ended(&mut self, end: TaskEnd) {
         match end {
             TaskEnd::Job { work, hello } => {
-                if let Some(Work::Running { plugin, .. }) = self.works.remove(&work) {
-                    self.admission.give_back(&plugin);
+                if let Some(Work::Running { directive, .. }) = self.works.remove(&work) {
+                    let plugin = directive.plugin();
+                    self.admission.give_back(plugin);
                     if let Some(hello) = hello {
-                        self.heard_hello(&plugin, hello);
+                        self.heard_hello(plugin, hello);
                     }
-                    self.forget_if_gone(&plugin);
+                    self.forget_if_gone(plugin);
                 }
             }
             TaskEnd::Served(work) => {
-                if let Some(Work::Running { plugin, .. }) = self.works.remove(&work) {
-                    self.admission.give_back(&plugin);
-                    self.forget_if_gone(&plugin);
+                if let Some(Work::Running { directive, .. }) = self.works.remove(&work) {
+                    self.forget_if_gone(directive.plugin());
                 }
             }
             TaskEnd::Server {

@@ -21,9 +21,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Instant;
 
-use receptor_proto::plugin::{
-    ActionDescriptor, Execute, HostMessage, Payload, PluginHello, env, feature,
-};
+use receptor_proto::plugin::{ActionDescriptor, ExecuteRef, PluginHello, env, feature};
 use receptor_proto::{ErrorBody, ErrorCode};
 use tokio::sync::mpsc;
 
@@ -35,10 +33,10 @@ use super::describe::{
     Executable, Parting, Purpose, host_hello, let_go, make_dir, own_config, put_down, read_hello,
     start,
 };
-use super::job_dir::Handover;
+use super::job_dir::{Given, Handover};
 use super::outcome::{Outcome, error};
 use super::process::{Event, Process};
-use super::running::{Control, Places, Running, Why};
+use super::running::{Control, Places, Running, Terms, Why};
 use super::shared::Shared;
 use super::sweep;
 
@@ -61,7 +59,7 @@ pub(super) struct Task {
     /// The action, out of that.
     pub action: ActionDescriptor,
     /// The work.
-    pub job: Job,
+    pub job: Box<Job>,
     /// What the host says meanwhile.
     pub control: Rc<Control>,
 }
@@ -78,7 +76,7 @@ pub(super) async fn run(task: Task) -> Ended {
     let now = Instant::now();
     let own = own_config(&task.config, &task.plugin.name);
     let control = Rc::clone(&task.control);
-    let mut running = Running::new(task.job.work, control, &task.action, &own, now);
+    let mut running = Running::new(task.job.work, control, Terms::of(&task.action), &own, now);
     let places = Places {
         dir: task.config.jobs().join(&running.id),
         results: task.config.results(),
@@ -126,7 +124,7 @@ pub(super) async fn run(task: Task) -> Ended {
 }
 
 /// Everything before the first byte to the plugin.
-async fn prepare(task: &Task, running: &Running) -> Result<(Option<Payload>, Process), ErrorBody> {
+async fn prepare(task: &Task, running: &Running) -> Result<(Option<Given>, Process), ErrorBody> {
     let Task {
         shared,
         config,
@@ -141,7 +139,9 @@ async fn prepare(task: &Task, running: &Running) -> Result<(Option<Payload>, Pro
         reads_files: task.hello.has(feature::FILE),
     };
     let payload = job.payload.clone();
-    let payload = handover.prepare(payload, job.content, &task.action).await?;
+    let payload = handover
+        .prepare(payload, job.content, task.action.payload)
+        .await?;
     if !job.admitted {
         let started = Report::Started {
             work: job.work,
@@ -154,7 +154,7 @@ async fn prepare(task: &Task, running: &Running) -> Result<(Option<Payload>, Pro
         (env::ACTION, job.directive.action().into()),
         (env::SENDER, job.sender.as_str().into()),
     ];
-    if let Some(Payload::File(_)) = payload {
+    if let Some(Given::File(_)) = payload {
         variables.push((env::PAYLOAD_FILE, PAYLOAD_FILE.into()));
     }
     let purpose = Purpose {
@@ -172,7 +172,7 @@ async fn begin(
     task: &Task,
     running: &mut Running,
     process: &mut Process,
-    payload: Option<Payload>,
+    payload: Option<Given>,
 ) -> Result<PluginHello, ErrorBody> {
     let control = Rc::clone(&running.control);
     // Gone before the next wait: of two that wait, a change would wake only this one.
@@ -216,19 +216,19 @@ async fn begin(
             event = process.next(false), if !ended => ended = event == Event::Exited,
         }
     }
-    let execute = HostMessage::Execute(Execute {
-        id: running.id.clone(),
-        action: task.job.directive.action().to_owned(),
-        sender: task.job.sender.to_string(),
-        payload,
+    let execute = ExecuteRef {
+        id: &running.id,
+        action: task.job.directive.action(),
+        sender: task.job.sender.as_str(),
+        payload: payload.as_ref().map(Given::as_payload),
         timeout_ms: running.timeout_ms(),
         attempt: task.job.attempt,
-    });
+    };
     let lines = host_hello(&task.config, &task.plugin.name)
         .to_line()
-        .and_then(|mut hello| {
-            hello.extend(execute.to_line()?);
-            Ok(hello)
+        .and_then(|mut lines| {
+            execute.put_line(&mut lines)?;
+            Ok(lines)
         });
     match lines {
         Ok(lines) => process.send(&lines),

@@ -19,7 +19,7 @@ use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat};
 use receptor_proto::packet::Content;
 use receptor_proto::plugin::{
-    ActionDescriptor, FileRef, Json, MAX_INLINE, MAX_LINE, Payload, PayloadKind, is_relative_path,
+    FileRef, Json, MAX_INLINE, MAX_LINE, PayloadKind, PayloadRef, is_relative_path,
 };
 use receptor_proto::{ErrorBody, ErrorCode};
 use sha2::{Digest as _, Sha256};
@@ -72,17 +72,13 @@ impl Handover {
         self,
         payload: JobPayload,
         content: Content,
-        action: &ActionDescriptor,
-    ) -> Result<Option<Payload>, ErrorBody> {
-        let kind = action.payload;
-        if kind == PayloadKind::None {
-            return Ok(None);
-        }
-        if content == Content::None && matches!(kind, PayloadKind::Json | PayloadKind::Text) {
-            return Err(invalid(kind, "there is none"));
+        kind: PayloadKind,
+    ) -> Result<Option<Given>, ErrorBody> {
+        if let Some(prepared) = at_once(&payload, content, kind, self.reads_files) {
+            return prepared;
         }
         match payload {
-            JobPayload::Inline(bytes) => self.inline(&bytes, kind),
+            JobPayload::Inline(bytes) => self.inline(bytes, kind),
             JobPayload::File { path, size } => {
                 let prepared = spawn_blocking(move || self.file(&path, size, kind));
                 prepared.await.unwrap_or_else(|e| Err(failed(&e)))
@@ -91,24 +87,17 @@ impl Handover {
         .map(Some)
     }
 
-    fn inline(&self, bytes: &[u8], kind: PayloadKind) -> Result<Payload, ErrorBody> {
-        let by_line = match kind {
-            PayloadKind::None | PayloadKind::File => None,
-            PayloadKind::Json => Some(Payload::Json(json(bytes)?)),
-            PayloadKind::Text => Some(Payload::Text(text(bytes)?)),
-            PayloadKind::Bytes => (!self.reads_files || len(bytes) <= MAX_BASE64)
-                .then(|| Payload::Bytes(bytes.to_vec())),
-        };
-        if let Some(payload) = by_line {
-            return Ok(payload);
+    fn inline(&self, bytes: Bytes, kind: PayloadKind) -> Result<Given, ErrorBody> {
+        if let Some(given) = in_line(&bytes, kind, self.reads_files) {
+            return given;
         }
         let path = self.dir.join(&self.file_name);
-        let written = new_file(&path).and_then(|mut file| file.write_all(bytes));
+        let written = new_file(&path).and_then(|mut file| file.write_all(&bytes));
         written.map_err(|e| failed(&e))?;
-        Ok(self.by_file(len(bytes), hexadecimal(&Sha256::digest(bytes))))
+        Ok(self.by_file(len(&bytes), hexadecimal(&Sha256::digest(&bytes))))
     }
 
-    fn file(&self, source: &Path, size: u64, kind: PayloadKind) -> Result<Payload, ErrorBody> {
+    fn file(&self, source: &Path, size: u64, kind: PayloadKind) -> Result<Given, ErrorBody> {
         let limit = if self.reads_files {
             match kind {
                 PayloadKind::None | PayloadKind::File => 0,
@@ -126,7 +115,7 @@ impl Handover {
         };
         if usize::try_from(size).is_ok_and(|size| size <= limit) {
             let bytes = fs::read(source).map_err(|e| failed(&e))?;
-            return self.inline(&bytes, kind);
+            return self.inline(bytes.into(), kind);
         }
         let open = || File::open(source).map_err(|e| failed(&e));
         match kind {
@@ -145,12 +134,75 @@ impl Handover {
         Ok(self.by_file(size, sum))
     }
 
-    fn by_file(&self, size: u64, sha256: String) -> Payload {
-        Payload::File(FileRef {
+    fn by_file(&self, size: u64, sha256: String) -> Given {
+        Given::File(FileRef {
             size: Some(size),
             sha256: Some(sha256),
             ..FileRef::new(&self.file_name)
         })
+    }
+}
+
+/// A checked payload in the form for the plugin.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Given {
+    /// JSON on one line.
+    Json(Bytes),
+    /// Text.
+    Text(Bytes),
+    /// Bytes.
+    Bytes(Bytes),
+    /// A file in the job's directory.
+    File(FileRef),
+}
+
+impl Given {
+    /// For the plugin's line.
+    pub(super) fn as_payload(&self) -> PayloadRef<'_> {
+        match self {
+            Self::Json(bytes) => PayloadRef::Json(bytes),
+            Self::Text(bytes) => PayloadRef::Text(str::from_utf8(bytes).unwrap_or_default()),
+            Self::Bytes(bytes) => PayloadRef::Bytes(bytes),
+            Self::File(file) => PayloadRef::File(file),
+        }
+    }
+}
+
+/// What became of a payload.
+pub(super) type Prepared = Result<Option<Given>, ErrorBody>;
+
+/// As [`Handover::prepare`], for what needs no file. `None` when there must be one.
+pub(super) fn at_once(
+    payload: &JobPayload,
+    content: Content,
+    kind: PayloadKind,
+    reads_files: bool,
+) -> Option<Prepared> {
+    if kind == PayloadKind::None {
+        return Some(Ok(None));
+    }
+    if content == Content::None && matches!(kind, PayloadKind::Json | PayloadKind::Text) {
+        return Some(Err(invalid(kind, "there is none")));
+    }
+    match payload {
+        JobPayload::Inline(bytes) => in_line(bytes, kind, reads_files).map(|given| given.map(Some)),
+        JobPayload::File { .. } => None,
+    }
+}
+
+/// The payload for a line; `None` when it has to go by file.
+fn in_line(
+    bytes: &Bytes,
+    kind: PayloadKind,
+    reads_files: bool,
+) -> Option<Result<Given, ErrorBody>> {
+    match kind {
+        PayloadKind::None | PayloadKind::File => None,
+        PayloadKind::Json => Some(json(bytes)),
+        PayloadKind::Text => Some(text(bytes)),
+        PayloadKind::Bytes => {
+            (!reads_files || len(bytes) <= MAX_BASE64).then(|| Ok(Given::Bytes(bytes.clone())))
+        }
     }
 }
 
@@ -186,13 +238,22 @@ fn failed(error: &dyn std::error::Error) -> ErrorBody {
     )
 }
 
-fn json(bytes: &[u8]) -> Result<Json, ErrorBody> {
-    Json::parse(bytes).map_err(|e| invalid(PayloadKind::Json, &e.to_string()))
+fn json(bytes: &Bytes) -> Result<Given, ErrorBody> {
+    Json::check(bytes).map_err(|e| invalid(PayloadKind::Json, &e.to_string()))?;
+    if !bytes.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+        return Ok(Given::Json(bytes.clone()));
+    }
+    // Newlines stand only between the tokens of JSON, where a blank does as well.
+    let one_line = bytes.iter().map(|byte| match byte {
+        b'\n' | b'\r' => b' ',
+        other => *other,
+    });
+    Ok(Given::Json(one_line.collect()))
 }
 
-fn text(bytes: &[u8]) -> Result<String, ErrorBody> {
-    let text = str::from_utf8(bytes).map_err(|e| invalid(PayloadKind::Text, &e.to_string()))?;
-    Ok(text.to_owned())
+fn text(bytes: &Bytes) -> Result<Given, ErrorBody> {
+    str::from_utf8(bytes).map_err(|e| invalid(PayloadKind::Text, &e.to_string()))?;
+    Ok(Given::Text(bytes.clone()))
 }
 
 /// Checks a file of any size in constant memory.

@@ -335,6 +335,16 @@ impl Process {
         self.lines.next(limit)
     }
 
+    /// What was read and not taken, lent to whoever understands many lines at once.
+    pub(super) fn take_lines(&mut self) -> Lines {
+        std::mem::take(&mut self.lines)
+    }
+
+    /// Gives it back.
+    pub(super) fn put_lines(&mut self, lines: Lines) {
+        self.lines = lines;
+    }
+
     /// What was read and not taken, at most `limit` bytes of it.
     pub(super) fn bytes(&mut self, limit: usize) -> BytesMut {
         self.lines.rest(limit)

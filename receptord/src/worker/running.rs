@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use receptor_proto::packet::{Content, RESULT_NAME_MAX, SEGMENT_MAX};
 use receptor_proto::plugin::{
-    ActionDescriptor, CancelReason, FileRef, MAX_STATUS_PER_SECOND, Payload, Status,
+    ActionDescriptor, CancelReason, FileRef, MAX_STATUS_PER_SECOND, Payload, PayloadKind, Status,
 };
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 use tokio::sync::Notify;
@@ -38,25 +38,67 @@ pub(super) struct Control {
     /// Bytes in memory of each result that was not confirmed, oldest first.
     unconfirmed: RefCell<VecDeque<usize>>,
     held: Cell<usize>,
-    changed: Rc<Notify>,
+    work: MessageId,
+    /// It is among [`Changes::jobs`].
+    listed: Cell<bool>,
+    changes: Rc<Changes>,
+}
+
+/// What wakes the task that runs a job, or many.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    notify: Notify,
+    /// The jobs that were told to start or to end and not looked at since, each once.
+    jobs: RefCell<Vec<MessageId>>,
+}
+
+impl Changes {
+    /// Wakes the task.
+    pub(super) fn wake(&self) {
+        self.notify.notify_one();
+    }
+
+    /// Waits until it is woken.
+    pub(super) async fn woken(&self) {
+        self.notify.notified().await;
+    }
+
+    /// The jobs to look at. Each is to be told so with [`Control::look`].
+    pub(super) fn take(&self) -> Vec<MessageId> {
+        self.jobs.take()
+    }
 }
 
 impl Control {
-    /// `changed` wakes the task.
-    pub(super) fn new(changed: Rc<Notify>) -> Self {
+    /// `changes` wakes the task.
+    pub(super) fn new(work: MessageId, changes: Rc<Changes>) -> Self {
         Self {
             go: Cell::new(false),
             cancel: RefCell::new(None),
             unconfirmed: RefCell::new(VecDeque::new()),
             held: Cell::new(0),
-            changed,
+            work,
+            listed: Cell::new(false),
+            changes,
         }
+    }
+
+    fn tell(&self) {
+        if !self.listed.replace(true) {
+            self.changes.jobs.borrow_mut().push(self.work);
+        }
+        self.changes.wake();
+    }
+
+    /// The task looks at the job now: what comes from here on is told anew.
+    pub(super) fn look(&self) {
+        self.listed.set(false);
     }
 
     /// The start is on the disk.
     pub(super) fn start(&self) {
         self.go.set(true);
-        self.changed.notify_one();
+        self.tell();
     }
 
     pub(super) fn may_start(&self) -> bool {
@@ -66,7 +108,7 @@ impl Control {
     /// The first reason stands.
     pub(super) fn cancel(&self, reason: CancelReason) {
         self.cancel.borrow_mut().get_or_insert(reason);
-        self.changed.notify_one();
+        self.tell();
     }
 
     pub(super) fn cancelled(&self) -> Option<CancelReason> {
@@ -81,7 +123,7 @@ impl Control {
                 self.held.set(self.held.get() - bytes);
             }
         }
-        self.changed.notify_one();
+        self.changes.wake();
     }
 
     /// Whether one more result may be sent.
@@ -100,7 +142,7 @@ impl Control {
 
     /// Waits for any of the above.
     pub(super) async fn changed(&self) {
-        self.changed.notified().await;
+        self.changes.woken().await;
     }
 }
 
@@ -196,6 +238,28 @@ impl Why {
     }
 }
 
+/// What of an action's description its jobs run by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    /// What it takes.
+    pub payload: PayloadKind,
+    /// Whether a job cut short may be run again.
+    pub idempotent: bool,
+    timeout_s: Option<u64>,
+    idle_timeout_s: Option<u64>,
+}
+
+impl Terms {
+    pub(super) fn of(action: &ActionDescriptor) -> Self {
+        Self {
+            payload: action.payload,
+            idempotent: action.idempotent,
+            timeout_s: action.timeout_s,
+            idle_timeout_s: action.idle_timeout_s,
+        }
+    }
+}
+
 /// Where a job's files are.
 #[derive(Debug, Clone)]
 pub(super) struct Places {
@@ -232,7 +296,7 @@ impl Running {
     pub(super) fn new(
         work: MessageId,
         control: Rc<Control>,
-        action: &ActionDescriptor,
+        terms: Terms,
         config: &PluginConfig,
         now: Instant,
     ) -> Self {
@@ -242,8 +306,8 @@ impl Running {
             id: work.to_string(),
             control,
             why: None,
-            timeout: config.timeout.or(seconds(action.timeout_s)),
-            idle: config.idle_timeout.or(seconds(action.idle_timeout_s)),
+            timeout: config.timeout.or(seconds(terms.timeout_s)),
+            idle: config.idle_timeout.or(seconds(terms.idle_timeout_s)),
             max_results: config.max_results,
             began: now,
             heard: now,

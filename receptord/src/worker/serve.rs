@@ -15,35 +15,39 @@
 //! cancel costs the process, and with it the other jobs.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use receptor_proto::plugin::{
-    ActionDescriptor, Cancel, CancelReason, Data, Execute, HostMessage, MAX_LINE, Payload, Ping,
-    PluginHello, PluginMessage, Shutdown, feature,
+    Cancel, Data, ExecuteRef, HostMessage, MAX_LINE, Ping, PluginHello, PluginMessage, Shutdown,
+    feature,
 };
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
-use tokio::sync::Notify;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::alarm::Alarm;
 use super::api::{Job, JobPayload, Report};
-use super::config::HostConfig;
+use super::config::{HostConfig, PluginConfig};
 use super::describe::{
     Executable, Purpose, closed_error, exit_error, host_hello, let_go, make_dir, own_config,
     put_down, read_hello, start,
 };
 use super::job::MAX_LOG;
-use super::job_dir::Handover;
+use super::job_dir::{Given, Handover, Prepared, at_once};
+use super::lines::Lines;
 use super::outcome::{Outcome, cut, describe, error, protocol_error};
 use super::process::{Event, Process};
-use super::running::{Control, Flaw, Places, Running, Why, flaw_error};
+use super::running::{Changes, Control, Flaw, Places, Running, Terms, Why, flaw_error};
 use super::shared::{Shared, TaskEnd};
 use super::sweep;
+use crate::by_id::ById;
 use crate::task;
 
+/// Bytes of the buffer for lines that stay allocated: what a pipe holds.
+const LINES_KEPT: usize = 64 * 1024;
 /// Ids of ended jobs that are remembered, so that a word too many about one is not taken for a word
 /// about a job that never was.
 const REMEMBERED: usize = 64;
@@ -56,18 +60,16 @@ pub(super) struct Server {
     inbox: RefCell<VecDeque<NewJob>>,
     prepared: RefCell<Vec<(MessageId, Prepared)>>,
     closing: Cell<bool>,
-    changed: Rc<Notify>,
+    changes: Rc<Changes>,
 }
-
-type Prepared = Result<Option<Payload>, ErrorBody>;
 
 /// A job for it.
 #[derive(Debug)]
 pub(super) struct NewJob {
     /// The work.
-    pub job: Job,
-    /// What its action is.
-    pub action: ActionDescriptor,
+    pub job: Box<Job>,
+    /// What its action says of it.
+    pub terms: Terms,
     /// What the host says meanwhile.
     pub control: Rc<Control>,
 }
@@ -79,19 +81,19 @@ impl Server {
             inbox: RefCell::new(VecDeque::new()),
             prepared: RefCell::new(Vec::new()),
             closing: Cell::new(false),
-            changed: Rc::new(Notify::new()),
+            changes: Rc::default(),
         }
     }
 
     /// Wakes the process's task; for [`Control::new`].
-    pub(super) fn waker(&self) -> Rc<Notify> {
-        Rc::clone(&self.changed)
+    pub(super) fn changes(&self) -> Rc<Changes> {
+        Rc::clone(&self.changes)
     }
 
     /// Gives it a job. Not to be called when it is closing.
     pub(super) fn push(&self, job: NewJob) {
         self.inbox.borrow_mut().push_back(job);
-        self.changed.notify_one();
+        self.changes.wake();
     }
 
     /// It takes no new jobs.
@@ -102,7 +104,7 @@ impl Server {
     /// Lets it finish what it has, and then go.
     pub(super) fn close(&self) {
         self.closing.set(true);
-        self.changed.notify_one();
+        self.changes.wake();
     }
 }
 
@@ -139,6 +141,7 @@ pub(super) async fn run(task: Task) -> ServerEnd {
         }
     };
     tracing::debug!(plugin = task.plugin.name, pid = process.pid(), "serving");
+    let own = own_config(&task.config, &task.plugin.name);
     let mut serving = Serving {
         places: Places {
             dir,
@@ -148,10 +151,14 @@ pub(super) async fn run(task: Task) -> ServerEnd {
         task: &task,
         process: &mut process,
         hello,
-        jobs: HashMap::new(),
+        own,
+        jobs: ById::default(),
+        lines: Vec::new(),
+        look_at: None,
         ended: VecDeque::new(),
         outbox: VecDeque::new(),
         held: None,
+        now: Instant::now(),
         idle_since: Instant::now(),
         ping: PingState::default(),
         alarm: Alarm::default(),
@@ -232,6 +239,7 @@ async fn refuse_all(task: &Task, problem: &ErrorBody) {
             content,
             payload: super::api::ReportPayload::Inline(payload),
         };
+        task.shared.admission.give_back(new.job.directive.plugin());
         let _ = task.shared.reports.send(report).await;
         task.shared.ends.push(TaskEnd::Served(new.job.work));
     }
@@ -242,8 +250,8 @@ async fn refuse_all(task: &Task, problem: &ErrorBody) {
 struct Entry {
     running: Running,
     stage: Stage,
-    job: Job,
-    action: ActionDescriptor,
+    job: Box<Job>,
+    terms: Terms,
     /// Its payload is a file in the process's directory.
     has_file: bool,
     /// The process is ended when the job has not ended by then.
@@ -256,7 +264,7 @@ enum Stage {
     /// Its payload is being looked at.
     Preparing,
     /// Its start is not on the disk yet.
-    Ready(Option<Payload>),
+    Ready(Option<Given>),
     /// The plugin has it.
     Executing,
 }
@@ -274,13 +282,23 @@ struct Serving<'a> {
     name: &'a str,
     process: &'a mut Process,
     hello: PluginHello,
+    /// The plugin's part of the configuration.
+    own: PluginConfig,
     places: Places,
-    jobs: HashMap<String, Entry>,
-    ended: VecDeque<String>,
+    jobs: ById<Box<Entry>>,
+    /// Jobs handed over and not written to the pipe yet.
+    lines: Vec<u8>,
+    /// No job has to be looked at for the time's sake before this. Deadlines that moved away or
+    /// are gone with their job are found out then; looking at all jobs for every message
+    /// would cost more than everything else.
+    look_at: Option<Instant>,
+    ended: VecDeque<MessageId>,
     /// Reports that did not fit the channel at once; while there are any, nothing more is read.
     outbox: VecDeque<Report>,
     /// A result for which its job has no room, and since when; it holds up everything else.
-    held: Option<(Data, Instant)>,
+    held: Option<(MessageId, Data, Instant)>,
+    /// When this turn began: one look at the clock serves all that it handles.
+    now: Instant,
     idle_since: Instant,
     ping: PingState,
     alarm: Alarm,
@@ -290,26 +308,31 @@ impl Serving<'_> {
     async fn run(&mut self) -> ServerEnd {
         let mut closed_at = None;
         loop {
+            self.now = Instant::now();
             self.take_new().await;
             self.obey().await;
+            self.hand_over();
             if let Err(problem) = self.read().await {
                 let what = problem.message.clone();
                 self.process.kill_if_alive().await;
                 self.fail_all(&problem).await;
                 return ServerEnd::Crashed(what);
             }
-            let now = Instant::now();
+            let now = self.now;
             if self.process.status().is_some() || closed_at.is_some_and(|at| now >= at) {
                 return self.exited().await;
             }
-            if self
-                .jobs
-                .values()
-                .any(|job| job.stop_at.is_some_and(|at| now >= at))
-            {
-                return self.give_up().await;
+            if self.look_at.is_some_and(|at| now >= at) {
+                if self
+                    .jobs
+                    .values()
+                    .any(|job| job.stop_at.is_some_and(|at| now >= at))
+                {
+                    return self.give_up().await;
+                }
+                self.look_at_jobs(now);
             }
-            self.keep_time(now);
+            self.look_at_held(now);
             let idle = self.jobs.is_empty() && self.task.server.inbox.borrow().is_empty();
             let idle_at = self.idle_since + self.task.config.times.serve_idle;
             if idle && (now >= idle_at || self.task.server.is_closing()) {
@@ -328,11 +351,17 @@ impl Serving<'_> {
         let read = self.may_read();
         let reports = &self.task.shared.reports;
         tokio::select! {
-            () = self.task.server.changed.notified() => {}
+            () = self.task.server.changes.woken() => {}
             permit = reports.reserve(), if !self.outbox.is_empty() => match permit {
                 Ok(permit) => {
                     if let Some(report) = self.outbox.pop_front() {
                         permit.send(report);
+                    }
+                    while let Some(report) = self.outbox.pop_front() {
+                        if let Err(TrySendError::Full(report)) = reports.try_send(report) {
+                            self.outbox.push_front(report);
+                            break;
+                        }
                     }
                 }
                 Err(_) => {
@@ -365,118 +394,134 @@ impl Serving<'_> {
             let Some((work, prepared)) = self.task.server.prepared.borrow_mut().pop() else {
                 break;
             };
-            self.prepared(&work.to_string(), prepared).await;
+            self.prepared(work, prepared).await;
         }
     }
 
     async fn take(&mut self, new: NewJob) {
         let NewJob {
-            job,
-            action,
+            mut job,
+            terms,
             control,
         } = new;
-        let own = own_config(&self.task.config, self.name);
-        let running = Running::new(job.work, control, &action, &own, Instant::now());
-        let id = running.id.clone();
-        let handover = Handover {
-            dir: self.places.dir.clone(),
-            file_name: payload_file(&id),
-            reads_files: self.hello.has(feature::FILE),
-        };
-        let (payload, content, descriptor) = (job.payload.clone(), job.content, action.clone());
-        let in_memory = matches!(payload, JobPayload::Inline(_));
-        let entry = Entry {
+        let work = job.work;
+        let running = Running::new(work, control, terms, &self.own, self.now);
+        let content = job.content;
+        let nothing = JobPayload::Inline(Bytes::new());
+        let payload = std::mem::replace(&mut job.payload, nothing);
+        let reads_files = self.hello.has(feature::FILE);
+        let entry = Box::new(Entry {
             running,
             stage: Stage::Preparing,
-            action,
+            terms,
             has_file: false,
             stop_at: None,
             job,
+        });
+        self.jobs.insert(work, entry);
+        if let Some(prepared) = at_once(&payload, content, terms.payload, reads_files) {
+            return self.prepared(work, prepared).await;
+        }
+        let handover = Handover {
+            dir: self.places.dir.clone(),
+            file_name: payload_file(work),
+            reads_files,
         };
-        let work = entry.job.work;
-        self.jobs.insert(id.clone(), entry);
-        if in_memory {
-            let prepared = handover.prepare(payload, content, &descriptor).await;
-            self.prepared(&id, prepared).await;
-            return;
+        if matches!(payload, JobPayload::Inline(_)) {
+            let prepared = handover.prepare(payload, content, terms.payload).await;
+            return self.prepared(work, prepared).await;
         }
         // A look at a large file takes long; the other jobs go on meanwhile.
         let server = Rc::clone(&self.task.server);
         task::spawn("payload of a serving plugin", async move {
-            let prepared = handover.prepare(payload, content, &descriptor).await;
+            let prepared = handover.prepare(payload, content, terms.payload).await;
             server.prepared.borrow_mut().push((work, prepared));
-            server.changed.notify_one();
+            server.changes.wake();
         });
     }
 
-    async fn prepared(&mut self, id: &str, prepared: Prepared) {
-        let Some(entry) = self.jobs.get_mut(id) else {
+    async fn prepared(&mut self, work: MessageId, prepared: Prepared) {
+        let Some(entry) = self.jobs.get_mut(&work) else {
             // Cancelled meanwhile.
-            let _ = std::fs::remove_file(self.places.dir.join(payload_file(id)));
+            let _ = std::fs::remove_file(self.places.dir.join(payload_file(work)));
             return;
         };
         match prepared {
             Ok(payload) => {
-                entry.has_file = matches!(payload, Some(Payload::File(_)));
+                entry.has_file = matches!(payload, Some(Given::File(_)));
                 entry.stage = Stage::Ready(payload);
                 if !entry.job.admitted {
                     let started = Report::Started {
-                        work: entry.running.work,
-                        idempotent: entry.action.idempotent,
+                        work,
+                        idempotent: entry.terms.idempotent,
                     };
                     self.emit(started);
                 }
+                self.obey_for(work).await;
             }
-            Err(problem) => self.finish(id, Outcome::Failed(problem)).await,
+            Err(problem) => self.finish(work, Outcome::Failed(problem)).await,
         }
     }
 
     /// Does what the host has asked for since the last time: starts and cancels.
     async fn obey(&mut self) {
-        let mut unstarted = Vec::new();
-        let mut lines = Vec::new();
-        let mut starting = Vec::new();
-        for (id, entry) in &mut self.jobs {
-            match (entry.running.control.cancelled(), &entry.stage) {
-                (Some(reason), Stage::Preparing | Stage::Ready(_)) => {
-                    unstarted.push((id.clone(), Why::Cancel(reason).error()));
-                }
-                (Some(_), Stage::Executing) if entry.running.why.is_none() => {
-                    starting.push(id.clone());
-                }
-                (None, Stage::Ready(_)) if entry.running.control.may_start() => {
-                    match execute(entry) {
-                        Ok(line) => lines.extend(line),
-                        Err(problem) => unstarted.push((id.clone(), problem)),
+        for work in self.task.server.changes.take() {
+            self.obey_for(work).await;
+        }
+    }
+
+    async fn obey_for(&mut self, work: MessageId) {
+        let Some(entry) = self.jobs.get_mut(&work) else {
+            return;
+        };
+        let control = &entry.running.control;
+        control.look();
+        match (control.cancelled(), &entry.stage) {
+            (Some(reason), Stage::Preparing | Stage::Ready(_)) => {
+                let problem = Why::Cancel(reason).error();
+                self.finish(work, Outcome::Failed(problem)).await;
+            }
+            (Some(reason), Stage::Executing) => self.end(work, Why::Cancel(reason)),
+            (None, Stage::Ready(_)) if control.may_start() => {
+                let now = self.now;
+                match execute(entry, &mut self.lines, now) {
+                    Ok(()) => {
+                        let silent_at = now + self.task.config.times.ping_after;
+                        let deadline = entry.running.deadline();
+                        self.plan(deadline.map_or(silent_at, |at| at.min(silent_at)));
                     }
-                }
-                (Some(_) | None, Stage::Executing) | (None, Stage::Preparing | Stage::Ready(_)) => {
+                    Err(problem) => self.finish(work, Outcome::Failed(problem)).await,
                 }
             }
+            (None, Stage::Executing | Stage::Preparing | Stage::Ready(_)) => {}
         }
-        if !lines.is_empty() {
-            self.process.send(&lines);
-        }
-        for id in starting {
-            let reason = self
-                .jobs
-                .get(&id)
-                .and_then(|job| job.running.control.cancelled());
-            self.end(&id, Why::Cancel(reason.unwrap_or(CancelReason::User)));
-        }
-        for (id, problem) in unstarted {
-            self.finish(&id, Outcome::Failed(problem)).await;
+    }
+
+    /// Writes the jobs that were handed over to the pipe.
+    fn hand_over(&mut self) {
+        if !self.lines.is_empty() {
+            self.process.send(&self.lines);
+            self.lines.clear();
+            self.lines.shrink_to(LINES_KEPT);
         }
     }
 
     /// Understands what was read, as far as there is room for what it says.
     async fn read(&mut self) -> Result<(), ErrorBody> {
-        if let Some((data, since)) = self.held.take() {
-            self.data(data, since).await;
+        if let Some((work, data, since)) = self.held.take() {
+            self.data(work, data, since).await;
         }
+        // Out of the process, so that a line can be understood where it lies.
+        let mut lines = self.process.take_lines();
+        let result = self.read_lines(&mut lines).await;
+        self.process.put_lines(lines);
+        result
+    }
+
+    async fn read_lines(&mut self, lines: &mut Lines) -> Result<(), ErrorBody> {
         while self.may_read() {
-            match self.process.line(MAX_LINE) {
-                Ok(Some(line)) => self.message(&line).await?,
+            match lines.next_in_place(MAX_LINE) {
+                Ok(Some(line)) => self.message(line).await?,
                 Ok(None) => return Ok(()),
                 Err(long) => {
                     let what = format!("a line is longer than {MAX_LINE} bytes");
@@ -493,11 +538,17 @@ impl Serving<'_> {
             Ok(message) => message,
             Err(problem) => return Err(broken(&format!("a line is no message: {problem}"))),
         };
-        let now = Instant::now();
+        let now = self.now;
+        // Only what is about a job has one.
+        let mut about = MessageId::from_u128(0);
         if let Some(id) = message.id() {
-            match self.jobs.get_mut(id) {
-                Some(job) if matches!(job.stage, Stage::Executing) => job.running.heard(now),
-                Some(_) | None if self.ended.iter().any(|ended| ended == id) => {
+            let work = work_of(id);
+            match work.and_then(|work| self.jobs.get_mut(&work)) {
+                Some(job) if matches!(job.stage, Stage::Executing) => {
+                    job.running.heard(now);
+                    about = job.running.work;
+                }
+                Some(_) | None if work.is_some_and(|work| self.ended.contains(&work)) => {
                     tracing::warn!(plugin = self.name, job = id, "a message about an ended job");
                     return Ok(());
                 }
@@ -505,10 +556,11 @@ impl Serving<'_> {
             }
         }
         match message {
-            PluginMessage::Data(data) => self.data(data, now).await,
+            PluginMessage::Data(data) => self.data(about, data, now).await,
             PluginMessage::Status(status) => {
-                if let Some(job) = self.jobs.get_mut(&status.id) {
+                if let Some(job) = self.jobs.get_mut(&about) {
                     job.running.set_status(status);
+                    self.plan(now);
                 }
             }
             PluginMessage::Log(log) => {
@@ -520,11 +572,10 @@ impl Serving<'_> {
                     code: done.code,
                     result: done.result,
                 };
-                self.said(&done.id, outcome).await;
+                self.said(about, outcome).await;
             }
             PluginMessage::Error(failed) => {
-                self.said(&failed.id, Outcome::of_plugin(failed.error))
-                    .await;
+                self.said(about, Outcome::of_plugin(failed.error)).await;
             }
             PluginMessage::Pong(pong) => self.ping.answered |= pong.nonce == self.ping.nonce,
             PluginMessage::Hello(_) => return Err(broken("a second hello")),
@@ -538,15 +589,15 @@ impl Serving<'_> {
         Ok(())
     }
 
-    async fn data(&mut self, data: Data, since: Instant) {
-        let Some(job) = self.jobs.get_mut(&data.id) else {
+    async fn data(&mut self, work: MessageId, data: Data, since: Instant) {
+        let Some(job) = self.jobs.get_mut(&work) else {
             // It ended while its result waited for room.
             return;
         };
         if !job.running.control.has_room() {
             if job.running.why.is_none() {
-                job.running.heard(Instant::now());
-                self.held = Some((data, since));
+                job.running.heard(self.now);
+                self.held = Some((work, data, since));
             } else {
                 job.running.lose_result();
             }
@@ -554,28 +605,35 @@ impl Serving<'_> {
         }
         match job.running.result(data.body, &self.places).await {
             Ok(report) => self.emit(report),
-            Err(Flaw::Quota(max)) => self.end(&data.id, Why::Results(max)),
+            Err(Flaw::Quota(max)) => self.end(work, Why::Results(max)),
             Err(flaw) => {
                 let problem = flaw_error(self.name, flaw);
-                self.end(&data.id, Why::Broken(problem));
+                self.end(work, Why::Broken(problem));
             }
         }
     }
 
-    async fn said(&mut self, id: &str, outcome: Outcome) {
+    async fn said(&mut self, work: MessageId, outcome: Outcome) {
         let judged = self
             .jobs
-            .get(id)
+            .get(&work)
             .map(|job| job.running.judge(Some(outcome)));
         if let Some(outcome) = judged.flatten() {
-            self.finish(id, outcome).await;
+            self.finish(work, outcome).await;
         }
     }
 
+    /// The time to look at the jobs comes at this moment at the latest.
+    fn plan(&mut self, at: Instant) {
+        self.look_at = Some(self.look_at.map_or(at, |planned| planned.min(at)));
+    }
+
     /// Begins to end one job.
-    fn end(&mut self, id: &str, why: Why) {
+    fn end(&mut self, work: MessageId, why: Why) {
+        // The plugin must know of the job before it is told to end it.
+        self.hand_over();
         let alone = self.jobs.len() == 1;
-        let Some(job) = self.jobs.get_mut(id) else {
+        let Some(job) = self.jobs.get_mut(&work) else {
             return;
         };
         if job.running.why.is_some() {
@@ -585,7 +643,7 @@ impl Serving<'_> {
         let mut stop_at = Instant::now() + grace;
         if self.hello.has(feature::CANCEL) && !self.process.has_unsent() {
             let cancel = HostMessage::Cancel(Cancel {
-                id: id.to_owned(),
+                id: job.running.id.clone(),
                 reason: why.reason(),
                 grace_ms: millis(grace),
             });
@@ -598,30 +656,31 @@ impl Serving<'_> {
         }
         job.stop_at = Some(stop_at);
         job.running.why = Some(why);
+        self.plan(stop_at);
     }
 
     /// A job has reached its end.
-    async fn finish(&mut self, id: &str, outcome: Outcome) {
-        let Some(mut job) = self.jobs.remove(id) else {
+    async fn finish(&mut self, work: MessageId, outcome: Outcome) {
+        let Some(mut job) = self.jobs.remove(&work) else {
             return;
         };
-        if self.held.as_ref().is_some_and(|(data, _)| data.id == id) {
+        if self.held.as_ref().is_some_and(|(held, ..)| *held == work) {
             self.held = None;
         }
         let report = job.running.done(outcome, &self.places).await;
         if job.has_file {
-            let _ = std::fs::remove_file(self.places.dir.join(payload_file(id)));
+            let _ = std::fs::remove_file(self.places.dir.join(payload_file(work)));
         }
-        self.ended.push_back(id.to_owned());
+        self.ended.push_back(work);
         if self.ended.len() > REMEMBERED {
             self.ended.pop_front();
         }
-        self.idle_since = Instant::now();
+        self.idle_since = self.now;
+        // Before the report, after which the engine may ask for the place.
+        let plugin = job.job.directive.plugin();
+        self.task.shared.admission.give_back(plugin);
         self.emit(report);
-        self.task
-            .shared
-            .ends
-            .push(TaskEnd::Served(job.running.work));
+        self.task.shared.ends.push(TaskEnd::Served(work));
     }
 
     /// To the engine, behind what waits for it already.
@@ -637,10 +696,11 @@ impl Serving<'_> {
         }
     }
 
-    /// Statuses, limits of time, pings, and the job whose results nobody takes.
-    fn keep_time(&mut self, now: Instant) {
+    /// Statuses, limits of time and pings.
+    fn look_at_jobs(&mut self, now: Instant) {
+        self.look_at = None;
         let mut overdue = Vec::new();
-        for (id, job) in &mut self.jobs {
+        for (work, job) in &mut self.jobs {
             if !matches!(job.stage, Stage::Executing) {
                 continue;
             }
@@ -649,25 +709,33 @@ impl Serving<'_> {
                 let _ = self.task.shared.reports.try_send(report);
             }
             if let Some(why) = job.running.overdue(now) {
-                overdue.push((id.clone(), why));
+                overdue.push((*work, why));
             }
         }
-        for (id, why) in overdue {
-            self.end(&id, why);
-        }
-        if let Some((data, since)) = &self.held
-            && now >= *since + self.task.config.times.serve_stall
-        {
-            let id = data.id.clone();
-            self.held = None;
-            if let Some(job) = self.jobs.get_mut(&id) {
-                job.running.lose_result();
-            }
-            self.end(&id, Why::Stalled);
-            // There may be more to read in the buffer, which no event will tell.
-            self.task.server.changed.notify_one();
+        for (work, why) in overdue {
+            self.end(work, why);
         }
         self.keep_pinging(now);
+        let jobs = self.jobs.values();
+        let jobs = jobs.filter(|job| matches!(job.stage, Stage::Executing));
+        let jobs = jobs.flat_map(|job| [job.running.deadline(), job.stop_at]);
+        self.look_at = jobs.chain([self.ping_at(), self.look_at]).flatten().min();
+    }
+
+    /// The job whose results nobody takes.
+    fn look_at_held(&mut self, now: Instant) {
+        if let Some((work, _, since)) = &self.held
+            && now >= *since + self.task.config.times.serve_stall
+        {
+            let work = *work;
+            self.held = None;
+            if let Some(job) = self.jobs.get_mut(&work) {
+                job.running.lose_result();
+            }
+            self.end(work, Why::Stalled);
+            // There may be more to read in the buffer, which no event will tell.
+            self.task.server.changes.wake();
+        }
     }
 
     fn ping_at(&self) -> Option<Instant> {
@@ -706,12 +774,9 @@ impl Serving<'_> {
     }
 
     fn deadline(&self, idle_at: Option<Instant>) -> Option<Instant> {
-        let jobs = self.jobs.values();
-        let jobs = jobs.filter(|job| matches!(job.stage, Stage::Executing));
-        let jobs = jobs.flat_map(|job| [job.running.deadline(), job.stop_at]);
         let stall = self.task.config.times.serve_stall;
-        let held = self.held.as_ref().map(|(_, since)| *since + stall);
-        jobs.chain([self.ping_at(), held, idle_at]).flatten().min()
+        let held = self.held.as_ref().map(|(_, _, since)| *since + stall);
+        [self.look_at, held, idle_at].into_iter().flatten().min()
     }
 
     /// The process has ended, or closed its stdout for good.
@@ -723,6 +788,7 @@ impl Serving<'_> {
                 _ = self.process.next(true) => {}
                 () = self.alarm.wait(Some(drained)) => {}
             }
+            self.now = Instant::now();
             if self.read().await.is_err() {
                 break;
             }
@@ -766,14 +832,14 @@ impl Serving<'_> {
     }
 
     async fn fail_all(&mut self, problem: &ErrorBody) {
-        let ids: BTreeMap<String, Option<Why>> = self
+        let works: BTreeMap<MessageId, Option<Why>> = self
             .jobs
             .iter()
-            .map(|(id, job)| (id.clone(), job.running.why.clone()))
+            .map(|(work, job)| (*work, job.running.why.clone()))
             .collect();
-        for (id, why) in ids {
+        for (work, why) in works {
             let problem = why.map_or_else(|| problem.clone(), |why| why.error());
-            self.finish(&id, Outcome::Failed(problem)).await;
+            self.finish(work, Outcome::Failed(problem)).await;
         }
     }
 
@@ -797,25 +863,31 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn payload_file(id: &str) -> String {
-    format!("{id}.payload")
+fn payload_file(work: MessageId) -> String {
+    format!("{work}.payload")
 }
 
-/// The line that hands a job over.
-fn execute(entry: &mut Entry) -> Result<Vec<u8>, ErrorBody> {
+/// The work that the plugin means: it says our ids as it got them.
+fn work_of(id: &str) -> Option<MessageId> {
+    const DIGITS: usize = 32;
+    (id.len() == DIGITS).then(|| id.parse().ok()).flatten()
+}
+
+/// Adds the line that hands a job over.
+fn execute(entry: &mut Entry, lines: &mut Vec<u8>, now: Instant) -> Result<(), ErrorBody> {
     let Stage::Ready(payload) = std::mem::replace(&mut entry.stage, Stage::Executing) else {
-        return Ok(Vec::new());
+        return Ok(());
     };
-    entry.running.begin(Instant::now());
-    let execute = HostMessage::Execute(Execute {
-        id: entry.running.id.clone(),
-        action: entry.job.directive.action().to_owned(),
-        sender: entry.job.sender.to_string(),
-        payload,
+    entry.running.begin(now);
+    let execute = ExecuteRef {
+        id: &entry.running.id,
+        action: entry.job.directive.action(),
+        sender: entry.job.sender.as_str(),
+        payload: payload.as_ref().map(Given::as_payload),
         timeout_ms: entry.running.timeout_ms(),
         attempt: entry.job.attempt,
-    });
-    execute.to_line().map_err(|problem| {
+    };
+    execute.put_line(lines).map_err(|problem| {
         let message = format!("the payload does not fit a line: {problem}");
         error(ErrorCode::PayloadTooLarge, message)
     })

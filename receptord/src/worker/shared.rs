@@ -10,6 +10,7 @@ use receptor_proto::plugin::{PluginHello, Ready};
 use receptor_proto::{ErrorBody, MessageId};
 use tokio::sync::{Notify, mpsc};
 
+use super::admission::Admission;
 use super::api::Report;
 use super::process::Spawner;
 use super::serve::ServerEnd;
@@ -22,6 +23,8 @@ pub(super) struct Shared {
     pub spawner: Spawner,
     /// Clears up after them.
     pub sweeper: Rc<Sweeper>,
+    /// The places for works.
+    pub admission: Admission,
     /// To the engine.
     pub reports: mpsc::Sender<Report>,
     /// To the host's own task.
@@ -30,10 +33,15 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(spawner: Spawner, reports: mpsc::Sender<Report>) -> Self {
+    pub(super) fn new(
+        spawner: Spawner,
+        admission: Admission,
+        reports: mpsc::Sender<Report>,
+    ) -> Self {
         Self {
             spawner,
             sweeper: Rc::new(Sweeper::default()),
+            admission,
             reports,
             ends: Rc::new(Ends::default()),
             number: Cell::new(0),
@@ -57,7 +65,7 @@ pub(super) enum TaskEnd {
         /// What the plugin said of itself this time, if it did.
         hello: Option<PluginHello>,
     },
-    /// A work of a serving plugin.
+    /// A work of a serving plugin, which has given its place back.
     Served(MessageId),
     /// A serving process. Its works have ended before it.
     Server {

@@ -343,7 +343,7 @@ fn an_admitted_work_needs_no_question() {
         assert!(rig.admission.try_admit(&job.directive).is_none());
         job.admitted = true;
         let work = job.work;
-        rig.command(Command::Run(job)).await;
+        rig.command(Command::Run(Box::new(job))).await;
         rig.command(Command::Start { work }).await;
         let work = rig.finish(work).await;
         assert_eq!((work.started, work.json(0)), (None, json!(1)));
@@ -361,7 +361,7 @@ fn nothing_is_handed_over_before_its_start_is_on_the_disk() {
         assert!(rig.admission.try_admit(&job.directive).is_some());
         job.admitted = true;
         let work = job.work;
-        rig.command(Command::Run(job)).await;
+        rig.command(Command::Run(Box::new(job))).await;
         assert!(!rig.soon().await, "it must wait");
         rig.cancel(work).await;
         let work = rig.finish(work).await;

@@ -179,6 +179,7 @@ impl Rig {
             payload,
             attempt: 1,
             admitted: false,
+            start: false,
         }
     }
 
@@ -197,7 +198,7 @@ impl Rig {
     ) -> MessageId {
         let job = self.job(directive, content, payload);
         let work = job.work;
-        self.command(Command::Run(job)).await;
+        self.command(Command::Run(Box::new(job))).await;
         work
     }
 

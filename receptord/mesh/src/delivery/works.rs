@@ -16,6 +16,8 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
 use receptor_proto::packet::{ACTIVE_MAX, ActiveWork};
 use receptor_proto::{Directive, MessageId};
 
@@ -99,9 +101,10 @@ pub(crate) struct Unwritten {
 }
 
 /// All of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Works {
-    by_id: BTreeMap<MessageId, Work>,
+    /// Asked for a dozen times for every message, and never walked through: its order says nothing.
+    by_id: HashMap<MessageId, Work, FixedState>,
     /// Those that count, oldest first.
     by_age: BTreeMap<u64, MessageId>,
     next_order: u64,
@@ -126,6 +129,17 @@ pub(crate) struct NewWork {
 }
 
 impl Works {
+    /// None yet. Ids are chosen by others: the seed keeps them from choosing ones that collide.
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            by_id: HashMap::with_hasher(FixedState::with_seed(seed)),
+            by_age: BTreeMap::new(),
+            next_order: 0,
+            waiting_bytes: 0,
+            gone: VecDeque::new(),
+        }
+    }
+
     pub(crate) fn get(&self, id: MessageId) -> Option<&Work> {
         self.by_id.get(&id)
     }

@@ -19,7 +19,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::{Data, Execute};
+use super::{Data, EncodeError, Execute, MAX_LINE};
 
 /// A JSON value, checked and kept as the text it came in, except that line breaks between its
 /// parts became spaces: it is always fit to be a part of a line.
@@ -37,6 +37,16 @@ impl Json {
             Err(e) => return Err(serde_json::Error::custom(e)),
         };
         Ok(Self::from(value.to_owned()))
+    }
+
+    /// Checks that the bytes are one JSON value, without keeping it.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn check(bytes: &[u8]) -> Result<(), serde_json::Error> {
+        let text = core::str::from_utf8(bytes).map_err(serde_json::Error::custom)?;
+        let _: &RawValue = serde_json::from_str(text)?;
+        Ok(())
     }
 
     /// Writes a value as JSON.
@@ -155,6 +165,150 @@ impl FileRef {
             path: path.into(),
             ..Self::default()
         }
+    }
+}
+
+/// A [`Payload`] whose parts are elsewhere.
+#[derive(Clone, Copy)]
+pub enum PayloadRef<'a> {
+    /// A JSON value, checked, and without line breaks.
+    Json(&'a [u8]),
+    /// Text.
+    Text(&'a str),
+    /// Bytes.
+    Bytes(&'a [u8]),
+    /// The contents of a file.
+    File(&'a FileRef),
+}
+
+impl fmt::Debug for PayloadRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Json(json) => write!(f, "Json({} bytes)", json.len()),
+            Self::Text(text) => write!(f, "Text({} bytes)", text.len()),
+            Self::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
+            Self::File(file) => file.fmt(f),
+        }
+    }
+}
+
+/// An [`Execute`] whose parts are elsewhere. A host writes one for every job, so that it is
+/// written straight into the line and without a copy of its payload.
+#[derive(Debug, Clone, Copy)]
+pub struct ExecuteRef<'a> {
+    /// The job's id, see [`is_job_id`](super::is_job_id).
+    pub id: &'a str,
+    /// Which of the plugin's actions.
+    pub action: &'a str,
+    /// The node the message came from.
+    pub sender: &'a str,
+    /// The message's payload; `None` only for actions that take none.
+    pub payload: Option<PayloadRef<'a>>,
+    /// The host ends the job after this many milliseconds.
+    pub timeout_ms: Option<u64>,
+    /// 1 for the first attempt; more when an idempotent job is run again.
+    pub attempt: u32,
+}
+
+impl ExecuteRef<'_> {
+    /// Adds the message to `lines`, as [`HostMessage::to_line`](super::HostMessage::to_line)
+    /// writes an [`Execute`].
+    ///
+    /// # Errors
+    /// When the line would be too long; `lines` is then as it was.
+    pub fn put_line(&self, lines: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let start = lines.len();
+        let written = self.put(lines);
+        let len = lines.len() - start;
+        if written.is_err() || len > MAX_LINE {
+            lines.truncate(start);
+            written?;
+            return Err(EncodeError::TooLong {
+                len,
+                limit: MAX_LINE,
+            });
+        }
+        Ok(())
+    }
+
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+        out.extend_from_slice(b"{\"type\":\"execute\",\"id\":");
+        put_text(out, self.id)?;
+        out.extend_from_slice(b",\"action\":");
+        put_text(out, self.action)?;
+        out.extend_from_slice(b",\"sender\":");
+        put_text(out, self.sender)?;
+        match self.payload {
+            None => {}
+            Some(PayloadRef::Json(json)) => {
+                out.extend_from_slice(b",\"payload\":");
+                out.extend_from_slice(json);
+            }
+            Some(PayloadRef::Text(text)) => {
+                out.extend_from_slice(b",\"payload_text\":");
+                put_text(out, text)?;
+            }
+            Some(PayloadRef::Bytes(bytes)) => {
+                out.extend_from_slice(b",\"payload_base64\":\"");
+                let start = out.len();
+                out.resize(start + bytes.len().div_ceil(3) * 4, b'=');
+                if let Some(room) = out.get_mut(start..)
+                    && BASE64.encode_slice(bytes, room).is_err()
+                {
+                    return Err(serde_json::Error::custom("base64 has another length"));
+                }
+                out.push(b'"');
+            }
+            Some(PayloadRef::File(file)) => {
+                out.extend_from_slice(b",\"payload_file\":");
+                put_text(out, &file.path)?;
+                if let Some(size) = file.size {
+                    out.extend_from_slice(b",\"payload_size\":");
+                    put_number(out, size);
+                }
+                if let Some(sha256) = &file.sha256 {
+                    out.extend_from_slice(b",\"payload_sha256\":");
+                    put_text(out, sha256)?;
+                }
+            }
+        }
+        if let Some(timeout_ms) = self.timeout_ms {
+            out.extend_from_slice(b",\"timeout_ms\":");
+            put_number(out, timeout_ms);
+        }
+        out.extend_from_slice(b",\"attempt\":");
+        put_number(out, self.attempt.into());
+        out.extend_from_slice(b"}\n");
+        Ok(())
+    }
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) -> Result<(), serde_json::Error> {
+    let plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+    if text.bytes().all(plain) {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    } else {
+        out.extend_from_slice(&serde_json::to_vec(text)?);
+    }
+    Ok(())
+}
+
+fn put_number(out: &mut Vec<u8>, number: u64) {
+    let start = out.len();
+    let mut rest = number;
+    loop {
+        // A remainder by ten is a digit.
+        let digit = u8::try_from(rest % 10).unwrap_or_default();
+        out.push(b'0' + digit);
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    if let Some(digits) = out.get_mut(start..) {
+        digits.reverse();
     }
 }
 

@@ -488,3 +488,76 @@ fn excerpts_are_fit_for_a_log() {
     assert!(text.starts_with("a\u{fffd}[31m\u{fffd}x"));
     assert_eq!(text.chars().count(), EXCERPT);
 }
+
+#[test]
+fn a_borrowed_execute_is_the_same_line() {
+    let file = FileRef {
+        size: Some(u64::MAX),
+        sha256: Some("00ff".into()),
+        ..FileRef::new("a \"b\"")
+    };
+    let payloads = [
+        (None, None),
+        (
+            Some(Payload::Json(Json::parse(b"{\"a\": [1, null]}").unwrap())),
+            Some(PayloadRef::Json(b"{\"a\": [1, null]}")),
+        ),
+        (
+            Some(Payload::Text("a\n\"\u{1}ä\u{7f}".into())),
+            Some(PayloadRef::Text("a\n\"\u{1}ä\u{7f}")),
+        ),
+        (
+            Some(Payload::Bytes(b"12345".to_vec())),
+            Some(PayloadRef::Bytes(b"12345")),
+        ),
+        (
+            Some(Payload::Bytes(Vec::new())),
+            Some(PayloadRef::Bytes(b"")),
+        ),
+        (
+            Some(Payload::File(file.clone())),
+            Some(PayloadRef::File(&file)),
+        ),
+    ];
+    let mut lines = b"before\n".to_vec();
+    let mut expected = lines.clone();
+    for (number, (owned, payload)) in payloads.into_iter().enumerate() {
+        let timeout_ms = [None, Some(0), Some(1234567890)][number % 3];
+        let message = HostMessage::Execute(Execute {
+            id: "0a.b".into(),
+            action: "echo".into(),
+            sender: "node-a:1@x".into(),
+            payload: owned,
+            timeout_ms,
+            attempt: 10,
+        });
+        expected.extend(message.to_line().unwrap());
+        let borrowed = ExecuteRef {
+            id: "0a.b",
+            action: "echo",
+            sender: "node-a:1@x",
+            payload,
+            timeout_ms,
+            attempt: 10,
+        };
+        borrowed.put_line(&mut lines).unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&lines),
+            String::from_utf8_lossy(&expected)
+        );
+    }
+    let long = vec![b'x'; MAX_LINE];
+    let too_long = ExecuteRef {
+        id: "a",
+        action: "b",
+        sender: "c",
+        payload: Some(PayloadRef::Bytes(&long)),
+        timeout_ms: None,
+        attempt: 1,
+    };
+    assert!(matches!(
+        too_long.put_line(&mut lines),
+        Err(EncodeError::TooLong { .. })
+    ));
+    assert_eq!(lines, expected);
+}

@@ -43,7 +43,7 @@ pub(super) struct Plugin {
     pub describing: Option<(u64, JoinHandle<()>)>,
     pub described_at: Option<Instant>,
     pub ask_at: Option<Instant>,
-    pub waiting: VecDeque<(u64, Job)>,
+    pub waiting: VecDeque<(u64, Box<Job>)>,
     pub server: Option<Rc<Server>>,
     pub servers: usize,
     pub crashes: VecDeque<Instant>,
