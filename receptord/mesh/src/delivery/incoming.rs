@@ -642,6 +642,10 @@ impl Delivery {
         let key = (message.epoch, message.seq);
         let id = message.work;
         if let Some(work) = self.works.get(id) {
+            if work.remote == from && work.withdrawn {
+                self.remember_cancel(cx, from, message);
+                return;
+            }
             let wanted = work.remote == from
                 && !work.cancelled
                 && matches!(
@@ -656,9 +660,7 @@ impl Delivery {
             if let Some(work) = self.works.get_mut(id) {
                 work.cancelled = true;
                 work.cancel = entry.map(|entry| (key, entry));
-                if !work.withdrawn {
-                    cx.out.push_back(Output::CancelWork { work: id, reason });
-                }
+                cx.out.push_back(Output::CancelWork { work: id, reason });
             }
             return;
         }
@@ -692,12 +694,6 @@ impl Delivery {
             self.let_go(from, key, message.volatile);
             return;
         }
-        if self.early.len() >= EARLY_MAX {
-            let next = self.early.iter().min_by_key(|(_, early)| early.until);
-            if let Some(next) = next.map(|(id, _)| *id) {
-                self.forget_early(cx, next);
-            }
-        }
         let lifetime = Duration::from_millis(message.remaining_ms).min(EARLY_KEPT);
         let entry = self.store_cancel(from, message);
         let early = Early {
@@ -706,6 +702,16 @@ impl Delivery {
             entry,
             until: cx.now + lifetime,
         };
+        self.keep_early(cx, id, early);
+    }
+
+    pub(super) fn keep_early(&mut self, cx: &Cx<'_>, id: MessageId, early: Early) {
+        if self.early.len() >= EARLY_MAX {
+            let next = self.early.iter().min_by_key(|(_, early)| early.until);
+            if let Some(next) = next.map(|(id, _)| *id) {
+                self.forget_early(cx, next);
+            }
+        }
         self.early.insert(id, early);
         self.plan_sweep(cx.now + EARLY_SWEEP);
     }

@@ -216,11 +216,15 @@ impl Works {
 
     pub(crate) fn remove(&mut self, id: MessageId) -> Option<Work> {
         self.close(id);
-        if self.gone.len() >= GONE_MAX {
-            self.gone.pop_front();
+        let work = self.by_id.remove(&id)?;
+        // The request of one that was withdrawn comes again.
+        if !work.withdrawn {
+            if self.gone.len() >= GONE_MAX {
+                self.gone.pop_front();
+            }
+            self.gone.push_back(id);
         }
-        self.gone.push_back(id);
-        self.by_id.remove(&id)
+        Some(work)
     }
 
     /// Those that count, oldest first.

@@ -11,7 +11,7 @@ use receptor_proto::{ErrorBody, MessageId};
 use super::flow::Key;
 use super::journal::{Arrival, Done, Retired};
 use super::works::{State, Unwritten};
-use super::{Cx, DISK_BUSY, Delivery, Out, RemoteId};
+use super::{Cx, DISK_BUSY, Delivery, EARLY_KEPT, Early, Out, RemoteId};
 use crate::wiring::Net;
 use crate::{Event, Instant, Output, PersistToken, Record};
 
@@ -301,12 +301,23 @@ impl Delivery {
                 work.entry = None;
                 if matches!(work.state, State::Waiting | State::Starting) {
                     work.withdrawn = true;
+                    // The request comes again, its cancel does not.
+                    let cancel = work.cancel.take();
                     if !work.cancelled {
                         work.cancelled = true;
                         cx.out.push_back(Output::CancelWork {
                             work: id,
                             reason: CancelReason::SenderGone,
                         });
+                    }
+                    if let Some((key, entry)) = cancel {
+                        let early = Early {
+                            remote,
+                            key,
+                            entry: Some(entry),
+                            until: cx.now + EARLY_KEPT,
+                        };
+                        self.keep_early(cx, id, early);
                     }
                 } else if work.retained.is_some_and(|(last, _)| last == work.serial) {
                     self.forget_work(cx, id);
