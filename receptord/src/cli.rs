@@ -41,7 +41,7 @@ pub struct Cli {
     #[arg(long, value_name = "PATH")]
     pub socket_path: Option<String>,
 
-    /// Listen for links at this URL, such as rnp://[::]:8888 or unix:///PATH, in place of the
+    /// Listen for links at this URL, such as rnp://10.0.0.5:8888 or unix:///PATH, in place of the
     /// configured ones; may be repeated
     #[arg(long, value_name = "URL", value_parser = LinkUrl::parse_listen)]
     pub listen: Vec<LinkUrl>,
