@@ -9,7 +9,8 @@ use core::time::Duration;
 use bytes::Bytes;
 use receptor_proto::frame::Frame;
 use receptor_proto::lsa::Capability;
-use receptor_proto::packet::{ActiveWork, CancelReason, Content, Eof, Message};
+use receptor_proto::packet::{ActiveWork, CancelReason, Content, Eof};
+pub use receptor_proto::record::{EntryId, Record};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
 use crate::Instant;
@@ -96,11 +97,6 @@ pub struct LinkInfo {
     pub dialled: bool,
 }
 
-/// One stored message or payload, as the core names it. Never used twice over all restarts
-/// that share a store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EntryId(pub u64);
-
 /// One batch of writes, to be confirmed by [`crate::Mesh::handle_persisted`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PersistToken(pub u64);
@@ -170,53 +166,6 @@ pub struct Submission {
     pub respond: bool,
     /// How long the message is worth delivering.
     pub expiry: Duration,
-}
-
-/// A stored thing, as the store gives it back after a restart and as [`Output::Persist`]
-/// hands it out.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Record {
-    /// A message of this node that its recipient has not confirmed, or a request that still
-    /// waits for its last response. `message.body` is the payload unless it is stored under
-    /// `entry` as segments are.
-    Outgoing {
-        /// Its name in the store.
-        entry: EntryId,
-        /// To whom.
-        recipient: NodeId,
-        /// The envelope. `remaining_ms` as of the write; a store that knows how long ago that
-        /// was takes it off.
-        message: Message,
-    },
-    /// A message for this node, complete.
-    Incoming {
-        /// Its name in the store.
-        entry: EntryId,
-        /// From whom.
-        origin: NodeId,
-        /// The envelope; `remaining_ms` as of the write.
-        message: Message,
-    },
-    /// Of an incoming request: its work is handed to a plugin. Of an outgoing request: its
-    /// recipient has it and must not be sent it again. Of an incoming response: its client took
-    /// it and all before it.
-    Started {
-        /// The message's entry.
-        entry: EntryId,
-    },
-    /// What was received in one flow, so that repeats are recognised after the entries are gone.
-    /// A later record of the same origin and epoch replaces an earlier one; one with floor
-    /// [`u64::MAX`] says that nothing is left to remember, and need not be kept at all.
-    Received {
-        /// The flow's origin.
-        origin: NodeId,
-        /// The flow's epoch.
-        epoch: u64,
-        /// Everything below is received or will never come.
-        floor: u64,
-        /// First and last of the runs received from there on.
-        ranges: Vec<(u64, u64)>,
-    },
 }
 
 /// What the driver must do, in this order.

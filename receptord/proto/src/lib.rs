@@ -2,8 +2,9 @@
 //!
 //! Three protocols live here: what two daemons say to each other on a link ([`frame`],
 //! [`packet`], [`lsa`]), what a client says to its daemon on the control socket ([`control`]),
-//! and what a daemon and a plugin say over pipes ([`plugin`]). `PROTOCOL.md` beside this crate
-//! is the text of all three; a test holds its examples against these types.
+//! and what a daemon and a plugin say over pipes ([`plugin`]). What a daemon says to its own
+//! later self, on a disk, is [`record`]. `PROTOCOL.md` beside this crate
+//! is the text of the three protocols; a test holds its examples against these types.
 //!
 //! This crate never opens a file or socket, never reads a clock, and knows no other crate
 //! of the workspace.
@@ -21,6 +22,7 @@ pub mod id;
 pub mod lsa;
 pub mod packet;
 pub mod plugin;
+pub mod record;
 pub mod wire;
 
 pub use directive::Directive;

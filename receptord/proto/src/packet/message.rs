@@ -139,6 +139,12 @@ mod flag {
 
 impl Message {
     pub(super) fn encode(&self, w: &mut Writer<'_>) {
+        self.encode_envelope(w);
+        w.0.extend_from_slice(&self.body);
+    }
+
+    /// Everything but the payload.
+    pub(crate) fn encode_envelope(&self, w: &mut Writer<'_>) {
         let mut flags = if self.volatile { flag::VOLATILE } else { 0 };
         if self.name.is_some() {
             flags |= flag::NAME;
@@ -194,10 +200,29 @@ impl Message {
         if let Some(name) = &self.name {
             w.str(name);
         }
-        w.0.extend_from_slice(&self.body);
     }
 
     pub(super) fn decode(mut r: Reader) -> Result<Self, DecodeError> {
+        let envelope = Self::decode_envelope(&mut r)?;
+        if envelope.seq == 0 || envelope.floor > envelope.seq {
+            return Err(DecodeError::Bad { what: "sequence" });
+        }
+        envelope.with_body(r.into_rest())
+    }
+
+    /// Takes a payload of the size that the envelope says.
+    pub(crate) fn with_body(self, body: Bytes) -> Result<Self, DecodeError> {
+        let expected = if self.is_segmented() { 0 } else { self.size };
+        if body.len() as u64 != expected {
+            return Err(DecodeError::Bad {
+                what: "payload size",
+            });
+        }
+        Ok(Self { body, ..self })
+    }
+
+    /// What [`Self::encode_envelope`] wrote; the body is left empty.
+    pub(crate) fn decode_envelope(r: &mut Reader) -> Result<Self, DecodeError> {
         let kind = r.u8("message kind")?;
         let flags = r.u8("message flags")?;
         let content = match r.u8("content")? {
@@ -209,15 +234,12 @@ impl Message {
         let epoch = r.varint("epoch")?;
         let seq = r.varint("sequence")?;
         let floor = r.varint("floor")?;
-        if seq == 0 || floor > seq {
-            return Err(DecodeError::Bad { what: "sequence" });
-        }
-        let work = read_id(&mut r)?;
+        let work = read_id(r)?;
         let remaining_ms = r.varint("lifetime")?;
         let size = r.varint("size")?;
         let kind = match kind {
             1 => MessageKind::Request {
-                directive: read_directive(&mut r)?,
+                directive: read_directive(r)?,
                 respond: flags & flag::RESPOND != 0,
             },
             2 => MessageKind::Response {
@@ -254,13 +276,6 @@ impl Message {
         } else {
             Some(r.str(RESULT_NAME_MAX, "result name")?)
         };
-        let body = r.into_rest();
-        let expected = if size > SEGMENT_MAX as u64 { 0 } else { size };
-        if body.len() as u64 != expected {
-            return Err(DecodeError::Bad {
-                what: "payload size",
-            });
-        }
         Ok(Self {
             epoch,
             seq,
@@ -272,7 +287,7 @@ impl Message {
             content,
             name,
             size,
-            body,
+            body: Bytes::new(),
         })
     }
 }
