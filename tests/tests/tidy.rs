@@ -90,11 +90,21 @@ fn crates_depend_only_on_what_they_may() {
         ("receptor-plugin", &["receptor-proto"]),
         ("receptor-plugin-echo", &["receptor-plugin"]),
         ("receptor-plugin-runner", &["receptor-plugin"]),
-        ("receptor-sim", &["receptor-mesh", "receptor-proto"]),
-        ("receptorctl", &["receptor-proto"]),
+        (
+            "receptor-sim",
+            &["receptor-mesh", "receptor-proto", "receptor-spool"],
+        ),
+        ("receptor-spool", &["receptor-proto"]),
+        ("receptorctl", &["receptor-proto", "receptor-spool"]),
         (
             "receptord",
-            &["receptor-mesh", "receptor-proto", "socket2", "tokio"],
+            &[
+                "receptor-mesh",
+                "receptor-proto",
+                "receptor-spool",
+                "socket2",
+                "tokio",
+            ],
         ),
         ("receptor-tests", &["receptor-proto"]),
     ]);

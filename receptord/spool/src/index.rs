@@ -1,0 +1,393 @@
+//! What is in the spool and where: one small slot for each entry, and for each segment how much
+//! of it is still needed.
+//!
+//! Owns all counting. A segment is *needed* while a record in it counts, or a removal in it
+//! names an older segment that is still there: without the removal, what that segment holds
+//! would come back. Does no I/O and encodes nothing.
+
+use std::collections::BTreeMap;
+
+use receptor_proto::NodeId;
+use receptor_proto::record::EntryId;
+
+use crate::segment::Place;
+
+/// What a note without a place of its own counts, in bytes: that a message was started, that an
+/// entry was removed.
+const NOTE: u64 = 24;
+/// The slot of a message that counts for no recipient.
+const NOBODY: u32 = u32::MAX;
+/// No segment: their numbers begin at 1.
+const NONE: u32 = 0;
+
+/// How much there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Messages.
+    pub entries: u64,
+    /// Their bytes, payloads included.
+    pub bytes: u64,
+}
+
+impl Usage {
+    pub(crate) fn add(&mut self, bytes: u64) {
+        self.entries += 1;
+        self.bytes += bytes;
+    }
+
+    fn sub(&mut self, bytes: u64) {
+        self.entries = self.entries.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// Where a message is. There may be a million of these.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slot {
+    pub(crate) segment: u32,
+    pub(crate) place: Place,
+    /// Whose limit it counts for.
+    node: u32,
+    /// Where the mark is that it was started, or [`NONE`].
+    pub(crate) started: u32,
+}
+
+/// The last that was written about what was received in one flow.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    pub(crate) segment: u32,
+    pub(crate) place: Place,
+    /// Nothing is left to remember; kept as long as an older record could come back.
+    pub(crate) is_over: bool,
+    /// Other segments with a record of this flow.
+    older: Vec<u32>,
+}
+
+/// One segment, as far as its contents go.
+#[derive(Debug, Default)]
+pub(crate) struct Segment {
+    /// Bytes of it that can be believed.
+    pub(crate) length: u32,
+    /// Bytes of its file.
+    pub(crate) file: u64,
+    /// Bytes of records that count.
+    pub(crate) live: u64,
+    /// Records of later versions, which count for ever.
+    pub(crate) unknown: u32,
+    /// How many removals in it name which older segment.
+    kills: BTreeMap<u32, u32>,
+    /// Behind its end lies what must not be read.
+    pub(crate) is_dirty: bool,
+    /// A part of it cannot be read or copied until the next start.
+    pub(crate) is_stuck: bool,
+}
+
+/// The payload of a message, in a file of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Payload {
+    pub(crate) size: u64,
+    /// A message that counts has it.
+    pub(crate) owned: bool,
+    /// Everything is durable.
+    pub(crate) synced: bool,
+    /// The file may be longer than `size`.
+    pub(crate) ragged: bool,
+    /// A sync failed: what is in the file is not known.
+    pub(crate) lost: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    pub(crate) entries: BTreeMap<u64, Slot>,
+    /// Segments with a copy of an entry that does not count, where there are any.
+    copies: BTreeMap<u64, Vec<u32>>,
+    pub(crate) flows: BTreeMap<(NodeId, u64), Flow>,
+    pub(crate) segments: BTreeMap<u32, Segment>,
+    pub(crate) payloads: BTreeMap<u64, Payload>,
+    /// Payloads whose files can go as soon as their removal is safe.
+    pub(crate) doomed: Vec<EntryId>,
+    nodes: Nodes,
+    total: Usage,
+}
+
+#[derive(Debug, Default)]
+struct Nodes {
+    numbers: BTreeMap<NodeId, u32>,
+    list: Vec<Option<(NodeId, Usage)>>,
+    free: Vec<u32>,
+}
+
+impl Segment {
+    /// Bytes that a copy of what is needed of it would take.
+    pub(crate) fn needed(&self) -> u64 {
+        let kills: u64 = self.kills.values().map(|&count| u64::from(count)).sum();
+        self.live + NOTE * (kills + u64::from(self.unknown))
+    }
+}
+
+impl Index {
+    pub(crate) fn total(&self) -> Usage {
+        self.total
+    }
+
+    pub(crate) fn of(&self, node: &NodeId) -> Usage {
+        self.nodes.of(node)
+    }
+
+    /// Recipients with messages, and how much there is for each.
+    pub(crate) fn recipients(&self) -> impl Iterator<Item = (&NodeId, Usage)> {
+        let used = self.nodes.list.iter().flatten();
+        used.map(|(node, usage)| (node, *usage))
+    }
+
+    pub(crate) fn segment(&mut self, number: u32) -> &mut Segment {
+        self.segments.entry(number).or_default()
+    }
+
+    /// Bytes of an entry in all: its record and its payload's file.
+    fn size(&self, entry: EntryId, slot: &Slot) -> u64 {
+        let payload = self.payloads.get(&entry.0).map_or(0, |p| p.size);
+        u64::from(slot.place.length) + payload
+    }
+
+    /// More bytes of a payload that is not yet a message's.
+    pub(crate) fn grow_payload(&mut self, entry: EntryId, more: u64) {
+        self.total.bytes += more;
+        let payload = self.payloads.entry(entry.0).or_insert(Payload {
+            size: 0,
+            owned: false,
+            synced: false,
+            ragged: false,
+            lost: false,
+        });
+        payload.size += more;
+        payload.synced = false;
+    }
+
+    /// A message was written. `recipient` is whose limit it counts for.
+    pub(crate) fn put(
+        &mut self,
+        entry: EntryId,
+        segment: u32,
+        place: Place,
+        recipient: Option<&NodeId>,
+    ) {
+        if let Some(old) = self.entries.get_mut(&entry.0) {
+            // A copy, whose source is still there.
+            let before = std::mem::replace(&mut old.segment, segment);
+            let length = u64::from(std::mem::replace(&mut old.place, place).length);
+            let node = old.node;
+            let now = u64::from(place.length);
+            self.total.bytes = self.total.bytes + now - length;
+            self.nodes.resize(node, length, now);
+            self.segment(before).live -= length;
+            self.segment(segment).live += now;
+            if before != segment {
+                self.copies.entry(entry.0).or_default().push(before);
+            }
+            return;
+        }
+        let node = recipient.map_or(NOBODY, |node| self.nodes.number(node));
+        let slot = Slot {
+            segment,
+            place,
+            node,
+            started: NONE,
+        };
+        let size = self.size(entry, &slot);
+        if let Some(payload) = self.payloads.get_mut(&entry.0) {
+            payload.owned = true;
+            self.total.bytes -= payload.size;
+        }
+        self.total.add(size);
+        self.nodes.add(node, size);
+        self.entries.insert(entry.0, slot);
+        self.segment(segment).live += u64::from(place.length);
+    }
+
+    /// A message was started, says a record in this segment. False: there is no such message.
+    pub(crate) fn start(&mut self, entry: EntryId, segment: u32) -> bool {
+        let Some(slot) = self.entries.get_mut(&entry.0) else {
+            return false;
+        };
+        let before = std::mem::replace(&mut slot.started, segment);
+        self.unmark(before);
+        self.segment(segment).live += NOTE;
+        true
+    }
+
+    fn unmark(&mut self, segment: u32) {
+        if let Some(segment) = self.segments.get_mut(&segment) {
+            segment.live = segment.live.saturating_sub(NOTE);
+        }
+    }
+
+    /// What was received in a flow was written anew.
+    pub(crate) fn receive(&mut self, key: (NodeId, u64), segment: u32, place: Place, over: bool) {
+        let length = u64::from(place.length);
+        let Some(flow) = self.flows.get_mut(&key) else {
+            if over {
+                return;
+            }
+            self.segment(segment).live += length;
+            let flow = Flow {
+                segment,
+                place,
+                is_over: over,
+                older: Vec::new(),
+            };
+            self.flows.insert(key, flow);
+            return;
+        };
+        let (before, was) = (flow.segment, flow.place);
+        flow.segment = segment;
+        flow.place = place;
+        flow.is_over = over;
+        if !flow.older.contains(&before) {
+            flow.older.push(before);
+        }
+        let moot = over && flow.older.iter().all(|older| *older == segment);
+        self.segment(before).live -= u64::from(was.length);
+        if moot {
+            // What it replaces goes with it.
+            self.flows.remove(&key);
+        } else {
+            self.segment(segment).live += length;
+        }
+    }
+
+    /// The segments where copies of an entry are: what its removal must name.
+    pub(crate) fn whereabouts(&self, entry: EntryId) -> Vec<u32> {
+        let mut all: Vec<u32> = self.copies.get(&entry.0).cloned().unwrap_or_default();
+        all.extend(self.entries.get(&entry.0).map(|slot| slot.segment));
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Forgets an entry. True: its payload's file is nobody's now.
+    pub(crate) fn remove(&mut self, entry: EntryId) -> bool {
+        self.copies.remove(&entry.0);
+        let slot = self.entries.remove(&entry.0);
+        if let Some(slot) = &slot {
+            let size = self.size(entry, slot);
+            self.total.sub(size);
+            self.nodes.sub(slot.node, size);
+            let (segment, length) = (slot.segment, u64::from(slot.place.length));
+            self.segment(segment).live -= length;
+            self.unmark(slot.started);
+        }
+        let payload = self.payloads.remove(&entry.0);
+        if let (Some(payload), None) = (payload, slot) {
+            self.total.bytes -= payload.size;
+        }
+        payload.is_some()
+    }
+
+    /// A removal in `segment` keeps what is in `target` from coming back.
+    pub(crate) fn kill(&mut self, segment: u32, target: u32) {
+        if target != segment && self.segments.contains_key(&target) {
+            *self.segment(segment).kills.entry(target).or_default() += 1;
+        }
+    }
+
+    /// What this segment held was copied elsewhere, removals and what is not understood too.
+    pub(crate) fn emptied(&mut self, number: u32) {
+        let segment = self.segment(number);
+        segment.kills.clear();
+        segment.unknown = 0;
+    }
+
+    /// Segments that nothing needs, except `active`.
+    pub(crate) fn idle(&self, active: Option<u32>) -> Vec<u32> {
+        let segments = self.segments.iter();
+        segments
+            .filter(|(number, segment)| {
+                Some(**number) != active
+                    && segment.live == 0
+                    && segment.unknown == 0
+                    && !segment.is_stuck
+                    && segment.kills.is_empty()
+            })
+            .map(|(number, _)| *number)
+            .collect()
+    }
+
+    /// A segment is gone for good.
+    pub(crate) fn retire(&mut self, number: u32) {
+        self.segments.remove(&number);
+        for segment in self.segments.values_mut() {
+            segment.kills.remove(&number);
+        }
+        self.copies.retain(|_, segments| {
+            segments.retain(|segment| *segment != number);
+            !segments.is_empty()
+        });
+        let mut over = Vec::new();
+        self.flows.retain(|_, flow| {
+            flow.older.retain(|segment| *segment != number);
+            // A record in its own segment is older too, and goes with it.
+            let last = flow.older.iter().all(|segment| *segment == flow.segment);
+            if flow.is_over && last {
+                over.push((flow.segment, u64::from(flow.place.length)));
+            }
+            !(flow.is_over && last)
+        });
+        for (segment, length) in over {
+            if let Some(segment) = self.segments.get_mut(&segment) {
+                segment.live -= length;
+            }
+        }
+    }
+}
+
+impl Nodes {
+    fn number(&mut self, node: &NodeId) -> u32 {
+        if let Some(number) = self.numbers.get(node) {
+            return *number;
+        }
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.list.push(None);
+            u32::try_from(self.list.len() - 1).unwrap_or(NOBODY)
+        });
+        if let Some(place) = self.list.get_mut(number as usize) {
+            *place = Some((node.clone(), Usage::default()));
+            self.numbers.insert(node.clone(), number);
+        }
+        number
+    }
+
+    fn of(&self, node: &NodeId) -> Usage {
+        let number = self.numbers.get(node);
+        let found = number.and_then(|number| self.list.get(*number as usize)?.as_ref());
+        found.map_or_else(Usage::default, |(_, usage)| *usage)
+    }
+
+    fn add(&mut self, number: u32, bytes: u64) {
+        if let Some(Some((_, usage))) = self.list.get_mut(number as usize) {
+            usage.add(bytes);
+        }
+    }
+
+    fn resize(&mut self, number: u32, before: u64, now: u64) {
+        if let Some(Some((_, usage))) = self.list.get_mut(number as usize) {
+            usage.bytes = usage.bytes + now - before;
+        }
+    }
+
+    fn sub(&mut self, number: u32, bytes: u64) {
+        let Some(place) = self.list.get_mut(number as usize) else {
+            return;
+        };
+        let Some((node, usage)) = place else {
+            return;
+        };
+        usage.sub(bytes);
+        if usage.entries == 0 {
+            self.numbers.remove(node);
+            *place = None;
+            self.free.push(number);
+        }
+    }
+}

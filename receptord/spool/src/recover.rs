@@ -1,0 +1,457 @@
+//! Opening: what is on the disk becomes the index, and what cannot be used is set aside.
+//!
+//! Reads every segment once, oldest first, one at a time in memory. Changes nothing of what is
+//! found: damaged parts are copied to `corrupt/`, files that nobody owns are removed, and the
+//! last that was written is written once more, so that what was seen here stays. So a crash here
+//! costs nothing, and opening twice finds the same. What must not be read again is cut off or
+//! declared void with the first write.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use bytes::Bytes;
+use receptor_proto::packet::SEGMENT_MAX;
+use receptor_proto::record::{EntryId, Label};
+
+use crate::disk::{Access, Disk, DiskFile, read_full, write_full};
+use crate::error::SpoolError;
+use crate::index::{Index, Usage};
+use crate::log::{Log, NUMBER_MAX, REMOVED, SEGMENTS, decode_removed, segment_path};
+use crate::segment::{FIRST, Header, NoHeader, Place, Scan, VERSION};
+use crate::spool::{Options, PAYLOADS, Spool, payload_path};
+
+/// Where what cannot be used is kept for somebody to look at.
+const CORRUPT: &str = "corrupt";
+/// Bytes kept there; what is found beyond is reported and not kept.
+const CORRUPT_MAX: u64 = 256 << 20;
+/// Says which version of the format the directory has.
+const FORMAT: &str = "format";
+/// Where a new one of that is made.
+const FORMAT_NEW: &str = "format.new";
+/// What stands before the version.
+const FORMAT_WORD: &str = "receptor-spool ";
+/// The smallest segment, in bytes: a header and something.
+const SEGMENT_LEAST: u64 = 16 << 10;
+/// The largest, so that any group fits and places are 32 bits.
+const SEGMENT_MOST: u64 = 1 << 30;
+
+/// What opening a spool found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// What is there.
+    pub usage: Usage,
+    /// What was there and cannot be used.
+    pub damage: Vec<Damage>,
+    /// Files of payloads that no message owns; removed.
+    pub orphans: u64,
+}
+
+/// A part of the spool that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Which file.
+    pub file: String,
+    /// Where it begins.
+    pub offset: u64,
+    /// How many bytes.
+    pub length: u64,
+    /// The message that is lost with it, where that is known.
+    pub entry: Option<EntryId>,
+    /// Where its bytes were put, when they were kept.
+    pub kept: Option<String>,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes of {} at {}", self.length, self.file, self.offset)?;
+        if let Some(entry) = self.entry {
+            write!(f, ", with entry {}", entry.0)?;
+        }
+        match &self.kept {
+            Some(kept) => write!(f, " cannot be used; they are kept in {kept}"),
+            None => write!(f, " cannot be used"),
+        }
+    }
+}
+
+struct Recovery<'a, D> {
+    disk: &'a D,
+    writable: bool,
+    index: Index,
+    /// Messages said to be started that were not seen yet.
+    marks: BTreeMap<u64, u32>,
+    /// Sizes of payloads that messages say to have.
+    large: BTreeMap<u64, u64>,
+    report: Report,
+    kept_bytes: u64,
+}
+
+pub(crate) fn open<D: Disk>(
+    disk: D,
+    options: &Options,
+    writable: bool,
+) -> Result<(Spool<D>, Report), SpoolError> {
+    let mut options = *options;
+    options.segment_bytes = options.segment_bytes.clamp(SEGMENT_LEAST, SEGMENT_MOST);
+    if writable {
+        disk.prepare(&[SEGMENTS, PAYLOADS, CORRUPT])
+            .map_err(|error| SpoolError::io("making the directories", &error))?;
+    }
+    let lock = disk.lock(writable).map_err(|error| {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            SpoolError::InUse
+        } else {
+            SpoolError::io("locking", &error)
+        }
+    })?;
+    check_format(&disk, writable)?;
+    let mut recovery = Recovery {
+        disk: &disk,
+        writable,
+        index: Index::default(),
+        marks: BTreeMap::new(),
+        large: BTreeMap::new(),
+        report: Report::default(),
+        kept_bytes: 0,
+    };
+    let mut log = Log::new(options.segment_bytes, options.salt);
+    recovery.count_kept()?;
+    recovery.payloads()?;
+    recovery.segments(&mut log)?;
+    recovery.match_payloads(&mut log)?;
+    let (index, mut report) = (recovery.index, recovery.report);
+    report.usage = index.total();
+    let spool = Spool::assemble(disk, &options, index, log, lock, writable);
+    Ok((spool, report))
+}
+
+fn failed(doing: &str, path: &str) -> impl FnOnce(io::Error) -> SpoolError {
+    let doing = format!("{doing} {path}");
+    move |error| SpoolError::io(doing, &error)
+}
+
+fn read_file<D: Disk>(disk: &D, path: &str, at_most: u64) -> io::Result<Vec<u8>> {
+    let file = disk.open(path, Access::Read)?;
+    let size = file.size()?.min(at_most);
+    let mut bytes = vec![0; usize::try_from(size).map_err(|_| io::ErrorKind::FileTooLarge)?];
+    let count = read_full(&file, &mut bytes, 0)?;
+    bytes.truncate(count);
+    Ok(bytes)
+}
+
+fn check_format<D: Disk>(disk: &D, writable: bool) -> Result<(), SpoolError> {
+    let text = match read_file(disk, FORMAT, 64) {
+        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(SpoolError::io("reading format", &error)),
+    };
+    let version = text.strip_prefix(FORMAT_WORD);
+    match version.and_then(|version| version.trim_end().parse::<u32>().ok()) {
+        Some(found) if found > VERSION => Err(SpoolError::Newer {
+            found,
+            known: VERSION,
+        }),
+        Some(_) => Ok(()),
+        // A new spool, or one whose segments must say it.
+        None if writable => {
+            let write = || {
+                let file = disk.open(FORMAT_NEW, Access::Create)?;
+                write_full(&file, format!("{FORMAT_WORD}{VERSION}\n").as_bytes(), 0)?;
+                file.sync()?;
+                disk.rename(FORMAT_NEW, FORMAT)?;
+                disk.sync_dir("")
+            };
+            write().map_err(failed("writing", FORMAT))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The number in a file's name.
+fn number(name: &str, ending: &str) -> Option<u64> {
+    let digits = name.strip_suffix(ending)?;
+    let is_own = digits.len() == 16 && !digits.contains(|c: char| c.is_ascii_uppercase());
+    u64::from_str_radix(digits, 16).ok().filter(|_| is_own && !digits.starts_with('+'))
+}
+
+fn segment_number(name: &str, ending: &str) -> Option<u32> {
+    let number = u32::try_from(number(name, ending)?).ok()?;
+    (number > 0 && number <= NUMBER_MAX).then_some(number)
+}
+
+impl<D: Disk> Recovery<'_, D> {
+    fn list(&self, dir: &str) -> Result<Vec<String>, SpoolError> {
+        let mut names = self.disk.list(dir).map_err(failed("listing", dir))?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn count_kept(&mut self) -> Result<(), SpoolError> {
+        for name in self.list(CORRUPT)? {
+            let file = self.disk.open(&format!("{CORRUPT}/{name}"), Access::Read);
+            self.kept_bytes += file.and_then(|file| file.size()).unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    /// Which payload files there are. Whose they are is not known yet.
+    fn payloads(&mut self) -> Result<(), SpoolError> {
+        for name in self.list(PAYLOADS)? {
+            let Some(entry) = number(&name, "").map(EntryId) else {
+                continue;
+            };
+            let path = payload_path(entry);
+            let file = self.disk.open(&path, Access::Read);
+            let size = file
+                .and_then(|file| file.size())
+                .map_err(failed("opening", &path))?;
+            self.index.grow_payload(entry, size);
+            if let Some(payload) = self.index.payloads.get_mut(&entry.0) {
+                payload.synced = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn segments(&mut self, log: &mut Log<D::File>) -> Result<(), SpoolError> {
+        let names = self.list(SEGMENTS)?;
+        let numbers = |ending| {
+            let numbers = names.iter().filter_map(move |name| segment_number(name, ending));
+            numbers.collect::<BTreeSet<u32>>()
+        };
+        let spares = numbers(".spare");
+        let all = numbers(".seg");
+        let mut sealed: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut headers = BTreeMap::new();
+        for &number in &all {
+            let path = segment_path(number);
+            let bytes =
+                read_file(self.disk, &path, u64::from(FIRST)).map_err(failed("reading", &path))?;
+            let header = Header::decode(&bytes);
+            // One with an older name was taken to become this one, and never did.
+            let header = match header {
+                Ok(header) if header.number < number => Err(NoHeader::Blank),
+                Ok(header) if header.number > number => Err(NoHeader::Broken),
+                header => header,
+            };
+            if let Ok(header) = &header {
+                for &(other, length) in &header.seals {
+                    let seal = sealed.entry(other).or_insert(length);
+                    *seal = length.min(*seal);
+                }
+            }
+            headers.insert(number, header);
+        }
+        let highest = all.iter().chain(&spares).chain(sealed.keys()).max();
+        log.next = highest.copied().unwrap_or(0).saturating_add(1);
+        log.spares = spares.into_iter().collect();
+        for (number, header) in headers {
+            let path = segment_path(number);
+            let seal = sealed.get(&number).copied();
+            match header {
+                Ok(header) if seal.is_none_or(|seal| seal >= FIRST) => {
+                    self.segment(log, &header, seal)?;
+                }
+                Err(NoHeader::Newer(found)) => {
+                    return Err(SpoolError::Newer {
+                        found,
+                        known: VERSION,
+                    });
+                }
+                Err(NoHeader::Broken) if seal != Some(0) => {
+                    let bytes = read_file(self.disk, &path, CORRUPT_MAX)
+                        .map_err(failed("reading", &path))?;
+                    // Where nothing but a header was written, nothing is lost with it.
+                    let holds = bytes.get(FIRST as usize..).unwrap_or(&[]);
+                    if seal.is_some() || holds.iter().any(|&byte| byte != 0) {
+                        self.set_aside(&path, 0, &bytes, None);
+                    }
+                    self.drop_file(&path);
+                }
+                // Everything in it was given up. Remembered until it is gone for good.
+                Ok(_) => self.index.segment(number).is_dirty = true,
+                // Of what it holds, nothing was ever said to be safe.
+                Err(NoHeader::Broken | NoHeader::Blank) => self.drop_file(&path),
+            }
+        }
+        self.marks.clear();
+        Ok(())
+    }
+
+    /// Removes a file that holds nothing. When that fails it is found again.
+    fn drop_file(&self, path: &str) {
+        if self.writable {
+            let _ = self.disk.remove(path);
+        }
+    }
+
+    fn segment(
+        &mut self,
+        log: &mut Log<D::File>,
+        header: &Header,
+        seal: Option<u32>,
+    ) -> Result<(), SpoolError> {
+        let number = header.number;
+        let path = segment_path(number);
+        let bytes =
+            read_file(self.disk, &path, u64::from(u32::MAX)).map_err(failed("reading", &path))?;
+        let bytes = Bytes::from(bytes);
+        let scan = Scan::new(&bytes, header.salt, seal);
+        let segment = self.index.segment(number);
+        segment.length = scan.end;
+        segment.file = bytes.len() as u64;
+        // The one that was written to is cut before the log goes on.
+        segment.is_dirty = scan.is_dirty || seal.is_none() && bytes.len() > scan.end as usize;
+        log.last = Some((number, scan.end));
+        if seal.is_none() && self.writable {
+            // It may be in memory only, when the process was killed in the middle of a commit.
+            let from = scan.durable.min(scan.end);
+            self.make_durable(&path, from, bytes.get(from as usize..scan.end as usize))
+                .map_err(failed("writing", &path))?;
+        }
+        for range in &scan.damage {
+            let place = range.start as usize..(range.end as usize).min(bytes.len());
+            let lost = bytes.get(place).unwrap_or(&[]);
+            let lost_entry = match Label::decode(Bytes::copy_from_slice(lost)) {
+                Ok(Label::Message { entry, .. }) => Some(entry),
+                _ => None,
+            };
+            self.set_aside(&path, u64::from(range.start), lost, lost_entry);
+        }
+        for (place, record) in scan.records(&bytes) {
+            self.record(number, place, record);
+        }
+        Ok(())
+    }
+
+    fn make_durable(&self, path: &str, from: u32, bytes: Option<&[u8]>) -> io::Result<()> {
+        let Some(bytes) = bytes else {
+            return Ok(());
+        };
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let file = self.disk.open(path, Access::Write)?;
+        // A sync alone says nothing about what an earlier one failed to write.
+        write_full(&file, bytes, u64::from(from))?;
+        file.sync()?;
+        self.disk.sync_dir(SEGMENTS)
+    }
+
+    fn record(&mut self, number: u32, place: Place, record: Bytes) {
+        match Label::decode(record.slice(..record.len().min(1024))) {
+            Ok(Label::Message {
+                entry,
+                outgoing,
+                node,
+                size,
+            }) => {
+                self.index
+                    .put(entry, number, place, outgoing.then_some(&node));
+                if let Some(mark) = self.marks.remove(&entry.0) {
+                    self.index.start(entry, mark);
+                }
+                if size > SEGMENT_MAX as u64 {
+                    self.large.insert(entry.0, size);
+                }
+            }
+            Ok(Label::Started(entry)) => {
+                // Its message may have been copied to where it comes later.
+                if !self.index.start(entry, number) {
+                    self.marks.insert(entry.0, number);
+                }
+            }
+            Ok(Label::Received {
+                origin,
+                epoch,
+                over,
+            }) => self.index.receive((origin, epoch), number, place, over),
+            Ok(Label::Other(REMOVED)) => match decode_removed(record) {
+                Ok(removed) => {
+                    for (entry, target) in removed {
+                        self.marks.remove(&entry.0);
+                        self.large.remove(&entry.0);
+                        self.index.remove(entry);
+                        self.index.kill(number, target);
+                    }
+                }
+                Err(_) => self.index.segment(number).unknown += 1,
+            },
+            Ok(Label::Other(_)) | Err(_) => self.index.segment(number).unknown += 1,
+        }
+    }
+
+    /// Sets messages without their payload aside, and removes payloads without a message.
+    fn match_payloads(&mut self, log: &mut Log<D::File>) -> Result<(), SpoolError> {
+        for (entry, size) in std::mem::take(&mut self.large) {
+            let entry = EntryId(entry);
+            let payload = self.index.payloads.get(&entry.0).copied();
+            if payload.is_some_and(|payload| payload.size == size) {
+                continue;
+            }
+            let path = payload_path(entry);
+            let kept = format!("{CORRUPT}/{:016x}.payload", entry.0);
+            let moved = self.writable && payload.is_some();
+            let moved = moved && self.disk.rename(&path, &kept).is_ok();
+            self.report.damage.push(Damage {
+                file: path,
+                offset: 0,
+                length: payload.map_or(0, |payload| payload.size),
+                entry: Some(entry),
+                kept: moved.then_some(kept),
+            });
+            let segments = self.index.whereabouts(entry);
+            log.carry
+                .extend(segments.into_iter().map(|segment| (entry, segment)));
+            self.index.remove(entry);
+        }
+        let owned: BTreeSet<u64> = self
+            .index
+            .payloads
+            .iter()
+            .filter(|(_, payload)| payload.owned)
+            .map(|(entry, _)| *entry)
+            .collect();
+        for name in self.list(PAYLOADS)? {
+            let Some(entry) = number(&name, "") else {
+                continue;
+            };
+            if owned.contains(&entry) {
+                continue;
+            }
+            self.index.remove(EntryId(entry));
+            self.report.orphans += 1;
+            self.drop_file(&payload_path(EntryId(entry)));
+        }
+        Ok(())
+    }
+
+    /// Reports what cannot be used, and keeps a copy.
+    fn set_aside(&mut self, path: &str, offset: u64, bytes: &[u8], entry: Option<EntryId>) {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let kept = format!("{CORRUPT}/{name}-{offset}");
+        let is_kept = self.writable && self.keep(&kept, bytes).unwrap_or(false);
+        self.report.damage.push(Damage {
+            file: path.to_owned(),
+            offset,
+            length: bytes.len() as u64,
+            entry,
+            kept: is_kept.then_some(kept),
+        });
+    }
+
+    fn keep(&mut self, path: &str, bytes: &[u8]) -> io::Result<bool> {
+        if self.disk.open(path, Access::Read).is_ok() {
+            return Ok(true);
+        }
+        if self.kept_bytes.saturating_add(bytes.len() as u64) > CORRUPT_MAX {
+            return Ok(false);
+        }
+        let file = self.disk.open(path, Access::Create)?;
+        write_full(&file, bytes, 0)?;
+        file.sync()?;
+        self.disk.sync_dir(CORRUPT)?;
+        self.kept_bytes += bytes.len() as u64;
+        Ok(true)
+    }
+}

@@ -1,0 +1,820 @@
+//! The spool itself: what a batch of operations does, payloads, reading, and keeping it small.
+//!
+//! Owns the limits and the moment at which files may be removed. Never promises what is not
+//! synced, and never holds a payload in memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use bytes::Bytes;
+use receptor_proto::NodeId;
+use receptor_proto::packet::{MessageKind, SEGMENT_MAX};
+use receptor_proto::record::{self, EntryId, Record};
+
+use crate::disk::{Access, Disk, DiskFile, read_full, write_full};
+use crate::error::SpoolError;
+use crate::index::{Index, Usage};
+use crate::log::{Effect, Log, Results, segment_path};
+use crate::recover::{self, Report};
+use crate::segment::{FIRST, FrameWriter, GROUP_MAX, Place};
+
+/// Where payloads are.
+pub(crate) const PAYLOADS: &str = "payloads";
+/// Payload files held open until they are synced.
+const OPEN_PAYLOADS_MAX: usize = 64;
+/// Removals that wait for a sync of something else; 4096 messages come back after a crash.
+const UNSETTLED_MAX: usize = 4096;
+/// Payload files that wait for a sync of something else before they are removed.
+const DOOMED_MAX: usize = 64;
+/// The part of each limit that is left for what ends works: answers and cancels. A store full of
+/// requests could not take what empties it.
+const RESERVED: u64 = 8;
+/// Segments whose files may be empty in part, whatever is in them: the one written to, and
+/// those that are being emptied.
+const SEGMENTS_FREE: u64 = 4;
+/// Bytes of segments for each needed byte before a commit itself copies what is needed out of
+/// one; half as much is enough for [`Spool::maintain`].
+const SPREAD_MAX: u64 = 3;
+
+/// How large the spool may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// `max-bytes`: of messages and payloads.
+    pub max_bytes: u64,
+    /// `max-entries`: messages.
+    pub max_entries: u64,
+    /// `max-bytes-per-recipient`: of messages to one node, and their payloads.
+    pub max_bytes_per_recipient: u64,
+    /// `max-entries-per-recipient`: messages to one node.
+    pub max_entries_per_recipient: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_bytes: 10 << 30,
+            max_entries: 2_000_000,
+            max_bytes_per_recipient: 5 << 30,
+            max_entries_per_recipient: 1_000_000,
+        }
+    }
+}
+
+/// How the spool is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// How large it may be.
+    pub limits: Limits,
+    /// Bytes of one segment, at least 16 KiB and at most 1 GiB; anything else is taken as the
+    /// nearer of them.
+    pub segment_bytes: u64,
+    /// Random, another one at each opening, and known to nobody: what a message contains must
+    /// not be able to look like the spool's own.
+    pub salt: u64,
+}
+
+impl Options {
+    /// The usual sizes.
+    #[must_use]
+    pub fn new(salt: u64) -> Self {
+        Self {
+            limits: Limits::default(),
+            segment_bytes: 16 << 20,
+            salt,
+        }
+    }
+}
+
+/// One thing to do.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// Write these records, all or none.
+    Write {
+        /// Comes back with the outcome.
+        token: u64,
+        /// What to write.
+        records: Vec<Record>,
+    },
+    /// Forget an entry, what was written about it, and its payload.
+    Remove(EntryId),
+}
+
+/// What became of one [`Op::Write`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Of the operation.
+    pub token: u64,
+    /// It is durable, or none of it counts, now and after a restart.
+    pub result: Result<(), SpoolError>,
+}
+
+/// See the crate.
+pub struct Spool<D: Disk> {
+    pub(crate) disk: D,
+    limits: Limits,
+    pub(crate) segment_bytes: u64,
+    pub(crate) index: Index,
+    pub(crate) log: Log<D::File>,
+    /// Payloads that are being written.
+    open: Vec<(EntryId, D::File)>,
+    /// A payload's name may not be durable.
+    is_payload_new: bool,
+    pub(crate) writable: bool,
+    _lock: D::Lock,
+}
+
+/// What a batch has taken of the limits so far.
+#[derive(Default)]
+struct Taken {
+    total: Usage,
+    nodes: BTreeMap<NodeId, Usage>,
+    flows: BTreeSet<(NodeId, u64)>,
+}
+
+impl<D: Disk> std::fmt::Debug for Spool<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spool")
+            .field("usage", &self.usage())
+            .field("log", &self.log)
+            .finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn payload_path(entry: EntryId) -> String {
+    format!("{PAYLOADS}/{:016x}", entry.0)
+}
+
+impl<D: Disk> Spool<D> {
+    /// Opens a spool to write to it, and recovers what is there. An empty directory is an empty
+    /// spool.
+    ///
+    /// # Errors
+    ///
+    /// [`SpoolError::InUse`], [`SpoolError::Newer`], and failures of the disk. Damage is no
+    /// error: see the report.
+    pub fn open(disk: D, options: &Options) -> Result<(Self, Report), SpoolError> {
+        recover::open(disk, options, true)
+    }
+
+    /// Opens the spool of a daemon that does not run, and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub fn open_read_only(disk: D) -> Result<(Self, Report), SpoolError> {
+        recover::open(disk, &Options::new(0), false)
+    }
+
+    pub(crate) fn assemble(
+        disk: D,
+        options: &Options,
+        index: Index,
+        log: Log<D::File>,
+        lock: D::Lock,
+        writable: bool,
+    ) -> Self {
+        Self {
+            disk,
+            limits: options.limits,
+            segment_bytes: options.segment_bytes,
+            index,
+            log,
+            open: Vec::new(),
+            is_payload_new: true,
+            writable,
+            _lock: lock,
+        }
+    }
+
+    /// Other limits, from here on. What is there stays.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Does all of it in order, with one write and one sync, or a few when a segment ends in
+    /// between. A batch without a write is not synced: its removals are with the next one, or
+    /// with [`Self::maintain`]. Blocks for as long as the disk takes.
+    ///
+    /// Gives one outcome for each write, in the order of the batch. `now_ms` is the wall clock
+    /// in milliseconds since 1970: what the lifetime of messages is reckoned from.
+    pub fn commit(&mut self, now_ms: u64, batch: &[Op]) -> Vec<Outcome> {
+        let mut results = Results::new();
+        let mut taken = Taken::default();
+        for (at, op) in batch.iter().enumerate() {
+            match op {
+                Op::Write { records, .. } => {
+                    let staged = if self.writable {
+                        self.write(now_ms, at, records, &mut taken, &mut results)
+                    } else {
+                        Err(SpoolError::ReadOnly)
+                    };
+                    if let Err(error) = staged {
+                        results.push((at, Err(error)));
+                    }
+                }
+                Op::Remove(entry) if self.writable => self.log.remove(*entry),
+                Op::Remove(_) => {}
+            }
+        }
+        if self.writable {
+            let writes = batch.iter().any(|op| matches!(op, Op::Write { .. }));
+            self.finish(writes, &mut results);
+        }
+        results.sort_by_key(|(at, _)| *at);
+        let outcome = |(at, result)| match &batch[at] {
+            Op::Write { token, .. } => Some(Outcome {
+                token: *token,
+                result,
+            }),
+            Op::Remove(_) => None,
+        };
+        results.into_iter().filter_map(outcome).collect()
+    }
+
+    /// Writes what is gathered and removes what is needed no longer.
+    fn finish(&mut self, writes: bool, results: &mut Results) {
+        // Those that cannot be written are with the next batch.
+        let _ = self
+            .log
+            .gather_removals(&self.disk, &mut self.index, results);
+        let sync = writes
+            || self.log.unsettled() > UNSETTLED_MAX
+            || self.index.doomed.len() > DOOMED_MAX;
+        let flushed = self.log.flush(&self.disk, &mut self.index, results, sync);
+        let failed = results.iter().any(|(_, result)| result.is_err());
+        if flushed.is_err() || failed || !self.log.carry.is_empty() {
+            self.log.repair(&self.disk, &mut self.index, results);
+        }
+        if self.log.is_settled() {
+            self.sweep();
+            if self.spread() > SPREAD_MAX * self.needed() + SEGMENTS_FREE * self.segment_bytes {
+                // What cannot be copied stays where it is.
+                let _ = self.compact();
+            }
+        }
+    }
+
+    /// Removes files of payloads and segments that are needed no longer. Everything must be
+    /// settled. What cannot be removed now is tried again.
+    fn sweep(&mut self) {
+        for entry in std::mem::take(&mut self.index.doomed) {
+            self.open.retain(|(open, _)| *open != entry);
+            match self.disk.remove(&payload_path(entry)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    self.index.doomed.push(entry);
+                }
+                _ => {}
+            }
+        }
+        let _ = self.log.collect(&self.disk, &mut self.index);
+    }
+
+    /// To be called now and then when there is nothing else to do: syncs removals, gives space
+    /// back, and copies what is needed out of at most one segment. True: there is more of that.
+    ///
+    /// # Errors
+    ///
+    /// When the disk fails. Nothing is lost then; call it again later.
+    pub fn maintain(&mut self) -> Result<bool, SpoolError> {
+        if !self.writable {
+            return Ok(false);
+        }
+        let mut results = Results::new();
+        let gathered = self
+            .log
+            .gather_removals(&self.disk, &mut self.index, &mut results);
+        let flushed = self
+            .log
+            .flush(&self.disk, &mut self.index, &mut results, true);
+        let flushed = gathered.and(flushed);
+        if flushed.is_err() || !self.log.carry.is_empty() {
+            self.log.repair(&self.disk, &mut self.index, &mut results);
+        }
+        flushed?;
+        if !self.log.is_settled() {
+            return Ok(false);
+        }
+        self.sweep();
+        let free = SEGMENTS_FREE * self.segment_bytes / 2;
+        if 2 * self.spread() <= SPREAD_MAX * self.needed() + free {
+            return Ok(false);
+        }
+        self.compact()
+    }
+
+    /// Bytes of all segments but the one that is written to.
+    fn spread(&self) -> u64 {
+        let active = self.log.active();
+        let segments = self.index.segments.iter();
+        segments
+            .filter(|(number, _)| Some(**number) != active)
+            .map(|(_, segment)| segment.file)
+            .sum()
+    }
+
+    fn needed(&self) -> u64 {
+        self.index.segments.values().map(|s| s.needed()).sum()
+    }
+
+    /// Ends in order: everything is durable, removals too.
+    ///
+    /// # Errors
+    ///
+    /// When the disk fails; then it is as after a crash.
+    pub fn close(mut self) -> Result<(), SpoolError> {
+        if !self.writable {
+            return Ok(());
+        }
+        let mut results = Results::new();
+        let gathered = self
+            .log
+            .gather_removals(&self.disk, &mut self.index, &mut results);
+        self.log
+            .flush(&self.disk, &mut self.index, &mut results, true)?;
+        gathered?;
+        if self.log.is_settled() {
+            self.sweep();
+        }
+        self.log.end()
+    }
+
+    /// Gathers one group of records, if it may be written.
+    fn write(
+        &mut self,
+        now_ms: u64,
+        at: usize,
+        records: &[Record],
+        taken: &mut Taken,
+        results: &mut Results,
+    ) -> Result<(), SpoolError> {
+        let mut frame = FrameWriter::default();
+        let mut planned = Vec::new();
+        let mut group = Taken::default();
+        let mut messages = BTreeSet::new();
+        let mut started = BTreeSet::new();
+        for record in records {
+            match record {
+                Record::Outgoing { entry, message, .. } | Record::Incoming { entry, message, .. } => {
+                    if self.index.entries.contains_key(&entry.0)
+                        || self.log.fresh.contains(&entry.0)
+                        || !messages.insert(entry.0)
+                    {
+                        return Err(SpoolError::EntryExists(*entry));
+                    }
+                    if message.is_segmented() {
+                        self.sync_payload(*entry, message.size)?;
+                    }
+                }
+                Record::Started { entry } => {
+                    if !self.index.entries.contains_key(&entry.0)
+                        && !self.log.fresh.contains(&entry.0)
+                        && !messages.contains(&entry.0)
+                    {
+                        // The message is gone; there is nothing to say of it.
+                        continue;
+                    }
+                    started.insert(entry.0);
+                }
+                Record::Received {
+                    origin,
+                    epoch,
+                    floor,
+                    ..
+                } => {
+                    let key = (origin.clone(), *epoch);
+                    if *floor != u64::MAX {
+                        group.flows.insert(key);
+                    } else if !self.index.flows.contains_key(&key)
+                        && !taken.flows.contains(&key)
+                        && !group.flows.contains(&key)
+                    {
+                        continue;
+                    }
+                }
+            }
+            frame.record(|out| record.encode(now_ms, out));
+            planned.push((record, frame.last_length()));
+            if frame.length() > GROUP_MAX {
+                return Err(SpoolError::TooLarge {
+                    size: frame.length(),
+                    max: GROUP_MAX,
+                });
+            }
+        }
+        for (record, length) in &planned {
+            let (node, entry, message) = match record {
+                Record::Outgoing {
+                    recipient,
+                    entry,
+                    message,
+                } => (Some(recipient), entry, message),
+                Record::Incoming { entry, message, .. } => (None, entry, message),
+                Record::Started { .. } | Record::Received { .. } => continue,
+            };
+            // One that has arrived is only waiting for its answer.
+            let is_work = matches!(message.kind, MessageKind::Request { .. })
+                && !(node.is_some() && started.contains(&entry.0));
+            let payload = self.index.payloads.get(&entry.0).map_or(0, |p| p.size);
+            self.admit(u64::from(*length), payload, is_work, node, taken, &mut group)?;
+        }
+        if frame.is_empty() {
+            results.push((at, Ok(())));
+            return Ok(());
+        }
+        let effects = |places: Vec<Place>| {
+            let effect = |(record, place): (&Record, Place)| match record {
+                Record::Outgoing {
+                    entry, recipient, ..
+                } => Effect::Message {
+                    entry: *entry,
+                    recipient: Some(recipient.clone()),
+                    place,
+                },
+                Record::Incoming { entry, .. } => Effect::Message {
+                    entry: *entry,
+                    recipient: None,
+                    place,
+                },
+                Record::Started { entry } => Effect::Started(*entry),
+                Record::Received {
+                    origin,
+                    epoch,
+                    floor,
+                    ..
+                } => Effect::Received {
+                    key: (origin.clone(), *epoch),
+                    place,
+                    over: *floor == u64::MAX,
+                },
+            };
+            let records = planned.iter().map(|(record, _)| *record);
+            let mut effects: Vec<Effect> = records.zip(places).map(effect).collect();
+            effects.push(Effect::Group(at));
+            effects
+        };
+        self.log
+            .gather(&self.disk, &mut self.index, results, frame, true, effects)?;
+        self.log.fresh.extend(messages);
+        taken.total.entries += group.total.entries;
+        taken.total.bytes += group.total.bytes;
+        for (node, usage) in group.nodes {
+            let sum = taken.nodes.entry(node).or_default();
+            sum.entries += usage.entries;
+            sum.bytes += usage.bytes;
+        }
+        taken.flows.extend(group.flows);
+        Ok(())
+    }
+
+    /// Counts one message of a group, if the limits allow it.
+    fn admit(
+        &self,
+        length: u64,
+        payload: u64,
+        is_work: bool,
+        node: Option<&NodeId>,
+        taken: &Taken,
+        group: &mut Taken,
+    ) -> Result<(), SpoolError> {
+        let usable = |max: u64| if is_work { max - max / RESERVED } else { max };
+        group.total.add(length);
+        let total = self.index.total();
+        let Limits {
+            max_bytes,
+            max_entries,
+            max_bytes_per_recipient,
+            max_entries_per_recipient,
+        } = self.limits;
+        let full = |limit, max| Err(SpoolError::Full { limit, max });
+        // Payloads are counted while they are written.
+        if total.bytes + taken.total.bytes + group.total.bytes > usable(max_bytes) {
+            return full("max-bytes", max_bytes);
+        }
+        if total.entries + taken.total.entries + group.total.entries > usable(max_entries) {
+            return full("max-entries", max_entries);
+        }
+        let Some(node) = node else {
+            return Ok(());
+        };
+        let mut sum = self.index.of(node);
+        let own = group.nodes.entry(node.clone()).or_default();
+        own.add(length + payload);
+        let before = taken.nodes.get(node).copied().unwrap_or_default();
+        sum.bytes += own.bytes + before.bytes;
+        sum.entries += own.entries + before.entries;
+        let full = |limit, max| {
+            let recipient = node.clone();
+            Err(SpoolError::FullFor {
+                recipient,
+                limit,
+                max,
+            })
+        };
+        if sum.bytes > usable(max_bytes_per_recipient) {
+            return full("max-bytes-per-recipient", max_bytes_per_recipient);
+        }
+        if sum.entries > usable(max_entries_per_recipient) {
+            return full("max-entries-per-recipient", max_entries_per_recipient);
+        }
+        Ok(())
+    }
+
+    // Payloads.
+
+    /// Writes a part of a payload behind what is there. It is nobody's, and gone after a
+    /// restart, until a message with this entry is written.
+    ///
+    /// # Errors
+    ///
+    /// [`SpoolError::OutOfOrder`] when it does not begin where the last one ended; full; or the
+    /// disk fails. Then the payload is as long as before.
+    pub fn append(&mut self, entry: EntryId, offset: u64, bytes: &[u8]) -> Result<(), SpoolError> {
+        let payload = self.index.payloads.get(&entry.0).copied();
+        let end = payload.map_or(0, |payload| payload.size);
+        let closed = payload.is_some_and(|payload| payload.owned);
+        if !self.writable {
+            return Err(SpoolError::ReadOnly);
+        }
+        if offset != end || closed || self.index.entries.contains_key(&entry.0) {
+            return Err(SpoolError::OutOfOrder { entry, offset, end });
+        }
+        self.has_room(bytes.len() as u64)?;
+        let path = payload_path(entry);
+        let failed = |error: std::io::Error| SpoolError::io(format!("writing {path}"), &error);
+        if !self.open.iter().any(|(open, _)| *open == entry) {
+            let access = if payload.is_some() {
+                Access::Write
+            } else {
+                Access::Create
+            };
+            let file = self.disk.open(&path, access).map_err(failed)?;
+            self.is_payload_new = true;
+            if self.open.len() >= OPEN_PAYLOADS_MAX {
+                // An error that nobody has seen yet is told to who has the file open.
+                let (old, file) = self.open.remove(0);
+                let synced = file.sync();
+                if let Some(payload) = self.index.payloads.get_mut(&old.0) {
+                    payload.synced = synced.is_ok();
+                    payload.lost |= synced.is_err();
+                }
+            }
+            self.open.push((entry, file));
+            // Known from here on, so that it is removed.
+            self.index.grow_payload(entry, 0);
+        }
+        let Some((_, file)) = self.open.iter().find(|(open, _)| *open == entry) else {
+            return Err(SpoolError::NoEntry(entry));
+        };
+        if let Err(error) = write_full(file, bytes, offset) {
+            if let Some(payload) = self.index.payloads.get_mut(&entry.0) {
+                payload.ragged = true;
+            }
+            return Err(failed(error));
+        }
+        self.index.grow_payload(entry, bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Takes a file on the same file system as a payload.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::append`]; the file is where it was then.
+    pub fn adopt(&mut self, entry: EntryId, from: &Path, size: u64) -> Result<(), SpoolError> {
+        if !self.writable {
+            return Err(SpoolError::ReadOnly);
+        }
+        if self.index.payloads.contains_key(&entry.0) || self.index.entries.contains_key(&entry.0)
+        {
+            return Err(SpoolError::EntryExists(entry));
+        }
+        self.has_room(size)?;
+        let path = payload_path(entry);
+        self.disk
+            .adopt(from, &path)
+            .map_err(|error| SpoolError::io(format!("moving a file to {path}"), &error))?;
+        self.is_payload_new = true;
+        self.index.grow_payload(entry, size);
+        Ok(())
+    }
+
+    fn has_room(&self, more: u64) -> Result<(), SpoolError> {
+        let max = self.limits.max_bytes;
+        if self.index.total().bytes.saturating_add(more) > max {
+            return Err(SpoolError::Full {
+                limit: "max-bytes",
+                max,
+            });
+        }
+        Ok(())
+    }
+
+    /// Makes a payload durable that a message is about to be written of.
+    fn sync_payload(&mut self, entry: EntryId, size: u64) -> Result<(), SpoolError> {
+        let Some(payload) = self.index.payloads.get(&entry.0).copied() else {
+            return Err(SpoolError::Incomplete(entry));
+        };
+        if payload.size != size || payload.lost {
+            return Err(SpoolError::Incomplete(entry));
+        }
+        let path = payload_path(entry);
+        let failed = |error: std::io::Error| SpoolError::io(format!("syncing {path}"), &error);
+        if !payload.synced {
+            let file = match self.open.iter().position(|(open, _)| *open == entry) {
+                Some(at) => self.open.swap_remove(at).1,
+                None => self.disk.open(&path, Access::Write).map_err(failed)?,
+            };
+            let cut = if payload.ragged {
+                file.set_len(size)
+            } else {
+                Ok(())
+            };
+            let synced = cut.and_then(|()| file.sync());
+            if let Some(payload) = self.index.payloads.get_mut(&entry.0) {
+                payload.synced = synced.is_ok();
+                payload.lost = synced.is_err();
+            }
+            synced.map_err(failed)?;
+        }
+        if self.is_payload_new {
+            self.disk.sync_dir(PAYLOADS).map_err(failed)?;
+            self.is_payload_new = false;
+        }
+        Ok(())
+    }
+
+    // Reading.
+
+    /// Reads a part of a stored payload, or of the body of a stored message: at most `length`
+    /// bytes, less at its end.
+    ///
+    /// # Errors
+    ///
+    /// [`SpoolError::NoEntry`], [`SpoolError::Damaged`], or the disk fails.
+    pub fn read(&self, entry: EntryId, offset: u64, length: usize) -> Result<Bytes, SpoolError> {
+        if let Some(payload) = self.index.payloads.get(&entry.0) {
+            let rest = payload.size.saturating_sub(offset);
+            let length = length.min(usize::try_from(rest).unwrap_or(usize::MAX));
+            let length = length.min(SEGMENT_MAX);
+            let path = payload_path(entry);
+            let mut buffer = vec![0; length];
+            let read = self
+                .disk
+                .open(&path, Access::Read)
+                .and_then(|file| read_full(&file, &mut buffer, offset));
+            let count = read.map_err(|error| SpoolError::io(format!("reading {path}"), &error))?;
+            if count < length {
+                return Err(SpoolError::Damaged(entry));
+            }
+            return Ok(buffer.into());
+        }
+        let Some(slot) = self.index.entries.get(&entry.0).copied() else {
+            return Err(SpoolError::NoEntry(entry));
+        };
+        let record = self.read_record(slot.segment, slot.place)?;
+        let body = record
+            .and_then(|record| record::body(record).ok())
+            .ok_or(SpoolError::Damaged(entry))?;
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(body.len());
+        let end = start.saturating_add(length).min(body.len());
+        Ok(body.slice(start..end))
+    }
+
+    /// `None`: it is not as it was written.
+    fn read_record(&self, segment: u32, place: Place) -> Result<Option<Bytes>, SpoolError> {
+        let mut buffer = vec![0; place.length as usize];
+        let at = u64::from(place.offset);
+        let read = match self.log.active_file(segment) {
+            Some(file) => read_full(file, &mut buffer, at),
+            None => self
+                .disk
+                .open(&segment_path(segment), Access::Read)
+                .and_then(|file| read_full(&file, &mut buffer, at)),
+        };
+        read.map_err(|error| {
+            SpoolError::io(format!("reading {}", segment_path(segment)), &error)
+        })?;
+        let is_good = crc32c::crc32c(&buffer) == place.crc;
+        Ok(is_good.then(|| buffer.into()))
+    }
+
+    /// Where a payload that is a file of its own lies in the spool's directory.
+    #[must_use]
+    pub fn payload_file(&self, entry: EntryId) -> Option<String> {
+        let known = self.index.payloads.contains_key(&entry.0);
+        known.then(|| payload_path(entry))
+    }
+
+    /// What is there.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.index.total()
+    }
+
+    /// Recipients with messages, and how much there is for each.
+    pub fn recipients(&self) -> impl Iterator<Item = (&NodeId, Usage)> {
+        self.index.recipients()
+    }
+
+    /// Bytes of the files of all segments, those kept for later not counted.
+    #[must_use]
+    pub fn segment_bytes(&self) -> u64 {
+        self.index.segments.values().map(|segment| segment.file).sum()
+    }
+
+    /// Everything there is, as of `now_ms`: what is left of each message's lifetime is less by
+    /// the time since it was written. One segment at a time is in memory.
+    pub fn records(&self, now_ms: u64) -> Records<'_, D> {
+        Records::new(self, now_ms)
+    }
+
+    pub(crate) fn read_segment(&self, number: u32) -> Result<Vec<u8>, SpoolError> {
+        let length = self.index.segments.get(&number).map_or(0, |s| s.length);
+        let path = segment_path(number);
+        let mut buffer = vec![0; (length as usize).max(FIRST as usize)];
+        let read = self
+            .disk
+            .open(&path, Access::Read)
+            .and_then(|file| read_full(&file, &mut buffer, 0));
+        let count = read.map_err(|error| SpoolError::io(format!("reading {path}"), &error))?;
+        buffer.truncate(count);
+        Ok(buffer)
+    }
+}
+
+/// What lies where in a segment.
+enum Wanted {
+    Message { started: bool },
+    Flow,
+}
+
+/// See [`Spool::records`].
+pub struct Records<'a, D: Disk> {
+    spool: &'a Spool<D>,
+    now_ms: u64,
+    /// By segment and place, last first.
+    wanted: Vec<(u32, Place, EntryId, Wanted)>,
+    segment: u32,
+    bytes: Vec<u8>,
+    next: Option<Record>,
+}
+
+impl<D: Disk> std::fmt::Debug for Records<'_, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Records({} left)", self.wanted.len())
+    }
+}
+
+impl<'a, D: Disk> Records<'a, D> {
+    fn new(spool: &'a Spool<D>, now_ms: u64) -> Self {
+        let flows = spool.index.flows.values().filter(|flow| !flow.is_over);
+        let flows = flows.map(|flow| (flow.segment, flow.place, EntryId(0), Wanted::Flow));
+        let entries = spool.index.entries.iter();
+        let entries = entries.map(|(entry, slot)| {
+            let started = slot.started != 0;
+            let wanted = Wanted::Message { started };
+            (slot.segment, slot.place, EntryId(*entry), wanted)
+        });
+        let mut wanted: Vec<_> = entries.chain(flows).collect();
+        wanted.sort_unstable_by_key(|(segment, place, ..)| {
+            std::cmp::Reverse((*segment, place.offset))
+        });
+        Self {
+            spool,
+            now_ms,
+            wanted,
+            segment: 0,
+            bytes: Vec::new(),
+            next: None,
+        }
+    }
+}
+
+impl<D: Disk> Iterator for Records<'_, D> {
+    type Item = Result<Record, SpoolError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(record) = self.next.take() {
+            return Some(Ok(record));
+        }
+        let (segment, place, entry, wanted) = self.wanted.pop()?;
+        if segment != self.segment {
+            match self.spool.read_segment(segment) {
+                Ok(bytes) => {
+                    self.bytes = bytes;
+                    self.segment = segment;
+                }
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        let start = place.offset as usize;
+        let record = self.bytes.get(start..start + place.length as usize);
+        let record = record.filter(|record| crc32c::crc32c(record) == place.crc);
+        let record = record.map(Bytes::copy_from_slice);
+        let record = record.and_then(|record| Record::decode(record, self.now_ms).ok()?);
+        if let Wanted::Message { started: true } = wanted {
+            self.next = record.as_ref().map(|_| Record::Started { entry });
+        }
+        Some(record.ok_or(SpoolError::Damaged(entry)))
+    }
+}
