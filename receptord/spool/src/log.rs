@@ -30,6 +30,8 @@ const GROWTH: u64 = 1 << 20;
 const SPARES_MAX: usize = 3;
 /// The highest number of a segment: more than a disk can write in its life.
 pub(crate) const NUMBER_MAX: u32 = u32::MAX - 1;
+/// How far apart the two marks at the end are: in other pages.
+const MARK_APART: u64 = 8192;
 /// Bytes that one removal takes at most, next to others.
 const REMOVED_MAX: usize = 16;
 /// Removals in one frame.
@@ -638,17 +640,19 @@ impl<F: DiskFile> Log<F> {
         }
     }
 
-    /// Says in the active segment how much of it is safe.
+    /// Says in the active segment how much of it is safe, in two places: what is damaged later
+    /// is then not taken for something that was never complete.
     pub(crate) fn end(&mut self) -> Result<(), SpoolError> {
         let Some(active) = &mut self.active else {
             return Ok(());
         };
-        let mark = end_mark(active.salt, active.tail, active.durable);
-        if active.tail != active.durable || active.tail as usize + mark.len() > active.size as usize
-        {
+        if active.tail != active.durable {
             return Ok(());
         }
-        write_full(&active.file, &mark, u64::from(active.tail))
+        let mark = end_mark(active.salt, active.tail, active.durable);
+        let first = u64::from(active.tail);
+        write_full(&active.file, &mark, first)
+            .and_then(|()| write_full(&active.file, &mark, first + MARK_APART))
             .and_then(|()| active.file.sync())
             .map_err(|error| SpoolError::io("closing", &error))
     }

@@ -634,7 +634,8 @@ fn damage_is_reported_and_takes_nothing_else_with_it() {
         drop(spool);
         // It can be worked with, and nothing of it comes as a surprise.
         let (mut spool, again) = run.open().unwrap();
-        assert_eq!(again.damage.len(), report.damage.len());
+        // A file of which nothing could be used was moved as a whole.
+        assert!(again.damage.len() <= report.damage.len());
         run.model = Model {
             last_entry: 1_000_000,
             ..Model::default()
