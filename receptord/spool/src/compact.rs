@@ -139,9 +139,8 @@ impl<D: Disk> Spool<D> {
             }
             Ok(Label::Other(REMOVED)) => {
                 let mut removed = decode_removed(record.clone()).ok()?;
-                removed.retain(|(_, target)| {
-                    *target != victim && index.segments.contains_key(target)
-                });
+                removed
+                    .retain(|(_, target)| *target != victim && index.segments.contains_key(target));
                 if removed.is_empty() {
                     return None;
                 }

@@ -25,6 +25,8 @@ pub(crate) const REMOVED: u8 = STORE_KIND_FIRST;
 pub(crate) const SEGMENTS: &str = "segments";
 /// A segment grows by as many zeros at once: a sync that changes no length is cheaper.
 const GROWTH: u64 = 1 << 20;
+/// Bytes of the write buffer that are kept between two batches.
+const BUFFER_KEPT: usize = 2 << 20;
 /// Empty segments kept for later: one so that a full disk can be emptied, the others because
 /// their place on the disk is known already.
 const SPARES_MAX: usize = 3;
@@ -383,9 +385,7 @@ impl<F: DiskFile> Log<F> {
         let mut seals: Vec<(u32, u32)> = index
             .segments
             .iter()
-            .filter(|(number, segment)| {
-                segment.is_dirty && Some(**number) != self.active()
-            })
+            .filter(|(number, segment)| segment.is_dirty && Some(**number) != self.active())
             .map(|(number, segment)| (*number, segment.length))
             .collect();
         let last = self.active.as_ref().map(|a| (a.number, a.durable));
@@ -406,12 +406,10 @@ impl<F: DiskFile> Log<F> {
         let keep = if may_use_reserve { 0 } else { 1 };
         let opened = if !is_large && self.spares.len() > keep {
             let spare = self.spares[0];
-            let opened = disk
-                .rename(&spare_path(spare), &path)
-                .and_then(|()| {
-                    self.spares.remove(0);
-                    disk.open(&path, Access::Write)
-                });
+            let opened = disk.rename(&spare_path(spare), &path).and_then(|()| {
+                self.spares.remove(0);
+                disk.open(&path, Access::Write)
+            });
             opened.and_then(|file| Ok((file.size()?, file)))
         } else {
             disk.open(&path, Access::Create).map(|file| (0, file))
@@ -468,6 +466,7 @@ impl<F: DiskFile> Log<F> {
             Ok(())
         });
         self.buffer.clear();
+        self.buffer.shrink_to(BUFFER_KEPT);
         self.fresh.clear();
         let number = active.number;
         if let Err(error) = written {
@@ -618,8 +617,8 @@ impl<F: DiskFile> Log<F> {
             for &number in &idle {
                 let path = segment_path(number);
                 let size = index.segment(number).file;
-                let keep = self.spares.len() + spares.len() < SPARES_MAX
-                    && size == self.segment_bytes;
+                let keep =
+                    self.spares.len() + spares.len() < SPARES_MAX && size == self.segment_bytes;
                 let done = if keep {
                     let renamed = disk.rename(&path, &spare_path(number));
                     if renamed.is_ok() {

@@ -63,7 +63,11 @@ pub struct Damage {
 
 impl std::fmt::Display for Damage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} bytes of {} at {}", self.length, self.file, self.offset)?;
+        write!(
+            f,
+            "{} bytes of {} at {}",
+            self.length, self.file, self.offset
+        )?;
         if let Some(entry) = self.entry {
             write!(f, ", with entry {}", entry.0)?;
         }
@@ -171,7 +175,9 @@ fn check_format<D: Disk>(disk: &D, writable: bool) -> Result<(), SpoolError> {
 fn number(name: &str, ending: &str) -> Option<u64> {
     let digits = name.strip_suffix(ending)?;
     let is_own = digits.len() == 16 && !digits.contains(|c: char| c.is_ascii_uppercase());
-    u64::from_str_radix(digits, 16).ok().filter(|_| is_own && !digits.starts_with('+'))
+    u64::from_str_radix(digits, 16)
+        .ok()
+        .filter(|_| is_own && !digits.starts_with('+'))
 }
 
 fn segment_number(name: &str, ending: &str) -> Option<u32> {
@@ -216,7 +222,9 @@ impl<D: Disk> Recovery<'_, D> {
     fn segments(&mut self, log: &mut Log<D::File>) -> Result<(), SpoolError> {
         let names = self.list(SEGMENTS)?;
         let numbers = |ending| {
-            let numbers = names.iter().filter_map(move |name| segment_number(name, ending));
+            let numbers = names
+                .iter()
+                .filter_map(move |name| segment_number(name, ending));
             numbers.collect::<BTreeSet<u32>>()
         };
         let spares = numbers(".spare");

@@ -25,7 +25,8 @@ pub(crate) const SEALS_MAX: usize = 128;
 /// Bytes of a header with all of them.
 const HEADER: usize = 32 + 8 * SEALS_MAX;
 /// Where the frames begin.
-pub(crate) const FIRST: u32 = (COPY_AT + HEADER).next_multiple_of(ALIGN) as u32;
+pub(crate) const FIRST: u32 = 5152;
+const _: () = assert!(FIRST as usize == (COPY_AT + HEADER).next_multiple_of(ALIGN));
 /// Bytes of a frame before its table.
 const FRAME: usize = 24;
 /// Bytes of the table for each record.
@@ -289,9 +290,8 @@ impl Scan {
     /// Every record that is as it was written, in order.
     pub(crate) fn records(&self, segment: &Bytes) -> impl Iterator<Item = (Place, Bytes)> {
         self.frames.iter().flat_map(move |frame| {
-            places(segment, frame).filter_map(|(place, is_good)| {
-                is_good.then(|| (place, segment.slice(range(place.offset, place.length))))
-            })
+            let good = places(segment, frame).filter(|(_, is_good)| *is_good);
+            good.map(|(place, _)| (place, segment.slice(range(place.offset, place.length))))
         })
     }
 }
@@ -332,7 +332,7 @@ fn frame(segment: &[u8], at: usize, salt: u64, tag: [u8; 4]) -> Option<Frame> {
     let length = be32(head, 4) as usize;
     let count = be32(head, 8) as usize;
     let table = FRAME + ROW.checked_mul(count)?;
-    if table > length || length % ALIGN != 0 || length > segment.len() - at {
+    if table > length || !length.is_multiple_of(ALIGN) || length > segment.len() - at {
         return None;
     }
     if frame_crc(salt, &segment[at..at + table]) != be32(head, 16) {
@@ -353,7 +353,8 @@ fn is_whole(segment: &[u8], frame: &Frame) -> bool {
 /// Where the records of a frame are, and whether each is as it was written.
 fn places(segment: &[u8], frame: &Frame) -> impl Iterator<Item = (Place, bool)> {
     let table = frame.at as usize + FRAME;
-    let mut offset = frame.at.saturating_add((FRAME as u32).saturating_add(frame.count * 8));
+    let first = table + ROW * frame.count as usize;
+    let mut offset = u32::try_from(first).unwrap_or(u32::MAX);
     let end = frame.end;
     (0..frame.count as usize).map(move |row| {
         let length = be32(segment, table + ROW * row);
@@ -365,8 +366,7 @@ fn places(segment: &[u8], frame: &Frame) -> impl Iterator<Item = (Place, bool)> 
         };
         offset = offset.saturating_add(length);
         let record = segment.get(range(place.offset, length));
-        let is_good =
-            offset <= end && record.is_some_and(|record| crc32c(record) == crc);
+        let is_good = offset <= end && record.is_some_and(|record| crc32c(record) == crc);
         (place, is_good)
     })
 }
@@ -429,7 +429,7 @@ mod tests {
         bytes[starts[1] as usize] ^= 0x10;
         let (records, scan) = read(&bytes, None);
         assert_eq!(records, [b"one".to_vec(), b"three".to_vec()]);
-        assert_eq!(scan.damage, [starts[1]..starts[2]]);
+        assert_eq!(scan.damage, vec![starts[1]..starts[2]]);
     }
 
     #[test]
@@ -446,7 +446,8 @@ mod tests {
         bytes[places[0].offset as usize] ^= 1;
         let (records, scan) = read(&bytes, None);
         assert_eq!(records, [b"two".to_vec()]);
-        assert_eq!(scan.damage, [places[0].offset..places[0].offset + 3]);
+        let lost = places[0].offset..places[0].offset + 3;
+        assert_eq!(scan.damage, vec![lost]);
     }
 
     #[test]

@@ -237,9 +237,8 @@ impl<D: Disk> Spool<D> {
         let _ = self
             .log
             .gather_removals(&self.disk, &mut self.index, results);
-        let sync = writes
-            || self.log.unsettled() > UNSETTLED_MAX
-            || self.index.doomed.len() > DOOMED_MAX;
+        let sync =
+            writes || self.log.unsettled() > UNSETTLED_MAX || self.index.doomed.len() > DOOMED_MAX;
         let flushed = self.log.flush(&self.disk, &mut self.index, results, sync);
         let failed = results.iter().any(|(_, result)| result.is_err());
         if flushed.is_err() || failed || !self.log.carry.is_empty() {
@@ -354,7 +353,8 @@ impl<D: Disk> Spool<D> {
         let mut started = BTreeSet::new();
         for record in records {
             match record {
-                Record::Outgoing { entry, message, .. } | Record::Incoming { entry, message, .. } => {
+                Record::Outgoing { entry, message, .. }
+                | Record::Incoming { entry, message, .. } => {
                     if self.index.entries.contains_key(&entry.0)
                         || self.log.fresh.contains(&entry.0)
                         || !messages.insert(entry.0)
@@ -415,7 +415,14 @@ impl<D: Disk> Spool<D> {
             let is_work = matches!(message.kind, MessageKind::Request { .. })
                 && !(node.is_some() && started.contains(&entry.0));
             let payload = self.index.payloads.get(&entry.0).map_or(0, |p| p.size);
-            self.admit(u64::from(*length), payload, is_work, node, taken, &mut group)?;
+            self.admit(
+                u64::from(*length),
+                payload,
+                is_work,
+                node,
+                taken,
+                &mut group,
+            )?;
         }
         if frame.is_empty() {
             results.push((at, Ok(())));
@@ -584,8 +591,7 @@ impl<D: Disk> Spool<D> {
         if !self.writable {
             return Err(SpoolError::ReadOnly);
         }
-        if self.index.payloads.contains_key(&entry.0) || self.index.entries.contains_key(&entry.0)
-        {
+        if self.index.payloads.contains_key(&entry.0) || self.index.entries.contains_key(&entry.0) {
             return Err(SpoolError::EntryExists(entry));
         }
         self.has_room(size)?;
@@ -675,7 +681,9 @@ impl<D: Disk> Spool<D> {
         let body = record
             .and_then(|record| record::body(record).ok())
             .ok_or(SpoolError::Damaged(entry))?;
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(body.len());
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(body.len());
         let end = start.saturating_add(length).min(body.len());
         Ok(body.slice(start..end))
     }
@@ -691,9 +699,7 @@ impl<D: Disk> Spool<D> {
                 .open(&segment_path(segment), Access::Read)
                 .and_then(|file| read_full(&file, &mut buffer, at)),
         };
-        read.map_err(|error| {
-            SpoolError::io(format!("reading {}", segment_path(segment)), &error)
-        })?;
+        read.map_err(|error| SpoolError::io(format!("reading {}", segment_path(segment)), &error))?;
         let is_good = crc32c::crc32c(&buffer) == place.crc;
         Ok(is_good.then(|| buffer.into()))
     }
@@ -719,7 +725,11 @@ impl<D: Disk> Spool<D> {
     /// Bytes of the files of all segments, those kept for later not counted.
     #[must_use]
     pub fn segment_bytes(&self) -> u64 {
-        self.index.segments.values().map(|segment| segment.file).sum()
+        self.index
+            .segments
+            .values()
+            .map(|segment| segment.file)
+            .sum()
     }
 
     /// Everything there is, as of `now_ms`: what is left of each message's lifetime is less by

@@ -47,13 +47,13 @@ struct Run {
 }
 
 fn node(n: u8) -> NodeId {
-    NodeId::new(&format!("node-{n}")).unwrap()
+    NodeId::new(&format!("node-{n}")).expect("a node id")
 }
 
 fn message(rng: &mut Rng, size: u64, body: Bytes) -> Message {
     let kind = if rng.bool() {
         MessageKind::Request {
-            directive: Directive::new("runner:execute").unwrap(),
+            directive: Directive::new("runner:execute").expect("a directive"),
             respond: true,
         }
     } else {
@@ -222,7 +222,10 @@ impl Run {
             }
         }
         // The model's removals are told again in their place.
-        let told = batch.iter().filter(|op| matches!(op, Op::Remove(_))).count();
+        let told = batch
+            .iter()
+            .filter(|op| matches!(op, Op::Remove(_)))
+            .count();
         let keep = self.model.removing.len() - told;
         self.model.removing.truncate(keep);
         let outcomes = spool.commit(self.now, &batch);
@@ -318,7 +321,8 @@ impl Run {
         let mut flows = BTreeMap::new();
         let mut entries = 0;
         for record in spool.records(self.now) {
-            match record.expect("everything can be read") {
+            let record = record.expect("everything can be read");
+            match record.clone() {
                 Record::Started { entry } => {
                     assert!(started.insert(entry.0), "{entry:?} started twice");
                 }
@@ -331,9 +335,9 @@ impl Run {
                     let twice = flows.insert((origin, epoch), (floor, ranges));
                     assert_eq!(twice, None);
                 }
-                record => {
+                Record::Outgoing { entry, .. } | Record::Incoming { entry, .. } => {
                     entries += 1;
-                    found.insert(entry_of(&record).unwrap(), record);
+                    found.insert(entry.0, record);
                 }
             }
         }
@@ -344,7 +348,10 @@ impl Run {
         let mut back = false;
         for entry in &model.removing {
             let is_there = found.contains_key(entry);
-            assert!(is_there || !back, "{entry} is gone and one removed before is not");
+            assert!(
+                is_there || !back,
+                "{entry} is gone and one removed before is not"
+            );
             back |= is_there;
         }
         for (entry, stored) in &model.entries {
@@ -354,7 +361,10 @@ impl Run {
             };
             same(record, &stored.record);
             let is_started = started.contains(entry);
-            assert!(!stored.started || is_started, "the start of {entry} is lost");
+            assert!(
+                !stored.started || is_started,
+                "the start of {entry} is lost"
+            );
             assert!(
                 !is_started || stored.started || stored.maybe_started,
                 "{entry} was never started"
@@ -462,15 +472,13 @@ impl Model {
 /// Equal but for what is left of their lifetime.
 fn same(found: &Record, written: &Record) {
     let mut found = found.clone();
-    match (&mut found, written) {
-        (
-            Record::Outgoing { message, .. } | Record::Incoming { message, .. },
-            Record::Outgoing { message: old, .. } | Record::Incoming { message: old, .. },
-        ) => {
-            assert!(message.remaining_ms <= old.remaining_ms);
-            message.remaining_ms = old.remaining_ms;
-        }
-        _ => {}
+    if let (
+        Record::Outgoing { message, .. } | Record::Incoming { message, .. },
+        Record::Outgoing { message: old, .. } | Record::Incoming { message: old, .. },
+    ) = (&mut found, written)
+    {
+        assert!(message.remaining_ms <= old.remaining_ms);
+        message.remaining_ms = old.remaining_ms;
     }
     assert!(found == *written, "{found:?} was {written:?}");
 }
@@ -480,15 +488,14 @@ fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
         return default;
     };
     let (from, to) = text.split_once("..").expect("SPOOL_SEEDS is FROM..TO");
-    from.parse().unwrap()..to.parse().unwrap()
+    let number = |text: &str| text.parse().expect("SPOOL_SEEDS is FROM..TO");
+    number(from)..number(to)
 }
 
 fn each_seed(default: std::ops::Range<u64>, test: impl Fn(u64) + std::panic::RefUnwindSafe) {
     for seed in seeds(default) {
-        if let Err(panic) = std::panic::catch_unwind(|| test(seed)) {
-            eprintln!("failed: SPOOL_SEEDS={seed}..{}", seed + 1);
-            std::panic::resume_unwind(panic);
-        }
+        let result = std::panic::catch_unwind(|| test(seed));
+        assert!(result.is_ok(), "failed: SPOOL_SEEDS={seed}..{}", seed + 1);
     }
 }
 
