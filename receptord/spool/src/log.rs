@@ -147,7 +147,7 @@ pub(crate) fn segment_path(number: u32) -> String {
     format!("{SEGMENTS}/{number:016x}.seg")
 }
 
-fn spare_path(number: u32) -> String {
+pub(crate) fn spare_path(number: u32) -> String {
     format!("{SEGMENTS}/{number:016x}.spare")
 }
 

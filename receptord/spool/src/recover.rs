@@ -16,7 +16,7 @@ use receptor_proto::record::{EntryId, Label};
 use crate::disk::{Access, Disk, DiskFile, read_full, write_full};
 use crate::error::SpoolError;
 use crate::index::{Index, Usage};
-use crate::log::{Log, NUMBER_MAX, REMOVED, SEGMENTS, decode_removed, segment_path};
+use crate::log::{Log, NUMBER_MAX, REMOVED, SEGMENTS, decode_removed, segment_path, spare_path};
 use crate::segment::{FIRST, Header, NoHeader, Place, Scan, VERSION};
 use crate::spool::{Options, PAYLOADS, Spool, payload_path};
 
@@ -250,8 +250,18 @@ impl<D: Disk> Recovery<'_, D> {
             }
             headers.insert(number, header);
         }
-        let highest = all.iter().chain(&spares).chain(sealed.keys()).max();
-        log.next = highest.copied().unwrap_or(0).saturating_add(1);
+        // A spare may have been renamed and written to before a crash that undid the renaming. Its
+        // number must not be used again, or what was written would count.
+        let mut inside = 0;
+        for number in &spares {
+            let path = spare_path(*number);
+            let bytes =
+                read_file(self.disk, &path, u64::from(FIRST)).map_err(failed("reading", &path))?;
+            inside = inside.max(Header::highest(&bytes).unwrap_or(0));
+        }
+        let names = all.iter().chain(&spares).chain(sealed.keys());
+        let highest = names.copied().max().unwrap_or(0).max(inside);
+        log.next = highest.saturating_add(1);
         log.spares = spares.into_iter().collect();
         for (number, header) in headers {
             let path = segment_path(number);

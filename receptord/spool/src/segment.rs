@@ -101,6 +101,14 @@ impl Header {
         Err(why)
     }
 
+    /// The highest number that a file says of itself: it may have been about to become another.
+    pub(crate) fn highest(segment: &[u8]) -> Option<u32> {
+        let copies = [0, COPY_AT].into_iter();
+        let copies = copies.filter_map(|at| segment.get(at..at + HEADER));
+        let headers = copies.filter_map(|copy| Self::decode_one(copy).ok());
+        headers.map(|header| header.number).max()
+    }
+
     fn decode_one(bytes: &[u8]) -> Result<Self, NoHeader> {
         if bytes.iter().all(|&byte| byte == 0) {
             return Err(NoHeader::Blank);

@@ -493,7 +493,7 @@ fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
 }
 
 fn each_seed(default: std::ops::Range<u64>, test: impl Fn(u64) + std::panic::RefUnwindSafe) {
-    for seed in seeds(default) {
+    for seed in FAILED_ONCE.into_iter().chain(seeds(default)) {
         let result = std::panic::catch_unwind(|| test(seed));
         assert!(result.is_ok(), "failed: SPOOL_SEEDS={seed}..{}", seed + 1);
     }
@@ -502,6 +502,15 @@ fn each_seed(default: std::ops::Range<u64>, test: impl Fn(u64) + std::panic::Ref
 fn some(rng: &mut Rng, rate: f64) -> f64 {
     if rng.bool() { 0.0 } else { rate }
 }
+
+/// Seeds that failed once.
+const FAILED_ONCE: [u64; 3] = [
+    // The last message and the mark behind it were damaged together.
+    2012,
+    // A renamed spare was written to, the renaming undone and done again: a failed write was back.
+    6933, // A file that was set aside as a whole is not found again.
+    393,
+];
 
 #[test]
 fn nothing_that_was_promised_is_lost_and_nothing_that_was_removed_returns() {
