@@ -108,7 +108,7 @@ impl<D: Disk> Spool<D> {
         let index = &self.index;
         let effect = match Label::decode(record.clone()) {
             Ok(Label::Message { entry, .. }) => {
-                let slot = index.entries.get(&entry.0)?;
+                let slot = index.entries.get(entry.0)?;
                 if (slot.segment, slot.place) != (victim, place) {
                     return None;
                 }
@@ -119,7 +119,7 @@ impl<D: Disk> Spool<D> {
                 }
             }
             Ok(Label::Started(entry)) => {
-                let slot = index.entries.get(&entry.0)?;
+                let slot = index.entries.get(entry.0)?;
                 if slot.started != victim || !started.insert(entry.0) {
                     return None;
                 }

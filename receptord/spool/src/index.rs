@@ -11,6 +11,7 @@ use receptor_proto::NodeId;
 use receptor_proto::record::EntryId;
 
 use crate::segment::Place;
+use crate::slots::Slots;
 
 /// What a note without a place of its own counts, in bytes: that a message was started, that an
 /// entry was removed.
@@ -99,7 +100,7 @@ pub(crate) struct Payload {
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    pub(crate) entries: BTreeMap<u64, Slot>,
+    pub(crate) entries: Slots<Slot>,
     /// Segments with a copy of an entry that does not count, where there are any.
     copies: BTreeMap<u64, Vec<u32>>,
     pub(crate) flows: BTreeMap<(NodeId, u64), Flow>,
@@ -173,7 +174,7 @@ impl Index {
         place: Place,
         recipient: Option<&NodeId>,
     ) {
-        if let Some(old) = self.entries.get_mut(&entry.0) {
+        if let Some(old) = self.entries.get_mut(entry.0) {
             // A copy, whose source is still there.
             let before = std::mem::replace(&mut old.segment, segment);
             let length = u64::from(std::mem::replace(&mut old.place, place).length);
@@ -208,7 +209,7 @@ impl Index {
 
     /// A message was started, says a record in this segment. False: there is no such message.
     pub(crate) fn start(&mut self, entry: EntryId, segment: u32) -> bool {
-        let Some(slot) = self.entries.get_mut(&entry.0) else {
+        let Some(slot) = self.entries.get_mut(entry.0) else {
             return false;
         };
         let before = std::mem::replace(&mut slot.started, segment);
@@ -260,7 +261,7 @@ impl Index {
     /// The segments where copies of an entry are: what its removal must name.
     pub(crate) fn whereabouts(&self, entry: EntryId) -> Vec<u32> {
         let mut all: Vec<u32> = self.copies.get(&entry.0).cloned().unwrap_or_default();
-        all.extend(self.entries.get(&entry.0).map(|slot| slot.segment));
+        all.extend(self.entries.get(entry.0).map(|slot| slot.segment));
         all.sort_unstable();
         all.dedup();
         all
@@ -269,7 +270,7 @@ impl Index {
     /// Forgets an entry. True: its payload's file is nobody's now.
     pub(crate) fn remove(&mut self, entry: EntryId) -> bool {
         self.copies.remove(&entry.0);
-        let slot = self.entries.remove(&entry.0);
+        let slot = self.entries.remove(entry.0);
         if let Some(slot) = &slot {
             let size = self.size(entry, slot);
             self.total.sub(size);

@@ -498,6 +498,30 @@ mod tests {
         }
 
         #[test]
+        fn no_flipped_bit_goes_unnoticed(
+            records in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..20), 1..6),
+            at: prop::sample::Index,
+            bit in 0..8u8,
+        ) {
+            let mut bytes = Vec::new();
+            header().encode(&mut bytes);
+            let mut writer = FrameWriter::default();
+            for record in &records {
+                writer.record(|out| out.extend_from_slice(record));
+            }
+            let places = writer.finish(SALT, FIRST, FIRST, &mut bytes);
+            let last = places[places.len() - 1];
+            let end = u32::try_from(bytes.len()).unwrap();
+            bytes.extend(end_mark(SALT, end, end));
+            let most = (last.offset + last.length) as usize;
+            bytes[FIRST as usize + at.index(most - FIRST as usize)] ^= 1 << bit;
+            let (read, scan) = read(&bytes, None);
+            prop_assert!(read.len() < records.len() && !scan.damage.is_empty());
+            let mut originals = records.iter();
+            prop_assert!(read.iter().all(|read| originals.any(|original| original == read)));
+        }
+
+        #[test]
         fn arbitrary_bytes_are_no_trouble(
             bytes in proptest::collection::vec(any::<u8>(), 0..300),
             at: prop::sample::Index,

@@ -355,7 +355,7 @@ impl<D: Disk> Spool<D> {
             match record {
                 Record::Outgoing { entry, message, .. }
                 | Record::Incoming { entry, message, .. } => {
-                    if self.index.entries.contains_key(&entry.0)
+                    if self.index.entries.contains(entry.0)
                         || self.log.fresh.contains(&entry.0)
                         || !messages.insert(entry.0)
                     {
@@ -366,7 +366,7 @@ impl<D: Disk> Spool<D> {
                     }
                 }
                 Record::Started { entry } => {
-                    if !self.index.entries.contains_key(&entry.0)
+                    if !self.index.entries.contains(entry.0)
                         && !self.log.fresh.contains(&entry.0)
                         && !messages.contains(&entry.0)
                     {
@@ -542,7 +542,7 @@ impl<D: Disk> Spool<D> {
         if !self.writable {
             return Err(SpoolError::ReadOnly);
         }
-        if offset != end || closed || self.index.entries.contains_key(&entry.0) {
+        if offset != end || closed || self.index.entries.contains(entry.0) {
             return Err(SpoolError::OutOfOrder { entry, offset, end });
         }
         self.has_room(bytes.len() as u64)?;
@@ -591,7 +591,7 @@ impl<D: Disk> Spool<D> {
         if !self.writable {
             return Err(SpoolError::ReadOnly);
         }
-        if self.index.payloads.contains_key(&entry.0) || self.index.entries.contains_key(&entry.0) {
+        if self.index.payloads.contains_key(&entry.0) || self.index.entries.contains(entry.0) {
             return Err(SpoolError::EntryExists(entry));
         }
         self.has_room(size)?;
@@ -674,7 +674,7 @@ impl<D: Disk> Spool<D> {
             }
             return Ok(buffer.into());
         }
-        let Some(slot) = self.index.entries.get(&entry.0).copied() else {
+        let Some(slot) = self.index.entries.get(entry.0).copied() else {
             return Err(SpoolError::NoEntry(entry));
         };
         let record = self.read_record(slot.segment, slot.place)?;
@@ -783,7 +783,7 @@ impl<'a, D: Disk> Records<'a, D> {
         let entries = entries.map(|(entry, slot)| {
             let started = slot.started != 0;
             let wanted = Wanted::Message { started };
-            (slot.segment, slot.place, EntryId(*entry), wanted)
+            (slot.segment, slot.place, EntryId(entry), wanted)
         });
         let mut wanted: Vec<_> = entries.chain(flows).collect();
         wanted.sort_unstable_by_key(|(segment, place, ..)| {
