@@ -51,7 +51,9 @@ impl<D: Disk> Spool<D> {
     }
 
     fn copy_out(&mut self, victim: u32) -> Result<(), SpoolError> {
-        let bytes = Bytes::from(self.read_segment(victim)?);
+        let mut bytes = Vec::new();
+        self.read_segment(victim, &mut bytes)?;
+        let bytes = Bytes::from(bytes);
         let mut results = Results::new();
         if let Ok(header) = Header::decode(&bytes) {
             let length = self.index.segment(victim).length;

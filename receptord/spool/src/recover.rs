@@ -88,6 +88,8 @@ struct Recovery<'a, D> {
     large: BTreeMap<u64, u64>,
     report: Report,
     kept_bytes: u64,
+    /// For one segment after the other.
+    buffer: Vec<u8>,
 }
 
 pub(crate) fn open<D: Disk>(
@@ -117,6 +119,7 @@ pub(crate) fn open<D: Disk>(
         large: BTreeMap::new(),
         report: Report::default(),
         kept_bytes: 0,
+        buffer: Vec::new(),
     };
     let mut log = Log::new(options.segment_bytes, options.salt);
     recovery.count_kept()?;
@@ -135,12 +138,21 @@ fn failed(doing: &str, path: &str) -> impl FnOnce(io::Error) -> SpoolError {
 }
 
 fn read_file<D: Disk>(disk: &D, path: &str, at_most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    read_into(disk, path, at_most, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_into<D: Disk>(disk: &D, path: &str, at_most: u64, to: &mut Vec<u8>) -> io::Result<()> {
     let file = disk.open(path, Access::Read)?;
     let size = file.size()?.min(at_most);
-    let mut bytes = vec![0; usize::try_from(size).map_err(|_| io::ErrorKind::FileTooLarge)?];
-    let count = read_full(&file, &mut bytes, 0)?;
-    bytes.truncate(count);
-    Ok(bytes)
+    to.resize(
+        usize::try_from(size).map_err(|_| io::ErrorKind::FileTooLarge)?,
+        0,
+    );
+    let count = read_full(&file, to, 0)?;
+    to.truncate(count);
+    Ok(())
 }
 
 fn check_format<D: Disk>(disk: &D, writable: bool) -> Result<(), SpoolError> {
@@ -311,8 +323,9 @@ impl<D: Disk> Recovery<'_, D> {
     ) -> Result<(), SpoolError> {
         let number = header.number;
         let path = segment_path(number);
-        let bytes =
-            read_file(self.disk, &path, u64::from(u32::MAX)).map_err(failed("reading", &path))?;
+        let mut bytes = std::mem::take(&mut self.buffer);
+        read_into(self.disk, &path, u64::from(u32::MAX), &mut bytes)
+            .map_err(failed("reading", &path))?;
         let bytes = Bytes::from(bytes);
         let scan = Scan::new(&bytes, header.salt, seal);
         let segment = self.index.segment(number);
@@ -339,6 +352,7 @@ impl<D: Disk> Recovery<'_, D> {
         for (place, record) in scan.records(&bytes) {
             self.record(number, place, record);
         }
+        self.buffer = bytes.into();
         Ok(())
     }
 

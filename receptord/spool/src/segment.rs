@@ -11,6 +11,7 @@
 //! only up to the first gap) and what was given up (it must not come back). Knows nothing of
 //! files, or of what is in a record.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -247,6 +248,8 @@ pub(crate) struct Scan {
     pub(crate) damage: Vec<Range<u32>>,
     /// Behind the end lies what must not be read by a later scan.
     pub(crate) is_dirty: bool,
+    /// Where the records begin that are not as they were written.
+    bad: BTreeSet<u32>,
 }
 
 impl Scan {
@@ -279,9 +282,11 @@ impl Scan {
                 frames.push(frame);
             }
         }
+        let mut bad = BTreeSet::new();
         for frame in &frames {
             for (place, is_good) in places(segment, frame) {
                 if !is_good {
+                    bad.insert(place.offset);
                     damage.push(place.offset..place.offset.saturating_add(place.length));
                 }
             }
@@ -292,14 +297,15 @@ impl Scan {
             durable: if durable > FIRST { durable } else { 0 },
             damage,
             is_dirty: rest.any(|frame| frame.count > 0),
+            bad,
         }
     }
 
     /// Every record that is as it was written, in order.
     pub(crate) fn records(&self, segment: &Bytes) -> impl Iterator<Item = (Place, Bytes)> {
         self.frames.iter().flat_map(move |frame| {
-            let good = places(segment, frame).filter(|(_, is_good)| *is_good);
-            good.map(|(place, _)| (place, segment.slice(range(place.offset, place.length))))
+            let good = rows(segment, frame).filter(|place| !self.bad.contains(&place.offset));
+            good.map(|place| (place, segment.slice(range(place.offset, place.length))))
         })
     }
 }
@@ -360,10 +366,20 @@ fn is_whole(segment: &[u8], frame: &Frame) -> bool {
 
 /// Where the records of a frame are, and whether each is as it was written.
 fn places(segment: &[u8], frame: &Frame) -> impl Iterator<Item = (Place, bool)> {
+    let end = frame.end;
+    rows(segment, frame).map(move |place| {
+        let record = segment.get(range(place.offset, place.length));
+        let is_inside = place.offset.saturating_add(place.length) <= end;
+        let is_good = is_inside && record.is_some_and(|record| crc32c(record) == place.crc);
+        (place, is_good)
+    })
+}
+
+/// Where the records of a frame are, says its table.
+fn rows(segment: &[u8], frame: &Frame) -> impl Iterator<Item = Place> {
     let table = frame.at as usize + FRAME;
     let first = table + ROW * frame.count as usize;
     let mut offset = u32::try_from(first).unwrap_or(u32::MAX);
-    let end = frame.end;
     (0..frame.count as usize).map(move |row| {
         let length = be32(segment, table + ROW * row);
         let crc = be32(segment, table + ROW * row + 4);
@@ -373,9 +389,7 @@ fn places(segment: &[u8], frame: &Frame) -> impl Iterator<Item = (Place, bool)> 
             crc,
         };
         offset = offset.saturating_add(length);
-        let record = segment.get(range(place.offset, length));
-        let is_good = offset <= end && record.is_some_and(|record| crc32c(record) == crc);
-        (place, is_good)
+        place
     })
 }
 

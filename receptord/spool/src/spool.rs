@@ -738,17 +738,18 @@ impl<D: Disk> Spool<D> {
         Records::new(self, now_ms)
     }
 
-    pub(crate) fn read_segment(&self, number: u32) -> Result<Vec<u8>, SpoolError> {
+    /// Reads all that can be believed of a segment.
+    pub(crate) fn read_segment(&self, number: u32, buffer: &mut Vec<u8>) -> Result<(), SpoolError> {
         let length = self.index.segments.get(&number).map_or(0, |s| s.length);
         let path = segment_path(number);
-        let mut buffer = vec![0; (length as usize).max(FIRST as usize)];
+        buffer.resize((length as usize).max(FIRST as usize), 0);
         let read = self
             .disk
             .open(&path, Access::Read)
-            .and_then(|file| read_full(&file, &mut buffer, 0));
+            .and_then(|file| read_full(&file, buffer, 0));
         let count = read.map_err(|error| SpoolError::io(format!("reading {path}"), &error))?;
         buffer.truncate(count);
-        Ok(buffer)
+        Ok(())
     }
 }
 
@@ -809,12 +810,10 @@ impl<D: Disk> Iterator for Records<'_, D> {
         }
         let (segment, place, entry, wanted) = self.wanted.pop()?;
         if segment != self.segment {
-            match self.spool.read_segment(segment) {
-                Ok(bytes) => {
-                    self.bytes = bytes;
-                    self.segment = segment;
-                }
-                Err(error) => return Some(Err(error)),
+            let read = self.spool.read_segment(segment, &mut self.bytes);
+            self.segment = if read.is_ok() { segment } else { 0 };
+            if let Err(error) = read {
+                return Some(Err(error));
             }
         }
         let start = place.offset as usize;
