@@ -156,3 +156,177 @@ impl<D: Disk> Spool<D> {
         Some((record.clone(), vec![effect]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::SimDisk;
+    use crate::spool::{Op, Options};
+    use receptor_proto::record::{EntryId, Record};
+    use receptor_proto::{MessageId, NodeId, packet};
+
+    fn write(entry: u64) -> Op {
+        let message = packet::Message {
+            epoch: 1,
+            seq: entry,
+            floor: 0,
+            work: MessageId::from_u128(u128::from(entry)),
+            kind: packet::MessageKind::Cancel {
+                reason: packet::CancelReason::User,
+            },
+            volatile: false,
+            remaining_ms: 1,
+            content: packet::Content::Bytes,
+            name: None,
+            size: 1000,
+            body: vec![7; 1000].into(),
+        };
+        let record = Record::Incoming {
+            entry: EntryId(entry),
+            origin: NodeId::new("a").unwrap(),
+            message,
+        };
+        Op::Write {
+            token: entry,
+            records: vec![record],
+        }
+    }
+
+    fn options(salt: u64) -> Options {
+        let mut options = Options::new(salt);
+        options.segment_bytes = 32 << 10;
+        options
+    }
+
+    #[test]
+    fn what_a_later_version_wrote_is_kept() {
+        let disk = SimDisk::new(1);
+        let (mut spool, _) = Spool::open(disk.clone(), &options(1)).unwrap();
+        let later = b"\xc8 of a later version";
+        let mut frame = FrameWriter::default();
+        frame.record(|out| out.extend_from_slice(later));
+        let effects = |_| vec![Effect::Unknown];
+        spool
+            .log
+            .gather(
+                &spool.disk,
+                &mut spool.index,
+                &mut Results::new(),
+                frame,
+                false,
+                effects,
+            )
+            .unwrap();
+        let mut first = spool.log.active();
+        for entry in 1..500 {
+            assert_eq!(spool.commit(0, &[write(entry)])[0].result, Ok(()));
+            spool.commit(0, &[Op::Remove(EntryId(entry))]);
+            first = first.or(spool.log.active());
+        }
+        let first = first.expect("something was written");
+        while spool.index.segments.contains_key(&first) {
+            assert!(spool.compact().unwrap());
+        }
+        spool.close().unwrap();
+        let files = disk.files();
+        let kept = files.iter().filter(|(name, content)| {
+            name.ends_with(".seg") && content.windows(later.len()).any(|part| part == later)
+        });
+        assert_eq!(kept.count(), 1);
+        let (spool, report) = Spool::open(disk, &options(2)).unwrap();
+        assert_eq!(report.damage, []);
+        assert_eq!(spool.usage().entries, 0);
+        let unknown = spool
+            .index
+            .segments
+            .values()
+            .map(|s| s.unknown)
+            .sum::<u32>();
+        assert_eq!(unknown, 1);
+    }
+
+    #[test]
+    fn the_disk_holds_little_more_than_what_is_needed() {
+        let mut rng = fastrand::Rng::with_seed(5);
+        let (mut spool, _) = Spool::open(SimDisk::new(1), &options(1)).unwrap();
+        let mut live = Vec::new();
+        for entry in 1..4000 {
+            let mut batch = vec![write(entry)];
+            live.push(entry);
+            let keep = if entry < 2000 { 300 } else { 20 };
+            while live.len() > keep {
+                let gone = live.swap_remove(rng.usize(0..live.len()));
+                batch.push(Op::Remove(EntryId(gone)));
+            }
+            assert_eq!(spool.commit(0, &batch)[0].result, Ok(()));
+            // What one commit cannot copy the next ones do.
+            let needed = 3 * spool.usage().bytes * 5 / 4 + 8 * (32 << 10);
+            let used = spool.segment_bytes();
+            assert!(
+                (2000..2100).contains(&entry) || used <= needed,
+                "{used} of {needed} after {entry}"
+            );
+        }
+        while spool.maintain().unwrap() {}
+        assert!(spool.segment_bytes() <= 2 * spool.usage().bytes + 4 * (32 << 10));
+        for entry in live {
+            assert_eq!(spool.read(EntryId(entry), 0, 2000).unwrap().len(), 1000);
+        }
+    }
+
+    #[test]
+    fn a_full_disk_can_be_emptied() {
+        let disk = SimDisk::new(1);
+        let (mut spool, _) = Spool::open(disk.clone(), &options(1)).unwrap();
+        let faults = crate::sim::Faults {
+            capacity: 300_000,
+            ..Default::default()
+        };
+        disk.set_faults(faults);
+        let mut entry = 0;
+        let error = loop {
+            entry += 1;
+            if let Err(error) = &spool.commit(0, &[write(entry)])[0].result {
+                break error.clone();
+            }
+        };
+        assert_eq!(error.to_string(), "the spool's disk is full");
+        assert!(entry > 150, "{entry}");
+        for again in 0..50 {
+            let refused = spool.commit(0, &[write(entry + again)]);
+            assert_eq!(refused[0].result, Err(SpoolError::DiskFull));
+        }
+        for gone in 1..entry {
+            spool.commit(0, &[Op::Remove(EntryId(gone))]);
+        }
+        spool.maintain().unwrap();
+        assert_eq!(spool.usage().entries, 0);
+        for more in 1000..1100 {
+            assert_eq!(spool.commit(0, &[write(more)])[0].result, Ok(()));
+        }
+        disk.crash();
+        let (spool, report) = Spool::open(disk, &options(2)).unwrap();
+        assert_eq!((spool.usage().entries, report.damage), (100, vec![]));
+    }
+
+    #[test]
+    fn a_group_larger_than_a_segment_is_written_and_one_larger_than_the_limit_is_not() {
+        let disk = SimDisk::new(1);
+        let (mut spool, _) = Spool::open(disk.clone(), &options(1)).unwrap();
+        let group = |range: std::ops::Range<u64>| {
+            let records = range.flat_map(|entry| match write(entry) {
+                Op::Write { records, .. } => records,
+                Op::Remove(_) => Vec::new(),
+            });
+            let (token, records) = (1, records.collect());
+            [Op::Write { token, records }]
+        };
+        assert_eq!(spool.commit(0, &group(1..200))[0].result, Ok(()));
+        let refused = spool.commit(0, &group(200..70_000))[0].result.clone();
+        assert!(matches!(refused, Err(SpoolError::TooLarge { .. })));
+        assert_eq!(spool.commit(0, &[write(200)])[0].result, Ok(()));
+        disk.crash();
+        let (spool, _) = Spool::open(disk, &options(2)).unwrap();
+        assert_eq!(spool.usage().entries, 200);
+    }
+}

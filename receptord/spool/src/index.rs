@@ -392,3 +392,78 @@ impl Nodes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(offset: u32) -> Place {
+        Place {
+            offset,
+            length: 100,
+            crc: 0,
+        }
+    }
+
+    #[test]
+    fn a_removal_is_kept_while_any_copy_could_come_back() {
+        let mut index = Index::default();
+        let entry = EntryId(9);
+        for number in 1..=4 {
+            index.segment(number).length = 1000;
+        }
+        index.put(entry, 2, place(0), None);
+        // Segment 2 cannot go yet: it removed something of segment 1.
+        index.put(EntryId(8), 1, place(0), None);
+        index.kill(2, 1);
+        // Its message was copied, and the process ended before it was removed.
+        index.put(entry, 3, place(0), None);
+        assert_eq!(index.total().entries, 2);
+        assert_eq!(index.whereabouts(entry), [2, 3]);
+        for target in index.whereabouts(entry) {
+            index.kill(4, target);
+        }
+        index.remove(entry);
+        assert_eq!(index.idle(None), [3]);
+        index.retire(3);
+        assert!(
+            index.idle(None).is_empty(),
+            "2 would bring it back without 4"
+        );
+        index.remove(EntryId(8));
+        assert_eq!(index.idle(None), [1]);
+        index.retire(1);
+        assert_eq!(index.idle(None), [2]);
+        index.retire(2);
+        assert_eq!(index.idle(None), [4]);
+        assert_eq!(index.total(), Usage::default());
+    }
+
+    #[test]
+    fn a_flow_that_is_over_is_remembered_while_it_could_come_back() {
+        let mut index = Index::default();
+        let key = || (NodeId::new("a").unwrap(), 1);
+        index.receive(key(), 1, place(0), false);
+        index.receive(key(), 2, place(0), true);
+        assert_eq!(index.idle(None), [1]);
+        index.retire(1);
+        assert!(index.flows.is_empty());
+        assert_eq!(index.idle(None), [2]);
+        index.receive(key(), 2, place(100), true);
+        assert!(index.flows.is_empty(), "there was nothing to forget");
+    }
+
+    #[test]
+    fn recipients_without_messages_take_no_memory() {
+        let mut index = Index::default();
+        for round in 0..100 {
+            let node = NodeId::new(&format!("node-{round}")).unwrap();
+            index.put(EntryId(round), 1, place(0), Some(&node));
+            assert_eq!(index.of(&node).bytes, 100);
+            index.remove(EntryId(round));
+            assert_eq!(index.of(&node), Usage::default());
+        }
+        assert_eq!(index.nodes.list.len(), 1);
+        assert_eq!(index.recipients().count(), 0);
+    }
+}
