@@ -77,6 +77,8 @@ pub(crate) struct Segment {
     pub(crate) unknown: u32,
     /// How many removals in it name which older segment.
     kills: BTreeMap<u32, u32>,
+    /// All of them.
+    all_kills: u64,
     /// Behind its end lies what must not be read.
     pub(crate) is_dirty: bool,
     /// A part of it cannot be read or copied until the next start.
@@ -122,8 +124,7 @@ struct Nodes {
 impl Segment {
     /// Bytes that a copy of what is needed of it would take.
     pub(crate) fn needed(&self) -> u64 {
-        let kills: u64 = self.kills.values().map(|&count| u64::from(count)).sum();
-        self.live + NOTE * (kills + u64::from(self.unknown))
+        self.live + NOTE * (self.all_kills + u64::from(self.unknown))
     }
 }
 
@@ -289,7 +290,9 @@ impl Index {
     /// A removal in `segment` keeps what is in `target` from coming back.
     pub(crate) fn kill(&mut self, segment: u32, target: u32) {
         if target != segment && self.segments.contains_key(&target) {
-            *self.segment(segment).kills.entry(target).or_default() += 1;
+            let segment = self.segment(segment);
+            *segment.kills.entry(target).or_default() += 1;
+            segment.all_kills += 1;
         }
     }
 
@@ -297,6 +300,7 @@ impl Index {
     pub(crate) fn emptied(&mut self, number: u32) {
         let segment = self.segment(number);
         segment.kills.clear();
+        segment.all_kills = 0;
         segment.unknown = 0;
     }
 
@@ -319,7 +323,8 @@ impl Index {
     pub(crate) fn retire(&mut self, number: u32) {
         self.segments.remove(&number);
         for segment in self.segments.values_mut() {
-            segment.kills.remove(&number);
+            let kills = segment.kills.remove(&number);
+            segment.all_kills -= u64::from(kills.unwrap_or(0));
         }
         self.copies.retain(|_, segments| {
             segments.retain(|segment| *segment != number);

@@ -232,6 +232,13 @@ impl<D: Disk> Recovery<'_, D> {
     }
 
     fn segments(&mut self, log: &mut Log<D::File>) -> Result<(), SpoolError> {
+        if self.writable {
+            // A killed process may have removed a segment without having made that durable. What
+            // is not seen here must not come back when removals that name it are gone.
+            self.disk
+                .sync_dir(SEGMENTS)
+                .map_err(failed("syncing", SEGMENTS))?;
+        }
         let names = self.list(SEGMENTS)?;
         let numbers = |ending| {
             let numbers = names
@@ -331,10 +338,9 @@ impl<D: Disk> Recovery<'_, D> {
         let segment = self.index.segment(number);
         segment.length = scan.end;
         segment.file = bytes.len() as u64;
-        // The one that was written to is cut before the log goes on.
-        segment.is_dirty = scan.is_dirty || seal.is_none() && bytes.len() > scan.end as usize;
+        segment.is_dirty = scan.is_dirty;
         log.last = Some((number, scan.end));
-        if seal.is_none() && self.writable {
+        if scan.is_open && self.writable {
             // It may be in memory only, when the process was killed in the middle of a commit.
             let from = scan.durable.min(scan.end);
             self.make_durable(&path, from, bytes.get(from as usize..scan.end as usize))
@@ -366,8 +372,7 @@ impl<D: Disk> Recovery<'_, D> {
         let file = self.disk.open(path, Access::Write)?;
         // A sync alone says nothing about what an earlier one failed to write.
         write_full(&file, bytes, u64::from(from))?;
-        file.sync()?;
-        self.disk.sync_dir(SEGMENTS)
+        file.sync()
     }
 
     fn record(&mut self, number: u32, place: Place, record: Bytes) {

@@ -244,6 +244,8 @@ pub(crate) struct Scan {
     pub(crate) end: u32,
     /// How much is known to have been safe.
     pub(crate) durable: u32,
+    /// Something counts of which that is not known.
+    pub(crate) is_open: bool,
     /// What was safe and can no longer be read.
     pub(crate) damage: Vec<Range<u32>>,
     /// Behind the end lies what must not be read by a later scan.
@@ -291,8 +293,10 @@ impl Scan {
                 }
             }
         }
+        let is_open = frames.iter().any(|f| f.count > 0 && f.end > durable);
         Self {
             frames,
+            is_open,
             end,
             durable: if durable > FIRST { durable } else { 0 },
             damage,

@@ -636,6 +636,11 @@ impl<D: Disk> Spool<D> {
                 Ok(())
             };
             let synced = cut.and_then(|()| file.sync());
+            // A file that was taken over may be another than its owner thinks.
+            let synced = synced.and_then(|()| match file.size()? {
+                real if real == size => Ok(()),
+                _ => Err(std::io::ErrorKind::InvalidData.into()),
+            });
             if let Some(payload) = self.index.payloads.get_mut(&entry.0) {
                 payload.synced = synced.is_ok();
                 payload.lost = synced.is_err();

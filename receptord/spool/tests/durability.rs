@@ -504,7 +504,9 @@ fn some(rng: &mut Rng, rate: f64) -> f64 {
 }
 
 /// Seeds that failed once.
-const FAILED_ONCE: [u64; 3] = [
+const FAILED_ONCE: [u64; 4] = [
+    // A killed process had removed a segment, and the power went before that was durable.
+    105,
     // The last message and the mark behind it were damaged together.
     2012,
     // A renamed spare was written to, the renaming undone and done again: a failed write was back.
