@@ -492,3 +492,69 @@ impl<D: Disk> Recovery<'_, D> {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::SimDisk;
+    use crate::spool::Op;
+    use receptor_proto::NodeId;
+    use receptor_proto::record::Record;
+
+    fn write(epoch: u64) -> [Op; 1] {
+        let record = Record::Received {
+            origin: NodeId::new("a").unwrap(),
+            epoch,
+            floor: 1,
+            ranges: Vec::new(),
+        };
+        let records = vec![record];
+        [Op::Write { token: 1, records }]
+    }
+
+    #[test]
+    fn the_number_of_a_segment_whose_renaming_was_undone_is_not_used_again() {
+        let disk = SimDisk::new(1);
+        let mut last = String::new();
+        for salt in 0..5 {
+            let (mut spool, _) = Spool::open(disk.clone(), &Options::new(salt)).unwrap();
+            assert_eq!(spool.commit(0, &write(salt))[0].result, Ok(()));
+            last = segment_path(spool.log.active().unwrap());
+        }
+        let number = segment_number(last.strip_prefix("segments/").unwrap(), ".seg").unwrap();
+        let other = SimDisk::new(2);
+        other.put(&spare_path(1), &disk.files()[&last]);
+        let (mut spool, report) = Spool::open(other.clone(), &Options::new(9)).unwrap();
+        assert_eq!(report, Report::default());
+        assert_eq!(spool.commit(0, &write(9))[0].result, Ok(()));
+        assert!(spool.log.active().unwrap() > number);
+    }
+
+    #[test]
+    fn opening_without_a_write_changes_no_segment() {
+        let disk = SimDisk::new(1);
+        let (mut spool, _) = Spool::open(disk.clone(), &Options::new(1)).unwrap();
+        assert_eq!(spool.commit(0, &write(1))[0].result, Ok(()));
+        disk.crash();
+        let before = disk.files();
+        for salt in 2..5 {
+            drop(Spool::open(disk.clone(), &Options::new(salt)).unwrap());
+            assert_eq!(disk.files(), before);
+        }
+    }
+
+    #[test]
+    fn names_that_are_not_the_spools_are_left_alone() {
+        assert_eq!(segment_number("000000000000000a.seg", ".seg"), Some(10));
+        for name in [
+            "0000000000000000.seg",
+            "00000000ffffffff.seg",
+            "000000000000000A.seg",
+            "+00000000000000a.seg",
+            "a.seg",
+            "000000000000000a.seg~",
+        ] {
+            assert_eq!(segment_number(name, ".seg"), None, "{name}");
+        }
+    }
+}
