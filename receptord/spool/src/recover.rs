@@ -17,8 +17,9 @@ use crate::disk::{Access, Disk, DiskFile, read_full, write_full};
 use crate::error::SpoolError;
 use crate::index::{Index, Usage};
 use crate::log::{Log, NUMBER_MAX, REMOVED, SEGMENTS, decode_removed, segment_path, spare_path};
+use crate::payloads::{PAYLOADS, payload_path};
 use crate::segment::{FIRST, Header, NoHeader, Place, Scan, VERSION};
-use crate::spool::{Options, PAYLOADS, Spool, payload_path};
+use crate::spool::{Options, Spool};
 
 /// Where what cannot be used is kept for somebody to look at.
 const CORRUPT: &str = "corrupt";

@@ -4,24 +4,21 @@
 //! synced, and never holds a payload in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use bytes::Bytes;
 use receptor_proto::NodeId;
 use receptor_proto::packet::{MessageKind, SEGMENT_MAX};
 use receptor_proto::record::{self, EntryId, Record};
 
-use crate::disk::{Access, Disk, DiskFile, read_full, write_full};
+use crate::disk::{Access, Disk, read_full};
 use crate::error::SpoolError;
 use crate::index::{Index, Usage};
 use crate::log::{Effect, Log, Results, segment_path};
+use crate::payloads::payload_path;
+use crate::records::Records;
 use crate::recover::{self, Report};
 use crate::segment::{FIRST, FrameWriter, GROUP_MAX, Place};
 
-/// Where payloads are.
-pub(crate) const PAYLOADS: &str = "payloads";
-/// Payload files held open until they are synced.
-const OPEN_PAYLOADS_MAX: usize = 64;
 /// Removals that wait for a sync of something else; 4096 messages come back after a crash.
 const UNSETTLED_MAX: usize = 4096;
 /// Payload files that wait for a sync of something else before they are removed.
@@ -111,14 +108,14 @@ pub struct Outcome {
 /// See the crate.
 pub struct Spool<D: Disk> {
     pub(crate) disk: D,
-    limits: Limits,
+    pub(crate) limits: Limits,
     pub(crate) segment_bytes: u64,
     pub(crate) index: Index,
     pub(crate) log: Log<D::File>,
     /// Payloads that are being written.
-    open: Vec<(EntryId, D::File)>,
+    pub(crate) open: Vec<(EntryId, D::File)>,
     /// A payload's name may not be durable.
-    is_payload_new: bool,
+    pub(crate) is_payload_new: bool,
     pub(crate) writable: bool,
     _lock: D::Lock,
 }
@@ -138,10 +135,6 @@ impl<D: Disk> std::fmt::Debug for Spool<D> {
             .field("log", &self.log)
             .finish_non_exhaustive()
     }
-}
-
-pub(crate) fn payload_path(entry: EntryId) -> String {
-    format!("{PAYLOADS}/{:016x}", entry.0)
 }
 
 impl<D: Disk> Spool<D> {
@@ -526,134 +519,6 @@ impl<D: Disk> Spool<D> {
         Ok(())
     }
 
-    // Payloads.
-
-    /// Writes a part of a payload behind what is there. It is nobody's, and gone after a
-    /// restart, until a message with this entry is written.
-    ///
-    /// # Errors
-    ///
-    /// [`SpoolError::OutOfOrder`] when it does not begin where the last one ended; full; or the
-    /// disk fails. Then the payload is as long as before.
-    pub fn append(&mut self, entry: EntryId, offset: u64, bytes: &[u8]) -> Result<(), SpoolError> {
-        let payload = self.index.payloads.get(&entry.0).copied();
-        let end = payload.map_or(0, |payload| payload.size);
-        let closed = payload.is_some_and(|payload| payload.owned);
-        if !self.writable {
-            return Err(SpoolError::ReadOnly);
-        }
-        if offset != end || closed || self.index.entries.contains(entry.0) {
-            return Err(SpoolError::OutOfOrder { entry, offset, end });
-        }
-        self.has_room(bytes.len() as u64)?;
-        let path = payload_path(entry);
-        let failed = |error: std::io::Error| SpoolError::io(format!("writing {path}"), &error);
-        if !self.open.iter().any(|(open, _)| *open == entry) {
-            let access = if payload.is_some() {
-                Access::Write
-            } else {
-                Access::Create
-            };
-            let file = self.disk.open(&path, access).map_err(failed)?;
-            self.is_payload_new = true;
-            if self.open.len() >= OPEN_PAYLOADS_MAX {
-                // An error that nobody has seen yet is told to who has the file open.
-                let (old, file) = self.open.remove(0);
-                let synced = file.sync();
-                if let Some(payload) = self.index.payloads.get_mut(&old.0) {
-                    payload.synced = synced.is_ok();
-                    payload.lost |= synced.is_err();
-                }
-            }
-            self.open.push((entry, file));
-            // Known from here on, so that it is removed.
-            self.index.grow_payload(entry, 0);
-        }
-        let Some((_, file)) = self.open.iter().find(|(open, _)| *open == entry) else {
-            return Err(SpoolError::NoEntry(entry));
-        };
-        if let Err(error) = write_full(file, bytes, offset) {
-            if let Some(payload) = self.index.payloads.get_mut(&entry.0) {
-                payload.ragged = true;
-            }
-            return Err(failed(error));
-        }
-        self.index.grow_payload(entry, bytes.len() as u64);
-        Ok(())
-    }
-
-    /// Takes a file on the same file system as a payload.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::append`]; the file is where it was then.
-    pub fn adopt(&mut self, entry: EntryId, from: &Path, size: u64) -> Result<(), SpoolError> {
-        if !self.writable {
-            return Err(SpoolError::ReadOnly);
-        }
-        if self.index.payloads.contains_key(&entry.0) || self.index.entries.contains(entry.0) {
-            return Err(SpoolError::EntryExists(entry));
-        }
-        self.has_room(size)?;
-        let path = payload_path(entry);
-        self.disk
-            .adopt(from, &path)
-            .map_err(|error| SpoolError::io(format!("moving a file to {path}"), &error))?;
-        self.is_payload_new = true;
-        self.index.grow_payload(entry, size);
-        Ok(())
-    }
-
-    fn has_room(&self, more: u64) -> Result<(), SpoolError> {
-        let max = self.limits.max_bytes;
-        if self.index.total().bytes.saturating_add(more) > max {
-            return Err(SpoolError::Full {
-                limit: "max-bytes",
-                max,
-            });
-        }
-        Ok(())
-    }
-
-    /// Makes a payload durable that a message is about to be written of.
-    fn sync_payload(&mut self, entry: EntryId, size: u64) -> Result<(), SpoolError> {
-        let Some(payload) = self.index.payloads.get(&entry.0).copied() else {
-            return Err(SpoolError::Incomplete(entry));
-        };
-        if payload.size != size || payload.lost {
-            return Err(SpoolError::Incomplete(entry));
-        }
-        let path = payload_path(entry);
-        let failed = |error: std::io::Error| SpoolError::io(format!("syncing {path}"), &error);
-        if !payload.synced {
-            let file = match self.open.iter().position(|(open, _)| *open == entry) {
-                Some(at) => self.open.swap_remove(at).1,
-                None => self.disk.open(&path, Access::Write).map_err(failed)?,
-            };
-            let cut = if payload.ragged {
-                file.set_len(size)
-            } else {
-                Ok(())
-            };
-            let synced = cut.and_then(|()| file.sync());
-            // A file that was taken over may be another than its owner thinks.
-            let synced = synced.and_then(|()| match file.size()? {
-                real if real == size => Ok(()),
-                _ => Err(std::io::ErrorKind::InvalidData.into()),
-            });
-            if let Some(payload) = self.index.payloads.get_mut(&entry.0) {
-                payload.synced = synced.is_ok();
-                payload.lost = synced.is_err();
-            }
-            synced.map_err(failed)?;
-        }
-        if self.is_payload_new {
-            self.disk.sync_dir(PAYLOADS).map_err(failed)?;
-            self.is_payload_new = false;
-        }
-        Ok(())
-    }
-
     // Reading.
 
     /// Reads a part of a stored payload, or of the body of a stored message: at most `length`
@@ -755,80 +620,5 @@ impl<D: Disk> Spool<D> {
         let count = read.map_err(|error| SpoolError::io(format!("reading {path}"), &error))?;
         buffer.truncate(count);
         Ok(())
-    }
-}
-
-/// What lies where in a segment.
-enum Wanted {
-    Message { started: bool },
-    Flow,
-}
-
-/// See [`Spool::records`].
-pub struct Records<'a, D: Disk> {
-    spool: &'a Spool<D>,
-    now_ms: u64,
-    /// By segment and place, last first.
-    wanted: Vec<(u32, Place, EntryId, Wanted)>,
-    segment: u32,
-    bytes: Vec<u8>,
-    next: Option<Record>,
-}
-
-impl<D: Disk> std::fmt::Debug for Records<'_, D> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Records({} left)", self.wanted.len())
-    }
-}
-
-impl<'a, D: Disk> Records<'a, D> {
-    fn new(spool: &'a Spool<D>, now_ms: u64) -> Self {
-        let flows = spool.index.flows.values().filter(|flow| !flow.is_over);
-        let flows = flows.map(|flow| (flow.segment, flow.place, EntryId(0), Wanted::Flow));
-        let entries = spool.index.entries.iter();
-        let entries = entries.map(|(entry, slot)| {
-            let started = slot.started != 0;
-            let wanted = Wanted::Message { started };
-            (slot.segment, slot.place, EntryId(entry), wanted)
-        });
-        let mut wanted: Vec<_> = entries.chain(flows).collect();
-        wanted.sort_unstable_by_key(|(segment, place, ..)| {
-            std::cmp::Reverse((*segment, place.offset))
-        });
-        Self {
-            spool,
-            now_ms,
-            wanted,
-            segment: 0,
-            bytes: Vec::new(),
-            next: None,
-        }
-    }
-}
-
-impl<D: Disk> Iterator for Records<'_, D> {
-    type Item = Result<Record, SpoolError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if let Some(record) = self.next.take() {
-            return Some(Ok(record));
-        }
-        let (segment, place, entry, wanted) = self.wanted.pop()?;
-        if segment != self.segment {
-            let read = self.spool.read_segment(segment, &mut self.bytes);
-            self.segment = if read.is_ok() { segment } else { 0 };
-            if let Err(error) = read {
-                return Some(Err(error));
-            }
-        }
-        let start = place.offset as usize;
-        let record = self.bytes.get(start..start + place.length as usize);
-        let record = record.filter(|record| crc32c::crc32c(record) == place.crc);
-        let record = record.map(Bytes::copy_from_slice);
-        let record = record.and_then(|record| Record::decode(record, self.now_ms).ok()?);
-        if let Wanted::Message { started: true } = wanted {
-            self.next = record.as_ref().map(|_| Record::Started { entry });
-        }
-        Some(record.ok_or(SpoolError::Damaged(entry)))
     }
 }
