@@ -1,9 +1,10 @@
 //! What is to be written and what is to happen when it is.
 //!
-//! Records of one turn go out as one [`Output::Persist`]. What has no hurry (that a request
-//! arrived, that incoming entries can be forgotten) is gathered and goes along later. Before an
-//! incoming entry is removed, what its flow received is written, so that a repeat is recognised
-//! also after a restart. Never looks into a record.
+//! Records of one turn go out as one [`Output::Persist`], except requests of clients: each is a
+//! step of its own, so that one that there is no room for fails alone. What has no hurry (that a
+//! request arrived, that incoming entries can be forgotten) is gathered and goes along later.
+//! Before an incoming entry is removed, what its flow received is written, so that a repeat is
+//! recognised also after a restart. Never looks into a record.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
@@ -105,8 +106,12 @@ pub(crate) struct Retired {
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
     last_token: u64,
+    /// Writes that were given out.
+    batches: u64,
     records: Vec<Record>,
     done: Vec<Done>,
+    /// Steps of their own, before the others.
+    alone: Vec<(Record, Done)>,
     removed: Vec<EntryId>,
     written: VecDeque<(PersistToken, Vec<Done>)>,
     /// Requests whose arrival is to be noted.
@@ -127,6 +132,11 @@ impl Journal {
         self.done.push(done);
     }
 
+    /// Writes in a step of its own, ahead of the next batch.
+    pub(crate) fn write_alone(&mut self, record: Record, done: Done) {
+        self.alone.push((record, done));
+    }
+
     /// Writes with the next batch, for whose sake nothing waits.
     pub(crate) fn note(&mut self, record: Record) {
         self.records.push(record);
@@ -144,7 +154,7 @@ impl Journal {
 
     /// The number of the write that is being gathered.
     pub(crate) fn batch(&self) -> u64 {
-        self.last_token + 1
+        self.batches + 1
     }
 
     /// Notes soon that the outgoing request arrived.
@@ -208,7 +218,8 @@ impl Journal {
             Vec::new()
         };
         // Notes are small, and go along with whatever is written.
-        let marks = if due || !retired.is_empty() || !self.records.is_empty() {
+        let writes = !self.records.is_empty() || !self.alone.is_empty();
+        let marks = if due || !retired.is_empty() || writes {
             core::mem::take(&mut self.marks)
         } else {
             BTreeMap::new()
@@ -237,17 +248,23 @@ impl Journal {
 
     /// Asks for the next write, if there is anything to write, and for what is to be removed.
     pub(crate) fn flush(&mut self, out: &mut VecDeque<Output>) {
+        for (record, done) in core::mem::take(&mut self.alone) {
+            self.ask(alloc::vec![record], alloc::vec![done], out);
+        }
         if !self.records.is_empty() || !self.done.is_empty() {
-            self.last_token += 1;
-            let token = PersistToken(self.last_token);
-            self.written
-                .push_back((token, core::mem::take(&mut self.done)));
-            out.push_back(Output::Persist {
-                token,
-                records: core::mem::take(&mut self.records),
-            });
+            self.batches += 1;
+            let records = core::mem::take(&mut self.records);
+            let done = core::mem::take(&mut self.done);
+            self.ask(records, done, out);
         }
         out.extend(self.removed.drain(..).map(|entry| Output::Remove { entry }));
+    }
+
+    fn ask(&mut self, records: Vec<Record>, done: Vec<Done>, out: &mut VecDeque<Output>) {
+        self.last_token += 1;
+        let token = PersistToken(self.last_token);
+        self.written.push_back((token, done));
+        out.push_back(Output::Persist { token, records });
     }
 
     /// The driver's word about a batch: what waited for it.

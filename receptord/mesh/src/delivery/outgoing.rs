@@ -100,7 +100,7 @@ impl Delivery {
                 recipient: node.clone(),
                 message: message.clone(),
             };
-            self.journal.write(record, Done::Request(id));
+            self.journal.write_alone(record, Done::Request(id));
         } else {
             cx.out.push_back(Output::Accepted {
                 work: id,
