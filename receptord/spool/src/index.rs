@@ -137,6 +137,14 @@ impl Index {
         self.nodes.of(node)
     }
 
+    /// Messages to a recipient, in order, from this entry on.
+    pub(crate) fn to(&self, node: &NodeId, first: EntryId) -> impl Iterator<Item = (u64, &Slot)> {
+        let number = self.nodes.numbers.get(node).copied();
+        let all = number.map(|number| (number, self.entries.range(first.0)));
+        all.into_iter()
+            .flat_map(|(number, slots)| slots.filter(move |(_, slot)| slot.node == number))
+    }
+
     /// Recipients with messages, and how much there is for each.
     pub(crate) fn recipients(&self) -> impl Iterator<Item = (&NodeId, Usage)> {
         let used = self.nodes.list.iter().flatten();

@@ -17,7 +17,9 @@ pub(crate) const PAYLOADS: &str = "payloads";
 /// Payload files held open until they are synced.
 const OPEN_PAYLOADS_MAX: usize = 64;
 
-pub(crate) fn payload_path(entry: EntryId) -> String {
+/// Where the payload of an entry lies in the spool's directory, if it is a file of its own.
+#[must_use]
+pub fn payload_path(entry: EntryId) -> String {
     format!("{PAYLOADS}/{:016x}", entry.0)
 }
 

@@ -97,6 +97,13 @@ impl<V> Slots<V> {
         Some(value)
     }
 
+    /// In order, from this key on.
+    pub(crate) fn range(&self, first: u64) -> impl Iterator<Item = (u64, &V)> {
+        let runs = self.runs.get(self.run(first)..).unwrap_or_default();
+        let pairs = runs.iter().flatten().map(|(key, value)| (*key, value));
+        pairs.skip_while(move |(key, _)| *key < first)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &V)> {
         self.runs.iter().flatten().map(|(key, value)| (*key, value))
     }
@@ -133,6 +140,10 @@ mod tests {
                         prop_assert_eq!(slots.get_mut(key), map.get_mut(&key));
                     }
                 }
+            }
+            for first in [0, 1, 700, 1999, 2000] {
+                let rest = map.range(first..).map(|(key, value)| (*key, value));
+                prop_assert!(slots.range(first).eq(rest));
             }
             prop_assert!(slots.iter().eq(map.iter().map(|(key, value)| (*key, value))));
             prop_assert!(slots.runs.iter().all(|run| !run.is_empty() && run.len() <= RUN));

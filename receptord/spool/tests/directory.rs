@@ -408,3 +408,36 @@ fn each_limit_refuses_with_its_name() {
         assert_eq!(outcomes[0].result, Ok(()));
     }
 }
+
+#[test]
+fn a_page_has_one_recipient_s_messages_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = Options::new(7);
+    options.segment_bytes = 16 << 10;
+    let (mut spool, _) = Spool::open(FsDisk::new(dir.path()), &options).unwrap();
+    for entry in 1..=90 {
+        let to = if entry % 3 == 0 { "node-b" } else { "node-c" };
+        let records = vec![outgoing(entry, to, &[0x55; 700])];
+        let outcomes = spool.commit(0, &[Op::Write { token: 1, records }]);
+        assert_eq!(outcomes[0].result, Ok(()));
+    }
+    spool.commit(0, &[Op::Remove(EntryId(9))]);
+    let page = |first, last, records, bytes| {
+        let range = (EntryId(first), EntryId(last));
+        let page = spool.page(1_000, &node("node-b"), range, records, bytes);
+        let page = page.unwrap();
+        let entries = page.records.iter().map(|record| match record {
+            Record::Outgoing { entry, message, .. } => (entry.0, message.body.len()),
+            Record::Incoming { .. } | Record::Started { .. } | Record::Received { .. } => (0, 0),
+        });
+        assert_eq!(page.damaged, []);
+        (entries.collect::<Vec<_>>(), page.next.map(|entry| entry.0))
+    };
+    assert_eq!(page(4, 12, 10, 9999), (vec![(6, 700), (12, 700)], None));
+    assert_eq!(page(1, 90, 2, 9999), (vec![(3, 700), (6, 700)], Some(12)));
+    assert_eq!(page(12, 90, 2, 1000), (vec![(12, 700), (15, 0)], Some(18)));
+    assert_eq!(page(1, 90, 99, 99_999).0.len(), 29);
+    assert_eq!(page(91, u64::MAX, 99, 0), (vec![], None));
+    let nobody = spool.page(0, &node("x"), (EntryId(0), EntryId(99)), 9, 9);
+    assert_eq!(nobody.unwrap().records, []);
+}
