@@ -17,6 +17,8 @@
     reason = "a table for people"
 )]
 
+mod durable;
+
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -35,15 +37,26 @@ fn main() {
         .filter(|a| !a.starts_with('-'))
         .collect();
     let bench = Bench::new();
-    let all: [(&str, Measure); 12] = [
+    let all: [(&str, Measure); 23] = [
         ("N1", n1_request_reply),
         ("N1-p99", n1_tail),
         ("N3", n3_requests_in_flight),
         ("N4-128", |b| n4_one_way(b, 128)),
         ("N4-1024", |b| n4_one_way(b, 1024)),
+        ("N7", durable::n7_accept),
+        ("N8", durable::n8_end_to_end),
+        ("N9", durable::n9_request_reply),
+        ("N11", durable::n11_outage),
+        ("N12-killed", |b| durable::n12_second_path(b, false)),
+        ("N12-frozen", |b| durable::n12_second_path(b, true)),
         ("N13-socket", n13_exec_to_socket),
         ("N13-mesh", n13_three_nodes_to_first_answer),
+        ("N14-10k", |b| durable::n14_restart(b, 10_000)),
+        ("N14-1M", |b| durable::n14_restart(b, 1_000_000)),
         ("N15-idle", n15_idle_memory),
+        ("N15-1k", |b| durable::n15_backlog(b, 1 << 10)),
+        ("N15-16k", |b| durable::n15_backlog(b, 16 << 10)),
+        ("N15-1M", |b| durable::n15_backlog(b, 1 << 20)),
         ("N16", n16_local_dispatch),
         ("N17", n17_process_per_work),
         ("N18", n18_idle_cpu),
@@ -130,6 +143,7 @@ fn short(value: f64) -> String {
 }
 
 /// Where the programs are, and how often to measure.
+#[derive(Clone)]
 struct Bench {
     bin: PathBuf,
     anchor: Option<PathBuf>,
@@ -237,6 +251,8 @@ fn anchor(root: &Path, target: &Path) -> Option<PathBuf> {
 /// Some nodes in a row: the first serves clients, each next one dials the one before.
 struct Chain {
     nodes: Vec<Child>,
+    commands: Vec<Command>,
+    ports: Vec<u16>,
     dir: tempfile::TempDir,
 }
 
@@ -249,6 +265,19 @@ impl Chain {
     }
 
     fn exec(bench: &Bench, count: usize, plugins: &[&Path]) -> Self {
+        let row: Vec<Vec<usize>> = (0..count)
+            .map(|i| (0..i).last().into_iter().collect())
+            .collect();
+        let mut chain = Self::plan(bench, &row, plugins);
+        for node in 0..count {
+            chain.launch(node);
+        }
+        chain
+    }
+
+    /// Nodes that are not started yet, each with those that it dials.
+    fn plan(bench: &Bench, peers: &[Vec<usize>], plugins: &[&Path]) -> Self {
+        let count = peers.len();
         let dir = tempfile::tempdir().expect("a temporary directory");
         // Links over TCP, as hosts have them; ports as the system gives them.
         let ports: Vec<u16> = (0..count)
@@ -257,7 +286,7 @@ impl Chain {
                 listener.local_addr().expect("bound").port()
             })
             .collect();
-        let nodes = (0..count)
+        let commands: Vec<Command> = (0..count)
             .map(|i| {
                 let mut command = bench.command(&bench.bin.join("receptord"));
                 command.arg(format!("--node-id=n{i}"));
@@ -277,17 +306,44 @@ impl Chain {
                 for plugin in plugins {
                     command.arg("--plugins-dir").arg(plugin);
                 }
-                if i > 0 {
-                    command.arg(format!("--peer=localhost:{}", ports[i - 1]));
+                for &peer in &peers[i] {
+                    command.arg(format!("--peer=localhost:{}", ports[peer]));
                 }
                 command
                     .stdin(Stdio::null())
                     .stdout(Stdio::null())
                     .stderr(Stdio::inherit());
-                command.spawn().expect("receptord starts")
+                command
             })
             .collect();
-        Self { nodes, dir }
+        Self {
+            nodes: Vec::new(),
+            commands,
+            ports,
+            dir,
+        }
+    }
+
+    /// Lets a node that is not started yet dial another.
+    fn peer(&mut self, from: usize, to: usize) {
+        let peer = format!("--peer=localhost:{}", self.ports[to]);
+        self.commands[from].arg(peer);
+    }
+
+    /// Starts a node, again if it was started before and killed. In order of their numbers at
+    /// first.
+    fn launch(&mut self, node: usize) {
+        let child = self.commands[node].spawn().expect("receptord starts");
+        if node < self.nodes.len() {
+            self.nodes[node] = child;
+        } else {
+            self.nodes.push(child);
+        }
+    }
+
+    fn kill(&mut self, node: usize) {
+        self.nodes[node].kill().expect("it runs");
+        self.nodes[node].wait().expect("it runs");
     }
 
     fn socket(&self, node: usize) -> PathBuf {
@@ -358,11 +414,15 @@ impl Client {
     }
 
     fn push(&mut self, to: usize, directive: &str, payload: &[u8], more: &str) {
+        self.push_durable(to, directive, payload, &format!(",\"volatile\":true{more}"));
+    }
+
+    fn push_durable(&mut self, to: usize, directive: &str, payload: &[u8], more: &str) {
         let mut head = String::new();
         let size = payload.len();
         write!(
             head,
-            r#"{{"command":"send","directive":"{directive}","recipient":"n{to}","volatile":true,"size":{size}{more}}}"#
+            r#"{{"command":"send","directive":"{directive}","recipient":"n{to}","size":{size}{more}}}"#
         )
         .expect("writing to a string");
         self.out.extend_from_slice(head.as_bytes());
@@ -422,11 +482,22 @@ fn latencies(
     size: usize,
     count: usize,
 ) -> Vec<f64> {
+    latencies_of(client, size, count, |client, body| {
+        client.request(to, directive, body).expect("an answer");
+    })
+}
+
+fn latencies_of(
+    client: &mut Client,
+    size: usize,
+    count: usize,
+    mut request: impl FnMut(&mut Client, &[u8]),
+) -> Vec<f64> {
     let body = payload(size);
     let mut times = Vec::with_capacity(count);
     for index in 0..count + count / 10 {
         let start = Instant::now();
-        client.request(to, directive, &body).expect("an answer");
+        request(client, &body);
         if index >= count / 10 {
             times.push(start.elapsed().as_secs_f64() * 1e6);
         }
@@ -571,7 +642,11 @@ fn n4_one_way(bench: &Bench, size: usize) -> Row {
 
 /// How many messages the echo plugin on n2 has discarded.
 fn discarded(client: &mut Client) -> u64 {
-    client.push(2, "echo:discarded", b"", "");
+    discarded_at(client, 2)
+}
+
+fn discarded_at(client: &mut Client, node: usize) -> u64 {
+    client.push(node, "echo:discarded", b"", "");
     client.flush();
     let mut count = 0;
     loop {
