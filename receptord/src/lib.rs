@@ -15,7 +15,7 @@ mod link;
 pub mod log;
 mod results;
 pub mod run;
-mod store;
+mod spooler;
 pub mod systemd;
 pub mod task;
 mod unix_socket;

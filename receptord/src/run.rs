@@ -8,11 +8,13 @@ use std::cell::{Cell, RefCell};
 use std::error::Error;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use receptor_proto::control::ReloadReply;
+use receptor_spool::SpoolError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -31,7 +33,7 @@ use crate::instance;
 use crate::link::{self, Bound, Links, ListenError};
 use crate::log::{self, LogHandle};
 use crate::results::Keeper;
-use crate::store::Store;
+use crate::spooler::Store;
 use crate::systemd::{Notifier, Passed};
 use crate::task;
 use crate::worker::{Command, Host, HostConfig};
@@ -101,8 +103,8 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
     let signals = Signals::new().map_err(|error| failed(Exit::Internal, error))?;
     allow_open_files(&settings);
     let data_dir = handles.data_dir.path().to_owned();
-    let store = Store::open(&data_dir, settings.spool.max_bytes)
-        .map_err(|error| failed(Exit::Unavailable, error))?;
+    let (store, recovered) =
+        Store::open(&data_dir, &settings.spool).map_err(|error| spool_failed(&data_dir, error))?;
     let instance = instance::next(&data_dir).map_err(|error| failed(Exit::Unavailable, error))?;
     let mesh = mesh_config(&settings, &handles.node_id, instance);
 
@@ -146,12 +148,13 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
     let (engine, engine_handle) = Engine::new(
         mesh,
         store.clone(),
-        Vec::new(),
+        recovered,
         keeper.clone(),
         handles.notifier,
         Rc::clone(&settings),
         host_link,
-    );
+    )
+    .map_err(|error| failed(Exit::Unavailable, error))?;
     let engine_task = task::spawn("engine", engine.run());
     let metadata = Input::SetMetadata(settings.borrow().capabilities.clone());
     let _ = engine_handle.send(metadata).await;
@@ -209,6 +212,30 @@ fn allow_open_files(settings: &Settings) {
             "no more than {given} files can be open at once, fewer than link.max-links and control.max-clients may need (LimitNOFILE=)"
         );
     }
+}
+
+/// The exit code of a daemon whose spool cannot be opened.
+fn spool_failed(data_dir: &Path, error: SpoolError) -> Failed {
+    let exit = match &error {
+        SpoolError::InUse => Exit::TryAgain,
+        SpoolError::Newer { .. } => Exit::Configuration,
+        SpoolError::Disk {
+            kind: io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem,
+            ..
+        } => Exit::NotPermitted,
+        SpoolError::Disk { .. }
+        | SpoolError::DiskFull
+        | SpoolError::Full { .. }
+        | SpoolError::FullFor { .. }
+        | SpoolError::TooLarge { .. }
+        | SpoolError::NoEntry(_)
+        | SpoolError::EntryExists(_)
+        | SpoolError::Damaged(_)
+        | SpoolError::OutOfOrder { .. }
+        | SpoolError::Incomplete(_)
+        | SpoolError::ReadOnly => Exit::Unavailable,
+    };
+    failed(exit, format!("{}: {error}", data_dir.display()))
 }
 
 fn failed(exit: Exit, error: impl Into<Box<dyn Error>>) -> Failed {
@@ -341,8 +368,9 @@ impl Daemon {
     fn status_line(&self) -> String {
         let listening = self.links.listening();
         let peers = self.settings.borrow().peer.len();
+        let kept = self.context.store.usage().entries;
         format!(
-            "node {}, {} listening, {peers} configured peers",
+            "node {}, {} listening, {peers} configured peers, {kept} messages kept",
             self.handles.node_id,
             listening.len(),
         )
@@ -415,6 +443,11 @@ impl Daemon {
         };
         if timeout(GOODBYE_TIME, goodbye).await.is_err() {
             tracing::debug!("some links did not end in time");
+        }
+        // A disk that hangs must not hold it up either: what was promised is safe already.
+        let close = self.context.store.close();
+        if timeout(GOODBYE_TIME, close).await.is_err() {
+            tracing::warn!("the spool did not end in time; nothing is lost");
         }
     }
 }

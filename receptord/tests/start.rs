@@ -103,7 +103,7 @@ fn it_says_when_it_is_ready_reloading_and_stopping() {
         .arg(dir.path().join("data"))
         .stderr(File::create(&log).unwrap());
     let mut daemon = Daemon::start(dir.path(), command);
-    let ready = "READY=1\nSTATUS=node node-a, 0 listening, 0 configured peers\n";
+    let ready = "READY=1\nSTATUS=node node-a, 0 listening, 0 configured peers, 0 messages kept\n";
     assert_eq!(daemon.said, ready);
 
     let reload = |text: &str| {

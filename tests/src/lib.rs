@@ -16,6 +16,7 @@
 
 mod control;
 pub mod netns;
+pub mod relay;
 pub mod traffic;
 
 use std::fmt::Write as _;

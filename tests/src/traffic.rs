@@ -121,9 +121,15 @@ impl Sent {
     }
 }
 
+/// The number of a message that was never used before.
+#[must_use]
+pub fn number() -> u64 {
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// Writes one `send` to `counter:add` and gives its number; reads nothing.
 pub fn post(control: &mut Control, recipient: &str, detach: bool) -> u64 {
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let number = number();
     let command = json!({
         "command": "send", "directive": "counter:add", "recipient": recipient,
         "payload": {"n": number}, "detach": detach,

@@ -22,7 +22,7 @@ fn pair(mesh: &Mesh) -> (Daemon, Daemon, Counter) {
 }
 
 fn payloads(daemon: &Daemon) -> usize {
-    fs::read_dir(daemon.data_dir().join("payloads"))
+    fs::read_dir(daemon.data_dir().join("spool/payloads"))
         .unwrap()
         .count()
 }
@@ -78,7 +78,7 @@ fn who_leaves_in_the_middle_of_a_payload_leaves_nothing_behind() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let dir = a.data_dir().join("payloads");
+    let dir = a.data_dir().join("spool/payloads");
     wait_for("some of the payload", || {
         let files = fs::read_dir(&dir).ok()?.flatten();
         let mut sizes = files.filter_map(|file| Some(file.metadata().ok()?.len()));

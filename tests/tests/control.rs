@@ -158,7 +158,7 @@ fn a_refused_payload_is_not_taken_for_commands() {
     let refused = control.reply();
     assert_eq!(refused["error"]["code"], "invalid-request", "{refused}");
     control.expect_closed();
-    assert_eq!(fs_count(&a.data_dir().join("payloads")), 0);
+    assert_eq!(fs_count(&a.data_dir().join("spool/payloads")), 0);
 }
 
 fn fs_count(dir: &std::path::Path) -> usize {

@@ -344,7 +344,7 @@ fn a_control_client_may_send_any_line_and_any_amount() {
     control.half_close();
     let answer = control.line();
     assert!(answer.contains("error"), "{answer}");
-    let payloads = rig.a.data_dir().join("payloads");
+    let payloads = rig.a.data_dir().join("spool/payloads");
     wait_for("no payload left", || {
         (std::fs::read_dir(&payloads).ok()?.count() == 0).then_some(())
     });

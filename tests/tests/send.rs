@@ -262,7 +262,7 @@ fn large_payloads_pass_by_file_and_come_back_whole() {
 
     // Nothing of it stays anywhere.
     for daemon in [&a, &b, &c] {
-        let payloads = daemon.data_dir().join("payloads");
+        let payloads = daemon.data_dir().join("spool/payloads");
         let count = || fs::read_dir(&payloads).unwrap().count();
         let what = format!("an empty store at {}", daemon.name());
         wait_for(&what, || (count() == 0).then_some(()));

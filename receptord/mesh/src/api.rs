@@ -9,7 +9,7 @@ use core::time::Duration;
 use bytes::Bytes;
 use receptor_proto::frame::Frame;
 use receptor_proto::lsa::Capability;
-use receptor_proto::packet::{ActiveWork, CancelReason, Content, Eof};
+use receptor_proto::packet::{ActiveWork, CancelReason, Content, Eof, Message};
 pub use receptor_proto::record::{EntryId, Record};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
@@ -270,6 +270,10 @@ pub enum Output {
         content: Content,
         /// The payload; a stored one stays until `work_done`.
         payload: Payload,
+        /// 1; or 2 when this node went down after it had started: run it again only if its
+        /// plugin says that the action is idempotent, and end it with
+        /// [`ErrorCode::Interrupted`] otherwise.
+        attempt: u32,
     },
     /// The start of this work is on the disk: hand it to its plugin. Handing it over earlier
     /// would run it twice when the node crashes in between. Comes once, after

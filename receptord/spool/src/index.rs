@@ -53,6 +53,13 @@ pub(crate) struct Slot {
     pub(crate) started: u32,
 }
 
+impl Slot {
+    /// Whether it is a message to another.
+    pub(crate) fn is_outgoing(&self) -> bool {
+        self.node != NOBODY
+    }
+}
+
 /// The last that was written about what was received in one flow.
 #[derive(Debug)]
 pub(crate) struct Flow {

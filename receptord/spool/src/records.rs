@@ -1,60 +1,95 @@
-//! Reading everything back, segment by segment.
+//! Reading everything back.
 //!
-//! Owns the order of reading and nothing else; what is there and where, the index says.
+//! Owns the order of reading and nothing else; what is there and where, the index says. Outgoing
+//! messages come last and in order of entry, so that whoever keeps only some of them in memory
+//! can take them one by one. Keeps one window of one segment in memory.
 
 use bytes::Bytes;
 use receptor_proto::record::{EntryId, Record};
 
-use crate::disk::Disk;
+use crate::disk::{Access, Disk, read_full};
 use crate::error::SpoolError;
+use crate::log::segment_path;
 use crate::segment::Place;
 use crate::spool::Spool;
 
-/// What lies where in a segment.
+/// Bytes that are read at once: records mostly lie in the order in which they are read.
+const WINDOW: usize = 1 << 20;
+
+/// What comes next.
 enum Wanted {
-    Message { started: bool },
-    Flow,
+    /// A record that is no outgoing message, and whether its message was started.
+    Other(u32, Place, EntryId, bool),
+    /// Of an outgoing message.
+    Started(EntryId),
 }
 
 /// See [`Spool::records`].
 pub struct Records<'a, D: Disk> {
     spool: &'a Spool<D>,
     now_ms: u64,
-    /// By segment and place, last first.
-    wanted: Vec<(u32, Place, EntryId, Wanted)>,
-    segment: u32,
-    bytes: Vec<u8>,
+    /// All but outgoing messages; last first.
+    wanted: Vec<Wanted>,
+    /// The next outgoing message has this entry or a later one; `None` after the last.
+    outgoing: Option<u64>,
+    /// A part of a segment: its number, where it begins, and what is there.
+    window: (u32, usize, Vec<u8>),
     next: Option<Record>,
 }
 
 impl<D: Disk> std::fmt::Debug for Records<'_, D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Records({} left)", self.wanted.len())
+        write!(f, "Records({} and outgoing left)", self.wanted.len())
     }
 }
 
 impl<'a, D: Disk> Records<'a, D> {
     pub(crate) fn new(spool: &'a Spool<D>, now_ms: u64) -> Self {
         let flows = spool.index.flows.values().filter(|flow| !flow.is_over);
-        let flows = flows.map(|flow| (flow.segment, flow.place, EntryId(0), Wanted::Flow));
+        let flows = flows.map(|flow| Wanted::Other(flow.segment, flow.place, EntryId(0), false));
         let entries = spool.index.entries.iter();
-        let entries = entries.map(|(entry, slot)| {
-            let started = slot.started != 0;
-            let wanted = Wanted::Message { started };
-            (slot.segment, slot.place, EntryId(entry), wanted)
+        let entries = entries.filter_map(|(entry, slot)| {
+            let (entry, started) = (EntryId(entry), slot.started != 0);
+            if slot.is_outgoing() {
+                return started.then_some(Wanted::Started(entry));
+            }
+            Some(Wanted::Other(slot.segment, slot.place, entry, started))
         });
         let mut wanted: Vec<_> = entries.chain(flows).collect();
-        wanted.sort_unstable_by_key(|(segment, place, ..)| {
-            std::cmp::Reverse((*segment, place.offset))
+        wanted.sort_unstable_by_key(|wanted| {
+            std::cmp::Reverse(match wanted {
+                Wanted::Other(segment, place, ..) => (*segment, place.offset),
+                Wanted::Started(_) => (u32::MAX, 0),
+            })
         });
         Self {
             spool,
             now_ms,
             wanted,
-            segment: 0,
-            bytes: Vec::new(),
+            outgoing: Some(0),
+            window: (0, 0, Vec::new()),
             next: None,
         }
+    }
+
+    fn read(&mut self, segment: u32, place: Place, entry: EntryId) -> Result<Record, SpoolError> {
+        let (offset, length) = (place.offset as usize, place.length as usize);
+        let (in_window, start, bytes) = &mut self.window;
+        if *in_window != segment || offset < *start || offset + length > *start + bytes.len() {
+            let path = segment_path(segment);
+            bytes.resize(length.max(WINDOW), 0);
+            let read = self.spool.disk.open(&path, Access::Read);
+            let read = read.and_then(|file| read_full(&file, bytes, u64::from(place.offset)));
+            (*in_window, *start) = (segment, offset);
+            bytes.truncate(*read.as_ref().unwrap_or(&0));
+            read.map_err(|error| SpoolError::io(format!("reading {path}"), &error))?;
+        }
+        let from = offset - *start;
+        let record = bytes.get(from..from + length);
+        let record = record.filter(|record| crc32c::crc32c(record) == place.crc);
+        let record = record.map(Bytes::copy_from_slice);
+        let record = record.and_then(|record| Record::decode(record, self.now_ms).ok()?);
+        record.ok_or(SpoolError::Damaged(entry))
     }
 }
 
@@ -65,22 +100,23 @@ impl<D: Disk> Iterator for Records<'_, D> {
         if let Some(record) = self.next.take() {
             return Some(Ok(record));
         }
-        let (segment, place, entry, wanted) = self.wanted.pop()?;
-        if segment != self.segment {
-            let read = self.spool.read_segment(segment, &mut self.bytes);
-            self.segment = if read.is_ok() { segment } else { 0 };
-            if let Err(error) = read {
-                return Some(Err(error));
+        match self.wanted.pop() {
+            Some(Wanted::Other(segment, place, entry, started)) => {
+                let record = self.read(segment, place, entry);
+                if started && record.is_ok() {
+                    self.next = Some(Record::Started { entry });
+                }
+                return Some(record);
             }
+            Some(Wanted::Started(entry)) => return Some(Ok(Record::Started { entry })),
+            None => {}
         }
-        let start = place.offset as usize;
-        let record = self.bytes.get(start..start + place.length as usize);
-        let record = record.filter(|record| crc32c::crc32c(record) == place.crc);
-        let record = record.map(Bytes::copy_from_slice);
-        let record = record.and_then(|record| Record::decode(record, self.now_ms).ok()?);
-        if let Wanted::Message { started: true } = wanted {
-            self.next = record.as_ref().map(|_| Record::Started { entry });
-        }
-        Some(record.ok_or(SpoolError::Damaged(entry)))
+        let mut rest = self.spool.index.entries.range(self.outgoing?);
+        let Some((entry, slot)) = rest.find(|(_, slot)| slot.is_outgoing()) else {
+            self.outgoing = None;
+            return None;
+        };
+        self.outgoing = entry.checked_add(1);
+        Some(self.read(slot.segment, slot.place, EntryId(entry)))
     }
 }

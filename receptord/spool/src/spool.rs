@@ -603,7 +603,8 @@ impl<D: Disk> Spool<D> {
     }
 
     /// Everything there is, as of `now_ms`: what is left of each message's lifetime is less by
-    /// the time since it was written. One segment at a time is in memory.
+    /// the time since it was written. First all but outgoing messages, then those, in order of
+    /// entry.
     pub fn records(&self, now_ms: u64) -> Records<'_, D> {
         Records::new(self, now_ms)
     }

@@ -219,6 +219,16 @@ fn blocks(settings: &Settings) -> Vec<Block> {
         Block::new("spool")
             .set(Restart, "max-bytes", text(&format_bytes(spool.max_bytes)))
             .set(Restart, "max-entries", spool.max_entries.to_string())
+            .set(
+                Restart,
+                "max-bytes-per-recipient",
+                text(&format_bytes(spool.max_bytes_per_recipient)),
+            )
+            .set(
+                Restart,
+                "max-entries-per-recipient",
+                spool.max_entries_per_recipient.to_string(),
+            )
             .set(AtOnce, "default-expiry", time(spool.default_expiry))
             .set(AtOnce, "results-retention", time(spool.results_retention))
             .set(

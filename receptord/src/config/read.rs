@@ -571,7 +571,19 @@ fn read_spool(root: &mut Section, r: &mut Report) -> Spool {
     let mut section = root.section(r, "spool");
     let spool = Spool {
         max_bytes: section.bytes(r, "max-bytes", 10 * GIB, &(MIB..=1 << 50)),
-        max_entries: section.integer(r, "max-entries", 1_000_000, 1..=1_000_000_000),
+        max_entries: section.integer(r, "max-entries", 2_000_000, 1..=1_000_000_000),
+        max_bytes_per_recipient: section.bytes(
+            r,
+            "max-bytes-per-recipient",
+            5 * GIB,
+            &(MIB..=1 << 50),
+        ),
+        max_entries_per_recipient: section.integer(
+            r,
+            "max-entries-per-recipient",
+            1_200_000,
+            1..=1_000_000_000,
+        ),
         default_expiry: section.duration(r, "default-expiry", DAY, &(SECOND..=365 * DAY)),
         results_retention: section.duration(r, "results-retention", DAY, &(SECOND..=365 * DAY)),
         results_max_bytes: section.bytes(r, "results-max-bytes", GIB, &(MIB..=1 << 50)),

@@ -242,6 +242,10 @@ pub struct Spool {
     pub max_bytes: u64,
     /// Messages kept at most.
     pub max_entries: u64,
+    /// Bytes of messages to one node at most.
+    pub max_bytes_per_recipient: u64,
+    /// Messages to one node at most.
+    pub max_entries_per_recipient: u64,
     /// How long a message is kept when its sender does not say.
     pub default_expiry: Duration,
     /// How long the responses of a work that has ended are kept for whoever asks.

@@ -40,7 +40,7 @@ use crate::engine::{EngineGone, EngineHandle};
 use crate::link::Links;
 use crate::log::LogHandle;
 use crate::results::Keeper;
-use crate::store::Store;
+use crate::spooler::Store;
 use crate::task;
 use crate::unix_socket::{self, SocketFile};
 use crate::worker::{Command, PluginInfo};

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::engine::{EngineHandle, Input, Letter, Mailbox, News, Response};
 use crate::results::{Item, Source};
-use crate::store::Store;
+use crate::spooler::Store;
 
 /// Bytes of reply lines that may wait for one client before its commands wait too.
 const LINES_MAX: usize = 1 << 20;

@@ -313,9 +313,7 @@ impl Engine {
         } else {
             let length = usize::try_from(letter.size).unwrap_or(usize::MAX);
             self.letters.insert(entry, letter);
-            if let Some(result) = self.store.fetch(entry, 0, length) {
-                self.letter_read(entry, result);
-            }
+            self.store.fetch(entry, 0, length);
         }
     }
 

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::mailbox::Mailbox;
 use crate::link::Outbox;
-use crate::{store, task};
+use crate::task;
 
 /// Inputs that may wait for the engine. A reader that finds no room waits, and with it its
 /// peer; a batch of frames is at most one read large, so this bounds memory too.
@@ -86,8 +86,6 @@ pub(crate) enum Input {
     },
     /// This node's metadata changed.
     SetMetadata(BTreeMap<String, String>),
-    /// The store did what the core asked for.
-    Stored(Vec<store::Done>),
     /// Messages of one client, in order.
     Submit(Vec<Submit>),
     /// A client wants a work ended.
@@ -244,14 +242,14 @@ impl EngineHandle {
         self.inbox.send(input).await.map_err(|_| EngineGone)
     }
 
-    /// For the store and the keeper, which must not wait: their results are few and bounded by what
+    /// For the keeper, which must not wait: its results are few and bounded by what
     /// the core asked for, so a full inbox is waited for in a task of its own.
     pub(super) fn send_stored(&self, input: Input) {
         match self.inbox.try_send(input) {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             Err(mpsc::error::TrySendError::Full(input)) => {
                 let handle = self.clone();
-                task::spawn("store-results", async move {
+                task::spawn("kept-results", async move {
                     let _ = handle.send(input).await;
                 });
             }

@@ -6,9 +6,9 @@
 //! next timeout: whoever is slow has a queue of its own that the core knows the room of.
 //!
 //! ```text
-//!   readers, sessions, store, workers ──Input──▶ inbox ─▶ ┌────────┐ ─▶ Outbox ─▶ writers
-//!                                                         │ engine │ ─▶ Mailbox ─▶ sessions
-//!                                   next timeout ───────▶ └────────┘ ─▶ Store, workers
+//!   readers, sessions ──Input──▶ inbox ─▶ ┌────────┐ ─▶ Outbox ─▶ writers
+//!   workers, store ────────────reports ─▶ │ engine │ ─▶ Mailbox ─▶ sessions
+//!                   next timeout ───────▶ └────────┘ ─▶ Store, workers
 //! ```
 
 mod ask;
@@ -20,6 +20,7 @@ mod works;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -34,9 +35,9 @@ use self::events::EventLog;
 use crate::config::Settings;
 use crate::link::{Outbox, WRITE_BUDGET};
 use crate::results::{DeadLetter, Keeper};
-use crate::store::{Done, Store};
+use crate::spooler::{Done, Recovered, Reports, Store};
 use crate::systemd::Notifier;
-use crate::worker::Report;
+use crate::worker::{Job, Report};
 
 pub(crate) use self::input::{EngineGone, EngineHandle, Health, Input, LinkReport, Query, Submit};
 pub(crate) use self::mailbox::{Letter, Mailbox, News, Response};
@@ -79,6 +80,7 @@ pub(crate) struct Engine {
     /// Messages that were given up and whose payload the store is asked for.
     letters: HashMap<EntryId, DeadLetter>,
     known: Known,
+    stored: Reports,
     notifier: Notifier,
     settings: Rc<RefCell<Settings>>,
     reports: mpsc::Receiver<Report>,
@@ -110,23 +112,23 @@ impl std::fmt::Debug for Engine {
 
 impl Engine {
     /// A node that starts with what its store holds.
+    ///
+    /// # Errors
+    ///
+    /// When the store's thread cannot be started.
     pub(crate) fn new(
         config: Config,
         store: Store,
-        records: Vec<Record>,
+        recovered: Recovered,
         keeper: Keeper,
         notifier: Notifier,
         settings: Rc<RefCell<Settings>>,
         host: HostLink,
-    ) -> (Self, EngineHandle) {
+    ) -> io::Result<(Self, EngineHandle)> {
         let (handle, inbox) = EngineHandle::new();
         let clock = Clock::start();
         let now = clock.now();
-        let done = handle.clone();
-        store.set_on_done(Box::new(move |stored| {
-            done.send_stored(Input::Stored(stored));
-        }));
-        for record in &records {
+        let records = recovered.records().inspect(|record| {
             if let Record::Outgoing {
                 recipient, message, ..
             } = record
@@ -137,13 +139,14 @@ impl Engine {
             {
                 keeper.restore(message.work, directive, recipient);
             }
-        }
+        });
         let mesh = Mesh::new(config, now, records);
-        keeper.settle_old(|work| mesh.has_arrived(work).is_some());
+        keeper.settle_old(|work| mesh.is_pending(work));
         let done = handle.clone();
         keeper.start(Box::new(move |work, result| {
             done.send_stored(Input::Kept(work, result));
         }));
+        let stored = store.start(recovered)?;
         let engine = Self {
             mesh,
             clock,
@@ -153,6 +156,7 @@ impl Engine {
             keeper,
             letters: HashMap::new(),
             known: Known::default(),
+            stored,
             notifier,
             settings,
             reports: host.reports,
@@ -164,13 +168,14 @@ impl Engine {
             events: EventLog::default(),
             shutdown: None,
         };
-        (engine, handle)
+        Ok((engine, handle))
     }
 
-    /// Works until every handle is gone.
+    /// Works until every handle is gone, or the store's thread.
     pub(crate) async fn run(mut self) {
         let mut inputs = Vec::with_capacity(TURN);
         let mut reports = Vec::with_capacity(TURN);
+        let mut stored = Vec::new();
         let mut host_is_there = true;
         let watchdog = self.notifier.watchdog_interval();
         let mut next_watchdog = watchdog.map(|every| tokio::time::Instant::now() + every);
@@ -200,6 +205,12 @@ impl Engine {
                         return;
                     }
                 }
+                done = self.stored.recv() => {
+                    let Some(done) = done else {
+                        return;
+                    };
+                    stored.push(done);
+                }
                 count = self.reports.recv_many(&mut reports, TURN), if host_is_there => {
                     host_is_there = count > 0;
                 }
@@ -210,7 +221,14 @@ impl Engine {
             for input in inputs.drain(..) {
                 self.handle(input);
             }
-            // A full inbox must not keep the plugins' results waiting.
+            // A full inbox must not keep those waiting whose messages are safe.
+            while let Ok(done) = self.stored.try_recv() {
+                stored.push(done);
+            }
+            for done in stored.drain(..).flatten() {
+                self.stored(done);
+            }
+            // Nor the plugins' results.
             while reports.len() < TURN
                 && let Ok(report) = self.reports.try_recv()
             {
@@ -235,6 +253,7 @@ impl Engine {
     /// Does what the core wants until it wants nothing, then lets the writers go.
     fn turn(&mut self, time_has_come: bool) {
         self.now = self.clock.now();
+        self.store.hold();
         if time_has_come {
             self.mesh.handle_timeout(self.now);
         }
@@ -247,6 +266,7 @@ impl Engine {
                 break;
             }
         }
+        self.store.release();
         for link in self.dirty.drain(..) {
             if let Some(entry) = self.links.get_mut(&link) {
                 entry.dirty = false;
@@ -335,11 +355,6 @@ impl Engine {
                 }
             }
             Input::SetMetadata(metadata) => self.mesh.set_metadata(self.now, metadata),
-            Input::Stored(done) => {
-                for done in done {
-                    self.stored(done);
-                }
-            }
             Input::Submit(submits) => {
                 for submit in submits {
                     self.submit(submit);
@@ -415,9 +430,7 @@ impl Engine {
                 offset,
                 length,
             } => {
-                if let Some(result) = self.store.fetch(entry, offset, length) {
-                    self.mesh.handle_fetched(self.now, entry, offset, result);
-                }
+                self.store.fetch(entry, offset, length);
             }
             Output::Load {
                 token,
@@ -428,18 +441,15 @@ impl Engine {
                 bytes,
             } => {
                 let range = (first, last);
-                let loaded = self.store.load_page(&recipient, range, (records, bytes));
-                self.mesh.handle_loaded(self.now, token, Ok(loaded));
+                self.store
+                    .load_page(token, recipient, range, (records, bytes));
             }
             Output::Append {
                 entry,
                 offset,
                 bytes,
             } => {
-                let end = offset + bytes.len() as u64;
-                if let Err(error) = self.store.append(entry, offset, bytes) {
-                    self.mesh.handle_appended(self.now, entry, end, Err(error));
-                }
+                self.store.append(entry, offset, bytes);
             }
             Output::Accepted { work, recipient } => self.accepted(work, recipient),
             Output::Dispatch {
@@ -448,7 +458,20 @@ impl Engine {
                 directive,
                 content,
                 payload,
-            } => self.dispatch(work, sender, directive, content, payload),
+                attempt,
+            } => {
+                let payload = self.job_payload(payload);
+                self.dispatch(Box::new(Job {
+                    work,
+                    sender,
+                    directive,
+                    content,
+                    payload,
+                    attempt,
+                    admitted: false,
+                    start: false,
+                }));
+            }
             Output::Start { work } => self.start_work(work),
             Output::CancelWork { work, reason } => self.cancel_work(work, reason),
             Output::ResumeWork { work } => self.resume_work(work),
@@ -514,7 +537,7 @@ impl Engine {
         match done {
             Done::Persisted(token, Ok(())) => self.mesh.handle_persisted(self.now, token),
             Done::Persisted(token, Err(error)) => {
-                tracing::warn!(%error, "messages were not kept");
+                tracing::debug!(%error, "messages were not kept");
                 self.mesh.handle_persist_failed(self.now, token, error);
             }
             Done::Fetched(entry, _, result) if self.letters.contains_key(&entry) => {
@@ -527,6 +550,7 @@ impl Engine {
                 self.mesh.handle_appended(self.now, entry, end, result);
             }
             Done::Loaded(work, result) => self.loaded(work, result),
+            Done::Page(token, result) => self.mesh.handle_loaded(self.now, token, result),
         }
     }
 

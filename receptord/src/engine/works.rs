@@ -14,7 +14,7 @@ use receptor_mesh::{EntryId, Payload, WorkRoom};
 use receptor_proto::lsa::Capability;
 use receptor_proto::packet::{self, Content, Eof, SEGMENT_MAX};
 use receptor_proto::plugin::CancelReason;
-use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 use tokio::sync::mpsc;
 
 use super::Engine;
@@ -161,7 +161,7 @@ impl Works {
             return started;
         };
         while let Some(job) = queue.held.front() {
-            let admitted = self.admission.try_admit(&job.directive).is_some();
+            let admitted = try_admit(&self.admission, job);
             if !admitted && queue.at_host >= self.admission.may_wait(plugin) {
                 break;
             }
@@ -230,15 +230,26 @@ impl Works {
 }
 
 impl Engine {
-    pub(super) fn dispatch(
-        &mut self,
-        work: MessageId,
-        sender: NodeId,
-        directive: Directive,
-        content: Content,
-        payload: Payload,
-    ) {
-        let permitted = self.settings.borrow().permits(&sender, directive.as_str());
+    pub(super) fn job_payload(&self, payload: Payload) -> JobPayload {
+        match payload {
+            Payload::Inline(bytes) => JobPayload::Inline(bytes),
+            Payload::Stored { entry, size } => JobPayload::File {
+                path: self.store.path(entry),
+                size,
+            },
+        }
+    }
+
+    pub(super) fn dispatch(&mut self, mut job: Box<Job>) {
+        let Job {
+            work,
+            sender,
+            directive,
+            attempt,
+            ..
+        } = &*job;
+        let work = *work;
+        let permitted = self.settings.borrow().permits(sender, directive.as_str());
         if !permitted {
             let node = self.mesh.config().node.clone();
             tracing::warn!(%work, %sender, %directive, "work refused: no [[allow]] rule permits it");
@@ -246,33 +257,16 @@ impl Engine {
             let error = ErrorBody::new(ErrorCode::PermissionDenied, text);
             return self.end_work(work, error);
         }
-        let payload = match payload {
-            Payload::Inline(bytes) => JobPayload::Inline(bytes),
-            Payload::Stored { entry, size } => JobPayload::File {
-                path: self.store.path(entry),
-                size,
-            },
-        };
-        tracing::debug!(%work, %sender, %directive, "work");
+        tracing::debug!(%work, %sender, %directive, attempt, "work");
         let entry = Work {
             run: self.works.gone + self.works.pending.len() as u64,
             ..Work::default()
         };
         self.works.table.insert(work, entry);
-        let mut job = Box::new(Job {
-            work,
-            sender,
-            directive,
-            content,
-            payload,
-            attempt: 1,
-            admitted: false,
-            start: false,
-        });
         let plugin = job.directive.plugin();
         let queues = &self.works.queues;
         if (queues.is_empty() || !queues.contains_key(plugin))
-            && self.works.admission.try_admit(&job.directive).is_some()
+            && try_admit(&self.works.admission, &job)
         {
             job.admitted = true;
             self.works.command(Command::Run(job));
@@ -522,6 +516,14 @@ impl Engine {
     pub(super) fn works_active(&self) -> u64 {
         self.works.table.len() as u64
     }
+}
+
+/// Takes a place for a work if there is one. One that was cut short goes to the host without,
+/// unless it is known that it may be run again: the host can find out.
+fn try_admit(admission: &Admission, job: &Job) -> bool {
+    let directive = &job.directive;
+    (job.attempt == 1 || admission.is_idempotent(directive) == Some(true))
+        && admission.try_admit(directive).is_some()
 }
 
 /// Removes the file of a report that nobody waits for.

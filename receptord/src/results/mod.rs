@@ -37,7 +37,7 @@ use self::frame::{End, Head};
 use self::work::Work;
 use crate::config::Settings;
 use crate::engine::Response;
-use crate::store::Store;
+use crate::spooler::Store;
 use crate::task;
 
 pub(crate) use self::letters::{DeadLetter, DeadLetters};

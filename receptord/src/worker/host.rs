@@ -318,8 +318,26 @@ impl Host {
         }
     }
 
-    /// Whether the work can be run here, as far as that is known now.
+    /// Whether the work can be run here, as far as that is known now. One that was cut short by
+    /// a restart of this node is run again only when its plugin says that it may be.
     fn check(&self, job: &Job) -> Result<(), ErrorBody> {
+        if job.attempt == 1 {
+            return self.check_plugin(job);
+        }
+        let name = job.directive.plugin();
+        let plugin = self.plugins.get(name);
+        let hello = plugin.and_then(|plugin| plugin.hello.as_ref());
+        let action = hello.and_then(|hello| hello.actions.get(job.directive.action()));
+        let unknown = plugin.is_some_and(|plugin| plugin.unknown);
+        let may = unknown || action.is_some_and(|action| action.idempotent);
+        if may && self.check_plugin(job).is_ok() {
+            return Ok(());
+        }
+        let text = "its node was restarted while the work ran";
+        Err(error(ErrorCode::Interrupted, text))
+    }
+
+    fn check_plugin(&self, job: &Job) -> Result<(), ErrorBody> {
         let name = job.directive.plugin();
         let plugin = self.plugins.get(name);
         let no_such = || self.no_such_plugin(name);

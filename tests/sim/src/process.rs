@@ -94,6 +94,18 @@ impl World {
             Output::Dispatch {
                 work,
                 sender,
+                attempt: 2..,
+                ..
+            } => {
+                self.trace.numbers([13, now, node as u64, 2]);
+                self.trace.line(now, || {
+                    format!("{node}: does not run {work} of {sender} again")
+                });
+                self.interrupted(node, work);
+            }
+            Output::Dispatch {
+                work,
+                sender,
                 directive,
                 payload,
                 ..

@@ -4,7 +4,7 @@
 //! when held and ends when cancelled; now and then it is very slow. Writes down every run.
 
 use bytes::Bytes;
-use receptor_mesh::WorkRoom;
+use receptor_mesh::{Payload, WorkRoom};
 use receptor_proto::packet::{Content, Eof};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId};
 
@@ -71,6 +71,23 @@ impl World {
             self.take(node, work);
         } else {
             self.plan_step(node, work);
+        }
+    }
+
+    /// A work that a crash cut short: no plugin here says that it may be run again.
+    pub(crate) fn interrupted(&mut self, node: NodeIndex, work: MessageId) {
+        let clock = self.clock(node);
+        let text = "its node was restarted while the work ran";
+        let eof = Eof {
+            code: 1,
+            error: Some(ErrorBody::new(ErrorCode::Interrupted, text)),
+        };
+        let empty = Payload::Inline(Bytes::new());
+        let Some(mesh) = self.hosts[node].mesh.as_mut() else {
+            return;
+        };
+        if let Err(error) = mesh.work_done(clock, work, eof, Content::None, empty) {
+            self.check(Err(format!("{work} ends at {node}: {error}")));
         }
     }
 

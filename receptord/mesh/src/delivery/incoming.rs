@@ -435,6 +435,7 @@ impl Delivery {
             directive,
             content,
             payload,
+            attempt: 1,
         });
     }
 

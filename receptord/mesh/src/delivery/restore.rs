@@ -1,8 +1,8 @@
 //! A node's start: what its store still holds, put back where it was.
 //!
 //! Outgoing messages wait in their flows again, under their old numbers, so that a recipient who
-//! has them recognises them. Works that had not started are dispatched again, those that had are
-//! answered `interrupted`. Responses are given to their clients again from the last one that was
+//! has them recognises them. Works are dispatched again, those that had started as a second attempt,
+//! which the driver may refuse. Responses are given to their clients again from the last one that was
 //! taken. Emits nothing by itself; the first flush does.
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -312,9 +312,9 @@ impl Delivery {
             net: &mut net,
             out: &mut out,
         };
-        if ended || (started || cancel.is_some()) && !respond {
+        if ended || cancel.is_some() && !respond {
             self.close_work(&mut cx, id);
-        } else if started || cancel.is_some() {
+        } else if cancel.is_some() {
             let error = if started {
                 ErrorBody::new(
                     ErrorCode::Interrupted,
@@ -341,6 +341,7 @@ impl Delivery {
                 directive,
                 content: message.content,
                 payload,
+                attempt: 1 + u32::from(started),
             });
         }
     }

@@ -1,0 +1,299 @@
+//! The thread that owns the spool.
+//!
+//! Takes what is queued, in order. Writes and removals are gathered and written as one batch
+//! with one sync; reads and parts of payloads are done at once, unless they are about an entry
+//! that the batch names: then the batch goes first. With nothing to do it tidies up, bit by
+//! bit. Says once that the disk fails and once that it works again.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use receptor_mesh::{EntryId, Loaded, PersistToken, Record};
+use receptor_proto::{ErrorBody, ErrorCode};
+use receptor_spool::{FsDisk, Op, Spool, SpoolError};
+use tokio::sync::{mpsc, oneshot};
+
+use super::queue::{Job, Queue, Reply, Taken};
+use super::{Done, now_ms, refusal};
+
+/// Operations of one batch, so that the first is not told too late.
+const BATCH_MAX: usize = 4096;
+/// Bytes of one batch, for the same reason.
+const BATCH_BYTES: u64 = 16 << 20;
+/// What was done without a batch is told at the latest when there is so much of it.
+const DONE_MAX: usize = 64;
+/// Quiet after which there is time to tidy up.
+const QUIET: Duration = Duration::from_millis(200);
+/// The pause after tidying up failed.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub(super) struct Keeper {
+    spool: Spool<FsDisk>,
+    queue: Arc<Queue>,
+    reports: mpsc::Sender<Vec<Done>>,
+    batch: Vec<Op>,
+    batch_bytes: u64,
+    done: Vec<Done>,
+    /// The disk failed when it was used last.
+    failing: bool,
+    _ending: Ending,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        spool: Spool<FsDisk>,
+        queue: Arc<Queue>,
+        reports: mpsc::Sender<Vec<Done>>,
+    ) -> Self {
+        Self {
+            spool,
+            _ending: Ending(Arc::clone(&queue)),
+            queue,
+            reports,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            done: Vec::new(),
+            failing: false,
+        }
+    }
+
+    /// Works until the queue is closed.
+    pub(super) fn run(mut self) {
+        let mut patience = None;
+        loop {
+            match self.queue.take(patience) {
+                Taken::Jobs(jobs, bytes) => {
+                    let mut end = None;
+                    for job in jobs {
+                        if let Some(reply) = self.job(job) {
+                            end = Some(reply);
+                            break;
+                        }
+                    }
+                    self.commit();
+                    self.queue.done(bytes);
+                    self.publish();
+                    if let Some(reply) = end {
+                        self.close();
+                        // One that does not wait any more is as well.
+                        let _ = reply.send(());
+                        return;
+                    }
+                    patience = Some(QUIET);
+                }
+                Taken::Idle => patience = self.tidy(),
+                Taken::Closed => return self.close(),
+            }
+        }
+    }
+
+    /// Does one job, or puts it into the batch. `Some`: it is the last.
+    fn job(&mut self, job: Job) -> Option<oneshot::Sender<()>> {
+        match job {
+            Job::Persist {
+                token,
+                records,
+                bytes,
+            } => {
+                self.batch.push(Op::Write {
+                    token: token.0,
+                    records,
+                });
+                self.batch_bytes += bytes;
+            }
+            Job::Remove(entry) => self.batch.push(Op::Remove(entry)),
+            Job::Append {
+                entry,
+                offset,
+                bytes,
+                reply,
+            } => {
+                self.settle(entry);
+                let result = self.spool.append(entry, offset, &bytes);
+                if let Err(error) = &result {
+                    self.failed(error);
+                }
+                let end = offset + bytes.len() as u64;
+                match reply {
+                    Reply::Engine => {
+                        let result = result.map_err(|error| refusal(&error));
+                        self.tell(Done::Appended(entry, end, result));
+                    }
+                    Reply::Waiter(waiter) => answer(waiter, result.map(|()| Bytes::new())),
+                }
+            }
+            Job::Read {
+                entry,
+                offset,
+                length,
+                reply,
+            } => {
+                self.settle(entry);
+                let result = self.spool.read(entry, offset, length);
+                match reply {
+                    Reply::Engine => {
+                        let result = result.map_err(|error| refusal(&error));
+                        self.tell(Done::Fetched(entry, offset, result));
+                    }
+                    Reply::Waiter(waiter) => answer(waiter, result),
+                }
+            }
+            Job::Page {
+                token,
+                recipient,
+                range,
+                most: (records, bytes),
+            } => {
+                // What was removed before must not be among them.
+                self.commit();
+                let page = self.spool.page(now_ms(), &recipient, range, records, bytes);
+                let page = page.map_err(|error| refusal(&error)).map(|page| {
+                    for entry in page.damaged {
+                        let entry = entry.0;
+                        tracing::warn!(entry, "a stored message is damaged");
+                    }
+                    Loaded {
+                        records: page.records,
+                        next: page.next,
+                    }
+                });
+                self.tell(Done::Page(token, page));
+            }
+            Job::Adopt { entry, from, size } => {
+                self.settle(entry);
+                if let Err(error) = self.spool.adopt(entry, &from, size) {
+                    tracing::warn!(entry = entry.0, %error, "a result of a work was not kept");
+                    let _ = fs::remove_file(from);
+                }
+            }
+            Job::Load { work, from } => {
+                let result = load(&from);
+                self.tell(Done::Loaded(work, result));
+            }
+            Job::Close(reply) => return Some(reply),
+        }
+        if self.batch.len() >= BATCH_MAX || self.batch_bytes >= BATCH_BYTES {
+            self.commit();
+        }
+        None
+    }
+
+    /// What is to be done with this entry follows what was asked about it before.
+    fn settle(&mut self, entry: EntryId) {
+        let names = |op: &Op| match op {
+            Op::Write { records, .. } => records.iter().any(|record| match record {
+                Record::Outgoing { entry: other, .. } | Record::Incoming { entry: other, .. } => {
+                    *other == entry
+                }
+                Record::Started { .. } | Record::Received { .. } => false,
+            }),
+            Op::Remove(other) => *other == entry,
+        };
+        if self.batch.iter().any(names) {
+            self.commit();
+        }
+    }
+
+    /// Writes the batch, and tells everything that was done.
+    fn commit(&mut self) {
+        if !self.batch.is_empty() {
+            // Who waits for a read need not wait for the sync.
+            self.report();
+            let outcomes = self.spool.commit(now_ms(), &self.batch);
+            self.batch.clear();
+            self.batch_bytes = 0;
+            for outcome in outcomes {
+                match &outcome.result {
+                    Ok(()) => self.succeeded(),
+                    Err(error) => self.failed(error),
+                }
+                let result = outcome.result.map_err(|error| refusal(&error));
+                self.done
+                    .push(Done::Persisted(PersistToken(outcome.token), result));
+            }
+            self.publish();
+        }
+        self.report();
+    }
+
+    fn tell(&mut self, done: Done) {
+        self.done.push(done);
+        if self.done.len() >= DONE_MAX {
+            self.report();
+        }
+    }
+
+    /// Waits while the engine has enough to do.
+    fn report(&mut self) {
+        if !self.done.is_empty() {
+            // An engine that is gone needs to know nothing.
+            let _ = self.reports.blocking_send(std::mem::take(&mut self.done));
+        }
+    }
+
+    fn publish(&self) {
+        let usage = self.spool.usage();
+        self.queue.set_usage(usage.entries, usage.bytes);
+    }
+
+    /// Does a part of what makes the spool smaller; how long to wait before the next.
+    fn tidy(&mut self) -> Option<Duration> {
+        let result = self.spool.maintain();
+        self.publish();
+        match result {
+            Ok(true) => Some(Duration::ZERO),
+            Ok(false) => None,
+            Err(error) => {
+                self.failed(&error);
+                Some(AGAIN)
+            }
+        }
+    }
+
+    /// Makes everything durable, removals too.
+    fn close(self) {
+        if let Err(error) = self.spool.close() {
+            tracing::warn!(%error, "the spool did not end in order; nothing is lost");
+        }
+    }
+
+    fn succeeded(&mut self) {
+        if std::mem::take(&mut self.failing) {
+            tracing::info!("the spool can be written again");
+        }
+    }
+
+    /// Notes what failed, if that was the disk.
+    fn failed(&mut self, error: &SpoolError) {
+        if matches!(error, SpoolError::DiskFull | SpoolError::Disk { .. }) && !self.failing {
+            self.failing = true;
+            tracing::error!(%error, "nothing new is kept until the spool can be written");
+        }
+    }
+}
+
+/// However the thread ends, nobody waits for it in vain.
+struct Ending(Arc<Queue>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+fn answer(waiter: oneshot::Sender<Result<Bytes, ErrorBody>>, result: Result<Bytes, SpoolError>) {
+    // One that does not wait any more has no use for it.
+    let _ = waiter.send(result.map_err(|error| refusal(&error)));
+}
+
+fn load(from: &Path) -> Result<Bytes, ErrorBody> {
+    let read = fs::read(from).and_then(|bytes| fs::remove_file(from).map(|()| bytes));
+    read.map(Bytes::from).map_err(|error| {
+        let text = format!("a result cannot be read: {error}");
+        ErrorBody::new(ErrorCode::Internal, text)
+    })
+}

@@ -1,0 +1,407 @@
+//! The durable store as the engine and the sessions reach it.
+//!
+//! Owns the thread that owns the [`Spool`], and the bounded queue to it. Whoever asks for
+//! something never waits for the disk: the engine is told later, in order, what was done
+//! ([`Done`]), and sessions wait for their own answer alone. The thread takes everything that is
+//! queued, writes and syncs it as one, and reports all of it, so that what comes up during one
+//! sync shares the next. Decides nothing about a message; what is volatile never comes here.
+//!
+//! ```text
+//!   engine ──Persist, Remove, Fetch, Append──▶ ┌───────┐ ─▶ ┌─────────┐
+//!   sessions ──────────write, read───────────▶ │ queue │    │ keeper  │──▶ <data-dir>/spool
+//!   engine ◀─────────Done, in order──────────  └───────┘ ◀─ │ (thread)│
+//!   sessions ◀───────their answers───────────────────────── └─────────┘
+//! ```
+
+mod keeper;
+mod queue;
+
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use receptor_mesh::{EntryId, LoadToken, Loaded, PersistToken, Record};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
+use receptor_spool::{FsDisk, Limits, Options, Spool, SpoolError};
+use tokio::sync::{mpsc, oneshot};
+
+use self::keeper::Keeper;
+use self::queue::{Job, Queue, Reply};
+use crate::config;
+
+/// The spool's directory in the data directory.
+const DIR: &str = "spool";
+/// Bytes that may wait for the disk before further messages are refused: much more than is
+/// written while a disk that works syncs once.
+const QUEUE_MAX: u64 = 64 << 20;
+/// What a record counts in the queue beside its body.
+const RECORD: u64 = 256;
+/// Reports that may wait for the engine, each of a whole batch. The thread waits then.
+const REPORTS: usize = 64;
+
+/// How much is kept, and how much may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Usage {
+    /// Messages.
+    pub(crate) entries: u64,
+    /// Their bytes, payloads included.
+    pub(crate) bytes: u64,
+    /// The limit of bytes.
+    pub(crate) max_bytes: u64,
+}
+
+/// What was done, for the engine.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// Call `handle_persisted` or `handle_persist_failed`.
+    Persisted(PersistToken, Result<(), ErrorBody>),
+    /// Call `handle_fetched`.
+    Fetched(EntryId, u64, Result<Bytes, ErrorBody>),
+    /// Call `handle_appended`.
+    Appended(EntryId, u64, Result<(), ErrorBody>),
+    /// A small result of this work was read from its file, which is gone.
+    Loaded(MessageId, Result<Bytes, ErrorBody>),
+    /// Call `handle_loaded`.
+    Page(LoadToken, Result<Loaded, ErrorBody>),
+}
+
+/// What was done, in order, batch by batch.
+pub(crate) type Reports = mpsc::Receiver<Vec<Done>>;
+
+/// See the module. Clones are the same store.
+#[derive(Clone)]
+pub(crate) struct Store(Rc<Face>);
+
+struct Face {
+    dir: PathBuf,
+    max_bytes: u64,
+    queue: Arc<Queue>,
+    /// The thread is not woken for every job of one turn.
+    held: Cell<bool>,
+    /// There are jobs that it was not woken for.
+    unseen: Cell<bool>,
+    keeper: RefCell<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Drop for Face {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({:?})", self.usage())
+    }
+}
+
+/// An opened spool that is not in use yet: its records are for the core.
+pub(crate) struct Recovered {
+    spool: Spool<FsDisk>,
+}
+
+impl std::fmt::Debug for Recovered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Recovered({:?})", self.spool.usage())
+    }
+}
+
+impl Recovered {
+    /// Everything that is stored. What cannot be read is reported and left out.
+    pub(crate) fn records(&self) -> impl Iterator<Item = Record> {
+        self.spool.records(now_ms()).filter_map(|record| {
+            record
+                .inspect_err(|error| tracing::warn!(%error, "a stored message cannot be used"))
+                .ok()
+        })
+    }
+}
+
+impl Store {
+    /// Opens the spool in a data directory and recovers what an earlier run left there. Nothing
+    /// is done of what is asked until [`Self::start`].
+    ///
+    /// # Errors
+    ///
+    /// When it is in use, is of a newer version, or the disk fails. Damage is no error.
+    pub(crate) fn open(
+        data_dir: &Path,
+        config: &config::Spool,
+    ) -> Result<(Self, Recovered), SpoolError> {
+        let dir = data_dir.join(DIR);
+        let mut options = Options::new(fastrand::u64(..));
+        options.limits = Limits {
+            max_bytes: config.max_bytes,
+            max_entries: config.max_entries,
+            max_bytes_per_recipient: config.max_bytes_per_recipient,
+            max_entries_per_recipient: config.max_entries_per_recipient,
+        };
+        let began = std::time::Instant::now();
+        let (spool, report) = Spool::open(FsDisk::new(&dir), &options)?;
+        for damage in &report.damage {
+            let kept = damage.kept.as_ref().map(|kept| dir.join(kept));
+            let kept = kept.as_ref().map(|kept| kept.display().to_string());
+            tracing::warn!(
+                file = %dir.join(&damage.file).display(),
+                set_aside = kept.unwrap_or_default(),
+                "a part of the spool is damaged: {damage}"
+            );
+        }
+        if report.orphans > 0 {
+            let files = report.orphans;
+            tracing::info!(files, "payloads that no message owns were removed");
+        }
+        if report.usage.entries > 0 {
+            tracing::info!(
+                entries = report.usage.entries,
+                bytes = report.usage.bytes,
+                took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+                "messages of an earlier run are kept"
+            );
+        }
+        let queue = Queue::new(report.usage.entries, report.usage.bytes);
+        let store = Self(Rc::new(Face {
+            dir,
+            max_bytes: config.max_bytes,
+            queue: Arc::new(queue),
+            held: Cell::new(false),
+            unseen: Cell::new(false),
+            keeper: RefCell::new(None),
+        }));
+        Ok((store, Recovered { spool }))
+    }
+
+    /// Starts the thread. What it did comes through [`Reports`].
+    ///
+    /// # Errors
+    ///
+    /// When the system gives no thread.
+    pub(crate) fn start(&self, recovered: Recovered) -> std::io::Result<Reports> {
+        let (reports, receiver) = mpsc::channel(REPORTS);
+        let keeper = Keeper::new(recovered.spool, Arc::clone(&self.0.queue), reports);
+        let thread = std::thread::Builder::new().name("spool".to_owned());
+        let handle = thread.spawn(move || keeper.run())?;
+        *self.0.keeper.borrow_mut() = Some(handle);
+        Ok(receiver)
+    }
+
+    /// From here to [`Self::release`] the thread is not woken: what a turn of the engine asks
+    /// for becomes one batch. Nobody must wait in between.
+    pub(crate) fn hold(&self) {
+        self.0.held.set(true);
+    }
+
+    /// Lets the thread have what was asked for since [`Self::hold`].
+    pub(crate) fn release(&self) {
+        self.0.held.set(false);
+        if self.0.unseen.replace(false) {
+            self.0.queue.wake();
+        }
+    }
+
+    /// Keeps records. `Some`: they are refused at once; otherwise [`Done::Persisted`] follows.
+    pub(crate) fn persist(
+        &self,
+        token: PersistToken,
+        records: Vec<Record>,
+    ) -> Option<(PersistToken, Result<(), ErrorBody>)> {
+        let size = |record: &Record| match record {
+            Record::Outgoing { message, .. } | Record::Incoming { message, .. } => {
+                RECORD + message.body.len() as u64
+            }
+            Record::Started { .. } | Record::Received { .. } => 0,
+        };
+        let bytes: u64 = records.iter().map(size).sum();
+        // What frees room, or ends works, is let through.
+        if bytes > 0 && self.0.queue.waiting_bytes() + bytes > QUEUE_MAX {
+            let text = "the disk of the spool is too slow for what is asked of it";
+            return Some((token, Err(ErrorBody::new(ErrorCode::Busy, text))));
+        }
+        self.push(Job::Persist {
+            token,
+            records,
+            bytes,
+        });
+        None
+    }
+
+    /// Forgets a message and its payload.
+    pub(crate) fn remove(&self, entry: EntryId) {
+        self.push(Job::Remove(entry));
+    }
+
+    /// For the core: reads a part; [`Done::Fetched`] follows.
+    pub(crate) fn fetch(&self, entry: EntryId, offset: u64, length: usize) {
+        self.push(Job::Read {
+            entry,
+            offset,
+            length,
+            reply: Reply::Engine,
+        });
+    }
+
+    /// For the core: reads messages to a recipient with entries in this range, at most so many
+    /// and so many bytes of bodies; [`Done::Page`] follows.
+    pub(crate) fn load_page(
+        &self,
+        token: LoadToken,
+        recipient: NodeId,
+        range: (EntryId, EntryId),
+        most: (usize, usize),
+    ) {
+        self.push(Job::Page {
+            token,
+            recipient,
+            range,
+            most,
+        });
+    }
+
+    /// For the core: writes a part; [`Done::Appended`] follows.
+    pub(crate) fn append(&self, entry: EntryId, offset: u64, bytes: Bytes) {
+        self.push(Job::Append {
+            entry,
+            offset,
+            bytes,
+            reply: Reply::Engine,
+        });
+    }
+
+    /// For others: writes a part of a payload behind what is there, and waits until that is
+    /// done. It is durable with the message that it belongs to.
+    pub(crate) async fn write(
+        &self,
+        entry: EntryId,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<(), ErrorBody> {
+        let (reply, answer) = oneshot::channel();
+        self.push(Job::Append {
+            entry,
+            offset,
+            bytes,
+            reply: Reply::Waiter(reply),
+        });
+        wait(answer).await.map(|_| ())
+    }
+
+    /// For others: reads a part of a payload, at most
+    /// [`receptor_proto::packet::SEGMENT_MAX`] bytes of it; nothing at its end.
+    pub(crate) async fn read(
+        &self,
+        entry: EntryId,
+        offset: u64,
+        length: usize,
+    ) -> Result<Bytes, ErrorBody> {
+        let (reply, answer) = oneshot::channel();
+        self.push(Job::Read {
+            entry,
+            offset,
+            length,
+            reply: Reply::Waiter(reply),
+        });
+        wait(answer).await
+    }
+
+    /// Takes a file of the same file system as a payload. Whoever reads the entry finds it.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room for it; then the file is removed.
+    pub(crate) fn adopt(&self, entry: EntryId, from: PathBuf, size: u64) -> Result<(), ErrorBody> {
+        let queue = &self.0.queue;
+        if queue.usage().1 + queue.waiting_bytes().saturating_add(size) > self.0.max_bytes {
+            let _ = std::fs::remove_file(from);
+            let max = self.0.max_bytes;
+            return Err(refusal(&SpoolError::Full {
+                limit: "max-bytes",
+                max,
+            }));
+        }
+        self.push(Job::Adopt { entry, from, size });
+        Ok(())
+    }
+
+    /// Reads a small file and removes it; [`Done::Loaded`] follows.
+    pub(crate) fn load(&self, work: MessageId, from: PathBuf) {
+        self.push(Job::Load { work, from });
+    }
+
+    /// The file of a stored payload.
+    pub(crate) fn path(&self, entry: EntryId) -> PathBuf {
+        self.0.dir.join(receptor_spool::payload_path(entry))
+    }
+
+    /// What is kept.
+    pub(crate) fn usage(&self) -> Usage {
+        let (entries, bytes) = self.0.queue.usage();
+        Usage {
+            entries,
+            bytes,
+            max_bytes: self.0.max_bytes,
+        }
+    }
+
+    /// Does what was asked for until now, makes it durable and ends. What is asked afterwards
+    /// is not done.
+    pub(crate) async fn close(&self) {
+        let (reply, ended) = oneshot::channel();
+        self.push(Job::Close(reply));
+        self.release();
+        if ended.await.is_err() {
+            tracing::debug!("the spool had ended before");
+        }
+        if let Some(keeper) = self.0.keeper.borrow_mut().take() {
+            let _ = keeper.join();
+        }
+    }
+
+    fn push(&self, job: Job) {
+        self.0.queue.push(job);
+        if self.0.held.get() {
+            self.0.unseen.set(true);
+        } else {
+            self.0.queue.wake();
+        }
+    }
+}
+
+async fn wait(answer: oneshot::Receiver<Result<Bytes, ErrorBody>>) -> Result<Bytes, ErrorBody> {
+    answer.await.unwrap_or_else(|_| {
+        let text = "the spool has ended";
+        Err(ErrorBody::new(ErrorCode::Internal, text))
+    })
+}
+
+/// The wall clock, in milliseconds since 1970.
+fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
+}
+
+/// What the sender of a message is told.
+fn refusal(error: &SpoolError) -> ErrorBody {
+    let code = match error {
+        SpoolError::Full { .. } | SpoolError::FullFor { .. } | SpoolError::DiskFull => {
+            ErrorCode::Busy
+        }
+        SpoolError::TooLarge { .. } => ErrorCode::PayloadTooLarge,
+        SpoolError::Disk { .. }
+        | SpoolError::NoEntry(_)
+        | SpoolError::EntryExists(_)
+        | SpoolError::Damaged(_)
+        | SpoolError::OutOfOrder { .. }
+        | SpoolError::Incomplete(_)
+        | SpoolError::InUse
+        | SpoolError::Newer { .. }
+        | SpoolError::ReadOnly => ErrorCode::Internal,
+    };
+    ErrorBody::new(code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+//! What waits for the spool's thread, and what that says of the spool.
+//!
+//! Owns the only state that two threads share. Its bound is in bytes and held by
+//! [`super::Store::persist`] for messages; reads, parts of payloads and removals are bounded by
+//! those who ask for them: the core's windows, one per session, and what is stored. Never
+//! waits for anything but work.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use receptor_mesh::{EntryId, LoadToken, PersistToken, Record};
+use receptor_proto::{ErrorBody, MessageId, NodeId};
+use tokio::sync::oneshot;
+
+/// One thing to do.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Write these records, all or none.
+    Persist {
+        token: PersistToken,
+        records: Vec<Record>,
+        /// What they count in the queue.
+        bytes: u64,
+    },
+    Remove(EntryId),
+    Append {
+        entry: EntryId,
+        offset: u64,
+        bytes: Bytes,
+        reply: Reply,
+    },
+    Read {
+        entry: EntryId,
+        offset: u64,
+        length: usize,
+        reply: Reply,
+    },
+    /// At most so many records, and so many bytes of bodies.
+    Page {
+        token: LoadToken,
+        recipient: NodeId,
+        range: (EntryId, EntryId),
+        most: (usize, usize),
+    },
+    Adopt {
+        entry: EntryId,
+        from: PathBuf,
+        size: u64,
+    },
+    Load {
+        work: MessageId,
+        from: PathBuf,
+    },
+    Close(oneshot::Sender<()>),
+}
+
+/// Who is told.
+#[derive(Debug)]
+pub(super) enum Reply {
+    Engine,
+    Waiter(oneshot::Sender<Result<Bytes, ErrorBody>>),
+}
+
+impl Job {
+    /// What it counts while it waits.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Persist { bytes, .. } => *bytes,
+            Self::Append { bytes, .. } => bytes.len() as u64,
+            Self::Adopt { size, .. } => *size,
+            Self::Remove(_)
+            | Self::Read { .. }
+            | Self::Page { .. }
+            | Self::Load { .. }
+            | Self::Close(_) => 0,
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    work: Condvar,
+    /// Of what waits or is being done.
+    waiting: AtomicU64,
+    entries: AtomicU64,
+    bytes: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+/// What there is to do.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// These, and what they count.
+    Jobs(VecDeque<Job>, u64),
+    /// Nothing for so long.
+    Idle,
+    /// Nothing ever again.
+    Closed,
+}
+
+impl Queue {
+    pub(super) fn new(entries: u64, bytes: u64) -> Self {
+        Self {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            waiting: AtomicU64::new(0),
+            entries: AtomicU64::new(entries),
+            bytes: AtomicU64::new(bytes),
+        }
+    }
+
+    /// Nothing in here panics with the lock held, so that what it guards is always whole.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn push(&self, job: Job) {
+        let bytes = job.bytes();
+        let mut state = self.state();
+        // Who waits for a job that is dropped learns it by that.
+        if !state.closed {
+            self.waiting.fetch_add(bytes, Ordering::Relaxed);
+            state.jobs.push_back(job);
+        }
+    }
+
+    /// Lets the thread look.
+    pub(super) fn wake(&self) {
+        self.work.notify_one();
+    }
+
+    /// Nothing more is taken; what waits is still done.
+    pub(super) fn close(&self) {
+        self.state().closed = true;
+        self.wake();
+    }
+
+    /// Nothing more is done.
+    pub(super) fn end(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        state.jobs.clear();
+    }
+
+    /// Everything that waits; waits itself for the first, at most so long when a time is given.
+    pub(super) fn take(&self, patience: Option<Duration>) -> Taken {
+        let mut state = self.state();
+        loop {
+            if !state.jobs.is_empty() {
+                let jobs = std::mem::take(&mut state.jobs);
+                let bytes = jobs.iter().map(Job::bytes).sum();
+                return Taken::Jobs(jobs, bytes);
+            }
+            if state.closed {
+                return Taken::Closed;
+            }
+            let Some(patience) = patience else {
+                let waited = self.work.wait(state);
+                state = waited.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let waited = self.work.wait_timeout(state, patience);
+            let (guard, result) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = guard;
+            if result.timed_out() && state.jobs.is_empty() && !state.closed {
+                return Taken::Idle;
+            }
+        }
+    }
+
+    /// So much of what was taken is done.
+    pub(super) fn done(&self, bytes: u64) {
+        self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that wait or are being written.
+    pub(super) fn waiting_bytes(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Messages that are kept, and their bytes.
+    pub(super) fn usage(&self) -> (u64, u64) {
+        let entries = self.entries.load(Ordering::Relaxed);
+        (entries, self.bytes.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_usage(&self, entries: u64, bytes: u64) {
+        self.entries.store(entries, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+}

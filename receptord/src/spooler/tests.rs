@@ -1,0 +1,269 @@
+//! The store with its thread, on a real directory.
+
+use std::collections::VecDeque;
+use std::fs;
+
+use receptor_proto::Directive;
+use receptor_proto::packet::{Content, Message, MessageKind, SEGMENT_MAX};
+
+use super::*;
+
+fn config(max_bytes: u64) -> config::Spool {
+    config::Spool {
+        max_bytes,
+        ..config::Settings::builtin().spool
+    }
+}
+
+/// A store whose thread runs, and what it says.
+struct Running {
+    store: Store,
+    reports: Reports,
+    told: VecDeque<Done>,
+}
+
+impl Running {
+    fn open(dir: &Path, config: &config::Spool) -> (Self, Vec<Record>) {
+        let (store, recovered) = Store::open(dir, config).unwrap();
+        let records = recovered.records().collect();
+        let reports = store.start(recovered).unwrap();
+        let running = Self {
+            store,
+            reports,
+            told: VecDeque::new(),
+        };
+        (running, records)
+    }
+
+    async fn done(&mut self) -> Done {
+        while self.told.is_empty() {
+            self.told.extend(self.reports.recv().await.unwrap());
+        }
+        self.told.pop_front().unwrap()
+    }
+
+    async fn persist(&mut self, token: u64, records: Vec<Record>) -> Result<(), ErrorBody> {
+        assert!(self.store.persist(PersistToken(token), records).is_none());
+        let Done::Persisted(PersistToken(told), result) = self.done().await else {
+            panic!("another report");
+        };
+        assert_eq!(told, token);
+        result
+    }
+}
+
+fn outgoing(entry: u64, recipient: &str, body: &[u8]) -> Record {
+    Record::Outgoing {
+        entry: EntryId(entry),
+        recipient: recipient.parse().unwrap(),
+        message: Message {
+            epoch: 1,
+            seq: entry,
+            floor: 0,
+            work: MessageId::from_u128(u128::from(entry)),
+            kind: MessageKind::Request {
+                directive: Directive::new("echo:echo").unwrap(),
+                respond: true,
+            },
+            volatile: false,
+            remaining_ms: 60_000,
+            content: Content::Bytes,
+            name: None,
+            size: body.len() as u64,
+            body: Bytes::copy_from_slice(body),
+        },
+    }
+}
+
+fn large(entry: u64, size: u64) -> Record {
+    let mut record = outgoing(entry, "b", b"");
+    if let Record::Outgoing { message, .. } = &mut record {
+        message.size = size;
+    }
+    record
+}
+
+#[tokio::test]
+async fn what_was_persisted_is_there_after_an_end_of_any_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut running, records) = Running::open(dir.path(), &config(1 << 30));
+    assert!(records.is_empty());
+    let first = outgoing(1, "b", b"one");
+    running.persist(1, vec![first.clone()]).await.unwrap();
+    running
+        .persist(2, vec![outgoing(2, "b", b"two")])
+        .await
+        .unwrap();
+    running.store.remove(EntryId(2));
+    running.store.close().await;
+    let (mut running, records) = Running::open(dir.path(), &config(1 << 30));
+    let [Record::Outgoing { entry, message, .. }] = &records[..] else {
+        panic!("{records:?}");
+    };
+    assert_eq!((entry.0, &message.body[..]), (1, &b"one"[..]));
+    assert_eq!(running.store.usage().entries, 1);
+    // Without an end in order.
+    running
+        .persist(1, vec![outgoing(3, "b", b"three")])
+        .await
+        .unwrap();
+    drop(running);
+    let records = loop {
+        // The thread lets go of the lock when it notices.
+        match Store::open(dir.path(), &config(1 << 30)) {
+            Ok((_, recovered)) => break recovered.records().collect::<Vec<_>>(),
+            Err(SpoolError::InUse) => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!(records.len(), 2);
+}
+
+#[tokio::test]
+async fn payloads_are_written_read_and_removed_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut running, _) = Running::open(dir.path(), &config(1 << 30));
+    let store = running.store.clone();
+    let entry = EntryId(7);
+    let piece = Bytes::from(vec![b'x'; SEGMENT_MAX]);
+    store.write(entry, 0, piece.clone()).await.unwrap();
+    let size = SEGMENT_MAX as u64;
+    store
+        .write(entry, size, Bytes::from_static(b"end"))
+        .await
+        .unwrap();
+    assert_eq!(fs::metadata(store.path(entry)).unwrap().len(), size + 3);
+    running.persist(1, vec![large(7, size + 3)]).await.unwrap();
+    assert_eq!(&store.read(entry, size + 1, 100).await.unwrap()[..], b"nd");
+    store.fetch(entry, 0, 2);
+    let Done::Fetched(EntryId(7), 0, Ok(bytes)) = running.done().await else {
+        panic!("another report");
+    };
+    assert_eq!(&bytes[..], b"xx");
+    store.remove(entry);
+    assert!(store.read(entry, 0, 1).await.is_err());
+    store.close().await;
+    assert!(!store.path(entry).exists());
+    // Who asks later is told so.
+    assert!(store.read(entry, 0, 1).await.is_err());
+}
+
+#[tokio::test]
+async fn a_part_behind_one_that_failed_fails_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut running, _) = Running::open(dir.path(), &config(100));
+    let entry = EntryId(1);
+    running.store.append(entry, 0, Bytes::from(vec![0; 80]));
+    running.store.append(entry, 80, Bytes::from(vec![0; 80]));
+    running.store.append(entry, 160, Bytes::from(vec![0; 1]));
+    let mut ends = Vec::new();
+    for _ in 0..3 {
+        let Done::Appended(_, end, result) = running.done().await else {
+            panic!("another report");
+        };
+        ends.push((end, result.map_err(|error| error.code)));
+    }
+    assert_eq!(ends[0], (80, Ok(())));
+    assert_eq!(ends[1], (160, Err(ErrorCode::Busy)));
+    assert!(ends[2].1.is_err());
+}
+
+#[tokio::test]
+async fn one_recipient_that_is_full_is_no_other_message_s_affair() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = config::Spool {
+        max_entries_per_recipient: 8,
+        ..config(1 << 30)
+    };
+    let (running, _) = Running::open(dir.path(), &limits);
+    let mut running = running;
+    let store = running.store.clone();
+    // One batch: they are written together and told apart.
+    store.hold();
+    for entry in 1..=9 {
+        store.persist(PersistToken(entry), vec![outgoing(entry, "away", b"")]);
+    }
+    store.persist(PersistToken(10), vec![outgoing(10, "here", b"")]);
+    store.release();
+    let mut refused = Vec::new();
+    for _ in 0..10 {
+        if let Done::Persisted(token, Err(error)) = running.done().await {
+            assert_eq!(error.code, ErrorCode::Busy);
+            assert!(
+                error.message.contains("max-entries-per-recipient"),
+                "{error}"
+            );
+            refused.push(token.0);
+        }
+    }
+    // An eighth is left for what ends works.
+    assert_eq!(refused, [8, 9]);
+    store.remove(EntryId(1));
+    while store.usage().entries > 7 {
+        tokio::task::yield_now().await;
+    }
+    running
+        .persist(11, vec![outgoing(11, "away", b"")])
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn files_of_works_become_payloads_or_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut running, _) = Running::open(dir.path(), &config(1 << 20));
+    let store = running.store.clone();
+    let small = dir.path().join("small");
+    fs::write(&small, "a small result").unwrap();
+    store.load(MessageId::from_u128(5), small.clone());
+    let Done::Loaded(work, Ok(bytes)) = running.done().await else {
+        panic!("another report");
+    };
+    assert_eq!((work.as_u128(), &bytes[..]), (5, &b"a small result"[..]));
+    assert!(!small.exists());
+    let result = dir.path().join("result");
+    fs::write(&result, vec![b'r'; 100_000]).unwrap();
+    store.adopt(EntryId(3), result.clone(), 100_000).unwrap();
+    let read = store.read(EntryId(3), 99_999, 10).await.unwrap();
+    assert_eq!((&read[..], result.exists()), (&b"r"[..], false));
+    fs::write(&result, "claims to be large").unwrap();
+    let error = store.adopt(EntryId(4), result.clone(), 1 << 20);
+    assert_eq!(error.unwrap_err().code, ErrorCode::Busy);
+    assert!(!result.exists());
+}
+
+#[tokio::test]
+async fn damage_is_set_aside_and_the_rest_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut running, _) = Running::open(dir.path(), &config(1 << 30));
+    for entry in 1..=3 {
+        let body = format!("body number {entry}");
+        let record = outgoing(entry, "b", body.as_bytes());
+        running.persist(entry, vec![record]).await.unwrap();
+    }
+    running.store.close().await;
+    let segments = dir.path().join("spool/segments");
+    let mut damaged = 0;
+    for segment in fs::read_dir(&segments).unwrap() {
+        let path = segment.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(13).position(|w| w == b"body number 2") {
+            bytes[at] ^= 1;
+            damaged += 1;
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+    assert_eq!(damaged, 1);
+    let (running, records) = Running::open(dir.path(), &config(1 << 30));
+    let entries: Vec<_> = records
+        .iter()
+        .filter_map(|record| match record {
+            Record::Outgoing { entry, .. } => Some(entry.0),
+            Record::Incoming { .. } | Record::Started { .. } | Record::Received { .. } => None,
+        })
+        .collect();
+    assert_eq!(entries, [1, 3]);
+    drop(running);
+    let corrupt = fs::read_dir(dir.path().join("spool/corrupt")).unwrap();
+    assert_eq!(corrupt.count(), 1);
+}

@@ -1,0 +1,110 @@
+//! A wire between two daemons that can be cut.
+//!
+//! Owns one listener on loopback and carries bytes between whoever connects and one address.
+//! Knows nothing of what it carries.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// See the module. Ends when dropped.
+#[derive(Debug)]
+pub struct Relay {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    ends: AtomicBool,
+    streams: Mutex<Vec<TcpStream>>,
+}
+
+impl Relay {
+    /// Leads to this address of loopback, once somebody listens there.
+    ///
+    /// # Panics
+    ///
+    /// When there is no port.
+    #[must_use]
+    pub fn to(target: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound socket");
+        let shared = Arc::new(Shared::default());
+        let (theirs, target) = (Arc::clone(&shared), target.to_owned());
+        let accepting = std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if theirs.ends.load(Ordering::Relaxed) {
+                    return;
+                }
+                if let (Ok(near), Ok(far)) = (stream, TcpStream::connect(&target)) {
+                    theirs.carry(&near, &far);
+                }
+            }
+        });
+        Self {
+            address,
+            shared,
+            accepting: Some(accepting),
+        }
+    }
+
+    /// Where to dial, as a URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("rnp://{}", self.address)
+    }
+
+    /// Ends every connection. New ones are carried again.
+    pub fn cut(&self) {
+        for stream in self.shared.take() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.shared.ends.store(true, Ordering::Relaxed);
+        self.cut();
+        // Whoever accepts looks up.
+        let _ = TcpStream::connect(self.address);
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+        self.cut();
+    }
+}
+
+impl Shared {
+    fn take(&self) -> Vec<TcpStream> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *streams)
+    }
+
+    /// Copies in both directions until either end closes.
+    fn carry(&self, near: &TcpStream, far: &TcpStream) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        for (from, to) in [(near, far), (far, near)] {
+            let (Ok(mut from), Ok(mut to), Ok(kept)) =
+                (from.try_clone(), to.try_clone(), from.try_clone())
+            else {
+                return;
+            };
+            streams.push(kept);
+            std::thread::spawn(move || {
+                let mut buffer = [0; 16384];
+                while let Ok(length @ 1..) = from.read(&mut buffer) {
+                    if to.write_all(&buffer[..length]).is_err() {
+                        break;
+                    }
+                }
+                let _ = to.shutdown(Shutdown::Both);
+                let _ = from.shutdown(Shutdown::Both);
+            });
+        }
+    }
+}
