@@ -169,9 +169,9 @@ pub(crate) struct Ping {
 
 /// Send work to a node and print its responses as they come.
 ///
-/// Once receptord has accepted the message it keeps it until the recipient has it, and it is run at most once,
-/// however often links fail meanwhile. What still waits is lost when receptord itself restarts. JSON and text
-/// responses take one line each on stdout, bytes are written as they are. The exit code is 0 when the work went well, and 1 when it failed.
+/// Once receptord has accepted the message it keeps it on disk until the recipient has it, and it is run at most once,
+/// however often links fail, nodes restart or lose power meanwhile. JSON and text responses take one line each on
+/// stdout, bytes are written as they are. The exit code is 0 when the work went well, and 1 when it failed.
 ///
 /// Ctrl-C cancels the work and waits for its end; a second one leaves at once. A reader of stdout who goes away, or a
 /// closed terminal, leaves the work running.
