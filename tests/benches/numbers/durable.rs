@@ -43,9 +43,10 @@ fn accept(
     done
 }
 
-/// A send whose acceptance is its only line.
-const DETACHED: &str = r#","detach":true,"wait":true"#;
-const ONE_WAY: &str = r#","respond":false"#;
+/// A send whose acceptance is its only line, with a tag so that many can be on their way.
+const DETACHED: &str = r#","detach":true,"wait":true,"tag":0"#;
+/// A send whose plugin answers nothing, with a tag too.
+const ONE_WAY: &str = r#","respond":false,"tag":0"#;
 
 pub(super) fn n7_accept(bench: &Bench) -> Row {
     const SPAN: Duration = Duration::from_secs(2);
