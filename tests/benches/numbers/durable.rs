@@ -351,7 +351,7 @@ pub(super) fn n14_restart(bench: &Bench, count: usize) -> Row {
     }
 }
 
-const ONE_WAY_WAIT: &str = r#","respond":false,"wait":true"#;
+const ONE_WAY_WAIT: &str = r#","respond":false,"wait":true,"tag":0"#;
 
 pub(super) fn n15_backlog(bench: &Bench, size: usize) -> Row {
     let mut chain = Chain::exec(bench, 1, &[]);
