@@ -42,6 +42,9 @@ use crate::worker::{Command, Host, HostConfig};
 /// hold it up.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
 
+/// Which part of the spool may be filled with messages in custody for other nodes: one in this many.
+const CUSTODY_SHARE: usize = 10;
+
 /// Commands that may wait for the plugin host; more wait at the engine.
 const HOST_COMMANDS: usize = 256;
 /// Reports that may wait for the engine; a plugin host that finds no room waits, and with it
@@ -317,6 +320,11 @@ fn mesh_config(settings: &Settings, node: &NodeId, instance: u64) -> receptor_me
     limits.links = usize::try_from(MAX_LINKS).unwrap_or(usize::MAX);
     limits.outgoing_bytes = settings.spool.max_bytes;
     limits.outgoing_entries = usize::try_from(settings.spool.max_entries).unwrap_or(usize::MAX);
+    // What is kept for others never fills a small spool.
+    let share = settings.spool.max_bytes / CUSTODY_SHARE as u64;
+    limits.custody_bytes = limits.custody_bytes.min(share);
+    let share = limits.outgoing_entries / CUSTODY_SHARE;
+    limits.custody_entries = limits.custody_entries.min(share.max(1));
     config
 }
 

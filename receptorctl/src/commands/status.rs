@@ -58,8 +58,12 @@ fn show(out: &mut Out, status: &Status) -> Result<(), Failure> {
     field(out, "Nodes", &nodes)?;
     field(out, "Works", &format!("{} active", status.works_active))?;
     let spool = &status.spool;
+    let custody = match spool.in_custody {
+        0 => String::new(),
+        number => format!(" ({number} in custody for other nodes)"),
+    };
     let waiting = format!(
-        "{} waiting, {} of {}",
+        "{} waiting{custody}, {} of {}",
         count(spool.entries, "message"),
         size(spool.bytes),
         size(spool.max_bytes)

@@ -70,6 +70,12 @@ pub struct Limits {
     pub outgoing_bytes: u64,
     /// Messages that this node keeps for others to take.
     pub outgoing_entries: usize,
+    /// Messages of others that this node keeps because it cannot pass them on.
+    pub custody_entries: usize,
+    /// The same for one recipient.
+    pub custody_entries_each: usize,
+    /// Their bytes.
+    pub custody_bytes: u64,
     /// Works accepted here and not finished.
     pub works: usize,
     /// Bytes of responses of one work waiting at its worker's node before the plugin is held.
@@ -235,23 +241,10 @@ pub enum Output {
         /// `message.body`, and the core fetches it when it is needed.
         bytes: usize,
     },
-    /// A payload of this message will come in parts, each an [`Output::Append`]. A store that
-    /// remembers this gives what it has of the payload to [`crate::Mesh::restore_partial`] at the
-    /// next start, and the origin goes on from there. Nothing is to be called.
-    Begin {
-        /// Where the parts go.
-        entry: EntryId,
-        /// From whom.
-        origin: NodeId,
-        /// The envelope.
-        message: Box<Message>,
-    },
     /// Write a part of an incoming payload behind what is there, then call
-    /// [`crate::Mesh::handle_appended`]: when the part is the last, best after a sync of them
-    /// all, so that the entry's `Persist` need not wait for one. Several may be under way; those
-    /// behind one that failed fail too. Without a `Persist` the payload is nobody's when the
-    /// process has ended, and the store forgets it, or gives it to
-    /// [`crate::Mesh::restore_partial`].
+    /// [`crate::Mesh::handle_appended`]. Several may be under way; those behind one that failed
+    /// fail too. A sync is needed only at the entry's `Persist`; without that, the payload is
+    /// nobody's when the process has ended, and the store forgets it.
     Append {
         /// Which.
         entry: EntryId,
@@ -462,6 +455,8 @@ pub struct SubmitError(pub ErrorBody);
 pub struct WaitingView {
     /// The request that it is or is about.
     pub work: MessageId,
+    /// From whom, when it is in custody here; `None`: it is this node's own.
+    pub origin: Option<NodeId>,
     /// To whom it goes.
     pub recipient: NodeId,
     /// What it is.
@@ -690,6 +685,9 @@ impl Default for Limits {
             page_messages: 1000,
             outgoing_bytes: 10 << 30,
             outgoing_entries: 1_000_000,
+            custody_entries: 10_000,
+            custody_entries_each: 1000,
+            custody_bytes: 256 << 20,
             works: 10_000,
             work_backlog: 1 << 20,
             inbox_bytes: 4 << 20,

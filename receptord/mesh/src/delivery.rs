@@ -29,6 +29,7 @@
 
 mod answers;
 mod backlog;
+mod custody;
 mod deadlines;
 mod flow;
 mod inbox;
@@ -55,6 +56,7 @@ use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use crate::wiring::Net;
 use crate::{Config, Counters, EntryId, Instant, Limits, Output, Record};
+use custody::Keeper;
 use flow::{Flow, Key, Pipe, Pumped};
 use inbox::Requests;
 use journal::{Done, Journal};
@@ -154,6 +156,9 @@ pub(crate) struct Delivery {
     journal: Journal,
     requests: Requests,
     paging: Paging,
+    keeper: Keeper,
+    /// A leaf keeps nothing of others.
+    takes_custody: bool,
     works: Works,
     partials: Partials,
     early: BTreeMap<MessageId, Early>,
@@ -210,6 +215,8 @@ impl Delivery {
             journal: Journal::default(),
             requests: Requests::default(),
             paging: Paging::new(config.seed),
+            keeper: Keeper::default(),
+            takes_custody: config.router,
             works: Works::new(config.seed),
             partials: Partials::default(),
             early: BTreeMap::new(),
@@ -263,6 +270,15 @@ impl Delivery {
                     self.on_message(cx, remote, message);
                 }
             }
+            Body::Kept { custodian, message } => {
+                if let Some(remote) = self.remote(&source) {
+                    self.on_kept(cx, remote, custodian, message);
+                }
+            }
+            Body::Custody(custody) => self.on_custody(cx, &source, &custody),
+            Body::Entrusted { recipient, message } => {
+                self.on_entrusted(cx, source, recipient, message);
+            }
             Body::Segment(segment) => {
                 if let Some(remote) = self.find(&source) {
                     self.on_segment(cx, remote, segment);
@@ -280,6 +296,7 @@ impl Delivery {
     /// Routes are other ones.
     pub(crate) fn handle_routes_changed(&mut self, now: Instant, net: &mut dyn Net, out: &mut Out) {
         let cx = &mut Cx { now, net, out };
+        self.send_all_kept(cx);
         let mut given_up = Vec::new();
         for at in 1..self.remotes.len() {
             let remote = &mut self.remotes[at];
@@ -289,6 +306,12 @@ impl Delivery {
             let path = cx.net.path(&remote.node);
             let code = cx.net.reachability(&remote.node).code();
             let code = code.unwrap_or(ErrorCode::NoRoute);
+            let custodian = remote.flow.custodian();
+            if custodian.is_some_and(|custodian| cx.net.path(custodian) == 0) {
+                remote.flow.custodian_lost();
+                self.set_ready(RemoteId(at));
+            }
+            let remote = &mut self.remotes[at];
             if remote
                 .flow
                 .route_changed(cx.now, path, &code, &mut given_up)
@@ -303,11 +326,12 @@ impl Delivery {
     }
 
     /// A link has room again.
-    pub(crate) fn handle_room(&mut self, _now: Instant, _net: &mut dyn Net, _out: &mut Out) {
+    pub(crate) fn handle_room(&mut self, now: Instant, net: &mut dyn Net, out: &mut Out) {
         for remote in core::mem::take(&mut self.blocked) {
             self.remotes[remote.0].is_blocked = false;
             self.set_ready(remote);
         }
+        self.send_all_kept(&mut Cx { now, net, out });
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant, net: &mut dyn Net, out: &mut Out) {
@@ -343,6 +367,7 @@ impl Delivery {
                 ),
             );
         }
+        self.look_at_kept(cx);
         for done in self.journal.take_again(now) {
             self.write_again(cx, done);
         }
@@ -395,6 +420,7 @@ impl Delivery {
                 break;
             }
         }
+        self.send_notices(cx);
         self.gather(now);
         self.journal.flush(cx.out);
         for id in core::mem::take(&mut self.touched) {
@@ -406,6 +432,7 @@ impl Delivery {
             self.requests.deadline(),
             self.journal.deadline(),
             self.partials.deadline(),
+            self.keeper.deadline(),
             self.sweep_at,
         ]
         .into_iter()
@@ -461,6 +488,9 @@ impl Delivery {
             Body::Segment(segment) => self.on_segment(cx, OWN, segment),
             Body::Receipt(receipt) => self.on_receipt(cx, OWN, &receipt),
             Body::Undeliverable(_)
+            | Body::Kept { .. }
+            | Body::Custody(_)
+            | Body::Entrusted { .. }
             | Body::Echo { .. }
             | Body::EchoReply(_)
             | Body::Unknown { .. } => {}
@@ -474,6 +504,7 @@ impl Delivery {
             let received = &remote.received;
             for mut receipt in remote.acks.take(|epoch| received.get(&epoch)) {
                 receipt.instance = self.instance;
+                self.keeper.release(id, &remote.node, &self.node, &receipt);
                 let body = Body::Receipt(receipt);
                 if id == OWN {
                     self.loopback.push_back(body);

@@ -13,7 +13,7 @@ use core::time::Duration;
 use bytes::Bytes;
 use receptor_proto::frame::Frame;
 use receptor_proto::lsa::Capability;
-use receptor_proto::packet::{CancelReason, Content, Eof, Message, Priority};
+use receptor_proto::packet::{CancelReason, Content, Eof, Priority};
 use receptor_proto::wire::DecodeError;
 use receptor_proto::{ErrorBody, MessageId, NodeId};
 
@@ -222,21 +222,6 @@ impl Mesh {
         self.settle(now);
     }
 
-    /// Right after [`Self::new`]: the store has this much, durably, of the payload of a message
-    /// that an earlier start said to [begin](crate::Output::Begin). What is not wanted any more
-    /// is removed.
-    pub fn restore_partial(
-        &mut self,
-        now: Instant,
-        entry: EntryId,
-        origin: &NodeId,
-        message: Message,
-        written: u64,
-    ) {
-        self.delivery
-            .restore_partial(now, entry, origin, message, written);
-    }
-
     /// A name for a payload that the driver is about to store.
     pub fn new_entry(&mut self) -> EntryId {
         self.delivery.new_entry()
@@ -266,6 +251,13 @@ impl Mesh {
     #[must_use]
     pub fn is_pending(&self, work: MessageId) -> bool {
         self.delivery.is_pending(work)
+    }
+
+    /// Messages of other nodes that are kept here until there is a way for them, and what they
+    /// take of [`crate::Limits::custody_bytes`].
+    #[must_use]
+    pub fn in_custody(&self) -> (usize, u64) {
+        self.delivery.in_custody()
     }
 
     /// Requests that wait in the store alone, and the bytes of memory that this takes.
@@ -488,6 +480,11 @@ impl Mesh {
                         body,
                         &mut self.out,
                     ),
+                    Local::Stuck(packet, code) => {
+                        if let Some(packet) = self.delivery.keep(now, packet) {
+                            self.router.give_back(now, &packet, code);
+                        }
+                    }
                     Local::Echo(echo) => {
                         let (active, works) = self.delivery.active_works(now);
                         self.router.answer_echo(echo, active, works);

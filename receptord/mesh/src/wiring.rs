@@ -27,6 +27,10 @@ pub(crate) trait Net {
         self.next_link(node).map_or(0, |link| link.0 + 1)
     }
 
+    /// The router that can be reached and is nearest to where `node`, to whom there is no way,
+    /// was last; `None` when nobody is nearer than this node, or nothing is known of `node`.
+    fn custodian(&self, node: &NodeId) -> Option<NodeId>;
+
     /// Bytes ([`Packet::wire_size`]) that the queue towards `node` can still take in this
     /// priority class; 0 without a route, [`usize::MAX`] for this node itself.
     fn room(&self, node: &NodeId, priority: Priority) -> usize;

@@ -331,6 +331,9 @@ pub struct SpoolStatus {
     pub bytes: u64,
     /// The limit in bytes.
     pub max_bytes: u64,
+    /// Messages of other nodes among them, kept until there is a way.
+    #[serde(default)]
+    pub in_custody: u64,
 }
 
 /// `{"command":"nodes"}`: all that are known.
@@ -918,7 +921,8 @@ pub struct WorkStatus {
     pub dropped: bool,
 }
 
-/// `{"command":"spool"}`: the messages of this node that their recipients have not confirmed.
+/// `{"command":"spool"}`: the messages that wait here: those of this node that their recipients
+/// have not confirmed, and those of other nodes that are in custody here.
 /// With `id` only those of that work, or the error `not-found`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct SpoolCommand {
@@ -960,8 +964,6 @@ pub enum SpoolReason {
     NotSent,
     /// It was sent, and its recipient has not confirmed it.
     NoReceipt,
-    /// Its node does not run; never from a daemon.
-    Stopped,
 }
 
 /// One message in the spool.
@@ -973,6 +975,9 @@ pub struct SpoolEntry {
     pub kind: SpoolKind,
     /// For whom.
     pub recipient: NodeId,
+    /// From whom, when it is in custody here for another node; absent: it is this node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<NodeId>,
     /// Of a request: what is to be run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directive: Option<Directive>,

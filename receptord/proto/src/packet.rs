@@ -28,8 +28,10 @@ pub use self::message::{
 /// enough that headers do not matter, small enough that a ping waits half a millisecond for one
 /// at 1 Gbit/s, and 50 ms at 10 Mbit/s.
 pub const SEGMENT_MAX: usize = 64 * 1024;
-/// The most ranges in one receipt.
+/// The most ranges in one receipt, and runs in one word about custody.
 pub const RANGES_MAX: usize = 256;
+/// What a node id mostly takes, in bytes.
+const NODE_HINT: usize = 40;
 /// How many works an echo reply names; the rest is counted only.
 pub const ACTIVE_MAX: usize = 16;
 
@@ -171,6 +173,24 @@ pub enum Body {
     Segment(Segment),
     /// What the recipient of a flow has.
     Receipt(Receipt),
+    /// A message that a node on the way kept, and now sends for its origin, which is the packet's
+    /// source.
+    Kept {
+        /// Who kept it, and wants to know when it has arrived.
+        custodian: NodeId,
+        /// The message, whole.
+        message: Message,
+    },
+    /// Who has messages of a flow in custody, or that nobody needs to any more.
+    Custody(Custody),
+    /// From a message's origin, without a way to its recipient, to a node that is nearer: to be
+    /// passed on, or kept until there is a way.
+    Entrusted {
+        /// Whom it is for.
+        recipient: NodeId,
+        /// The message, whole.
+        message: Message,
+    },
     /// A kind of a newer version; dropped and counted.
     Unknown {
         /// The kind byte.
@@ -262,6 +282,60 @@ pub struct Receipt {
     pub instance: u64,
 }
 
+/// What is said of messages that a node on the way keeps, or was asked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holding {
+    /// From the custodian to their origin, and to the node that kept them before: they are on
+    /// its disk.
+    Kept,
+    /// From their recipient to the custodian: they are in its hands, or will never be wanted.
+    Done,
+    /// From the custodian to their origin: it does not keep them, for lack of room.
+    Refused,
+    /// From the custodian to their origin: it keeps them no longer, because their time is over
+    /// or they cannot be read any more.
+    Dropped,
+    /// A word of a later version; says nothing.
+    Unknown(u8),
+}
+
+/// What became of messages that were kept on their way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Custody {
+    /// What is said of them.
+    pub holding: Holding,
+    /// Whose messages.
+    pub origin: NodeId,
+    /// Whom they are for.
+    pub recipient: NodeId,
+    /// The flow's epoch.
+    pub epoch: u64,
+    /// First and last sequence numbers of runs, in order; at most [`RANGES_MAX`].
+    pub messages: Vec<(u64, u64)>,
+}
+
+impl Holding {
+    fn byte(self) -> u8 {
+        match self {
+            Self::Kept => 0,
+            Self::Done => 1,
+            Self::Refused => 2,
+            Self::Dropped => 3,
+            Self::Unknown(byte) => byte,
+        }
+    }
+
+    fn of(byte: u8) -> Self {
+        match byte {
+            0 => Self::Kept,
+            1 => Self::Done,
+            2 => Self::Refused,
+            3 => Self::Dropped,
+            byte => Self::Unknown(byte),
+        }
+    }
+}
+
 /// The kind bytes of bodies, for nodes that pass packets on without reading them.
 pub mod kind {
     /// [`super::Body::Echo`].
@@ -276,6 +350,12 @@ pub mod kind {
     pub const SEGMENT: u8 = 5;
     /// [`super::Body::Receipt`].
     pub const RECEIPT: u8 = 6;
+    /// [`super::Body::Kept`].
+    pub const KEPT: u8 = 7;
+    /// [`super::Body::Custody`].
+    pub const CUSTODY: u8 = 8;
+    /// [`super::Body::Entrusted`].
+    pub const ENTRUSTED: u8 = 9;
 }
 
 impl Body {
@@ -287,8 +367,11 @@ impl Body {
             | Self::EchoReply(_)
             | Self::Undeliverable(_)
             | Self::Receipt(_)
+            | Self::Custody(_)
             | Self::Unknown { .. } => Priority::Control,
-            Self::Message(message) => message.priority(),
+            Self::Message(message)
+            | Self::Kept { message, .. }
+            | Self::Entrusted { message, .. } => message.priority(),
             Self::Segment(_) => Priority::Bulk,
         }
     }
@@ -326,6 +409,20 @@ impl Body {
                 receipt.encode(&mut w);
                 kind::RECEIPT
             }
+            Self::Kept { custodian, message } => {
+                w.node(custodian);
+                message.encode(&mut w);
+                kind::KEPT
+            }
+            Self::Custody(custody) => {
+                custody.encode(&mut w);
+                kind::CUSTODY
+            }
+            Self::Entrusted { recipient, message } => {
+                w.node(recipient);
+                message.encode(&mut w);
+                kind::ENTRUSTED
+            }
             Self::Unknown { kind } => *kind,
         };
         (kind, out.into())
@@ -362,6 +459,15 @@ impl Body {
                 })
             }
             kind::RECEIPT => Self::Receipt(Receipt::decode(&mut r)?),
+            kind::KEPT => Self::Kept {
+                custodian: r.node("custodian")?,
+                message: Message::decode(r)?,
+            },
+            kind::CUSTODY => Self::Custody(Custody::decode(&mut r)?),
+            kind::ENTRUSTED => Self::Entrusted {
+                recipient: r.node("recipient")?,
+                message: Message::decode(r)?,
+            },
             kind => Self::Unknown { kind },
         })
     }
@@ -369,11 +475,15 @@ impl Body {
     fn size_hint(&self) -> usize {
         match self {
             Self::Message(message) => message.size_hint(),
+            Self::Kept { message, .. } | Self::Entrusted { message, .. } => {
+                message.size_hint() + NODE_HINT
+            }
             Self::Segment(segment) => segment.bytes.len() + 32,
             Self::Echo { .. }
             | Self::EchoReply(_)
             | Self::Undeliverable(_)
             | Self::Receipt(_)
+            | Self::Custody(_)
             | Self::Unknown { .. } => 32,
         }
     }
@@ -462,6 +572,50 @@ impl Undeliverable {
             code,
             destination,
             about,
+        })
+    }
+}
+
+impl Custody {
+    fn encode(&self, w: &mut Writer<'_>) {
+        w.u8(self.holding.byte());
+        w.node(&self.origin);
+        w.node(&self.recipient);
+        w.varint(self.epoch);
+        w.varint(self.messages.len() as u64);
+        for (first, last) in &self.messages {
+            w.varint(*first);
+            w.varint(*last);
+        }
+    }
+
+    fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
+        let holding = Holding::of(r.u8("holding")?);
+        let origin = r.node("origin")?;
+        let recipient = r.node("recipient")?;
+        let epoch = r.varint("epoch")?;
+        let count = r.count(2, "kept messages")?;
+        if count > RANGES_MAX {
+            let (size, limit) = (count as u64, RANGES_MAX as u64);
+            let what = "kept messages";
+            return Err(DecodeError::TooLarge { what, size, limit });
+        }
+        let mut messages = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (first, last) = (r.varint("first")?, r.varint("last")?);
+            if first > last {
+                return Err(DecodeError::Bad {
+                    what: "kept messages",
+                });
+            }
+            messages.push((first, last));
+        }
+        Ok(Self {
+            holding,
+            origin,
+            recipient,
+            epoch,
+            messages,
         })
     }
 }

@@ -9,6 +9,7 @@
 //!   incoming   2  entry:varint  at-ms:varint  size:varint  origin:node     envelope:bytes  body:bytes
 //!   started    3  entry:varint
 //!   received   4  origin:node  epoch:varint  floor:varint  count:varint  (first:varint last:varint)…
+//!   transit    5  entry:varint  at-ms:varint  size:varint  recipient:node  envelope:bytes  body:bytes  origin:node
 //!   64 … 127      the store's own
 //! ```
 //!
@@ -63,6 +64,18 @@ pub enum Record {
         /// The envelope; `remaining_ms` as of the write.
         message: Message,
     },
+    /// A message from one other node to a second that is kept here until there is a way: in
+    /// custody. Its payload is never larger than [`SEGMENT_MAX`].
+    Transit {
+        /// Its name in the store.
+        entry: EntryId,
+        /// From whom.
+        origin: NodeId,
+        /// To whom.
+        recipient: NodeId,
+        /// The envelope and payload; `remaining_ms` as of the write.
+        message: Message,
+    },
     /// Of an incoming request: its work is handed to a plugin. Of an outgoing request: its
     /// recipient has it and must not be sent it again. Of an incoming response: its client took
     /// it and all before it.
@@ -95,18 +108,20 @@ pub mod kind {
     pub const STARTED: u8 = 3;
     /// [`super::Record::Received`].
     pub const RECEIVED: u8 = 4;
+    /// [`super::Record::Transit`].
+    pub const TRANSIT: u8 = 5;
 }
 
 /// What a store must know of a record to file it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Label {
-    /// [`Record::Outgoing`] or [`Record::Incoming`].
+    /// [`Record::Outgoing`], [`Record::Incoming`] or [`Record::Transit`].
     Message {
         /// Its name.
         entry: EntryId,
         /// It is an outgoing one.
         outgoing: bool,
-        /// The recipient of an outgoing one, the origin of an incoming one.
+        /// The origin of an incoming one, the recipient of any other.
         node: NodeId,
         /// Bytes of the payload, wherever it is.
         size: u64,
@@ -140,9 +155,16 @@ impl Record {
                 entry,
                 origin: node,
                 message,
+            }
+            | Self::Transit {
+                entry,
+                recipient: node,
+                message,
+                ..
             } => {
                 w.u8(match self {
                     Self::Outgoing { .. } => kind::OUTGOING,
+                    Self::Transit { .. } => kind::TRANSIT,
                     Self::Incoming { .. } | Self::Started { .. } | Self::Received { .. } => {
                         kind::INCOMING
                     }
@@ -155,6 +177,9 @@ impl Record {
                 message.encode_envelope(&mut Writer(&mut envelope));
                 w.bytes(&envelope);
                 w.bytes(&message.body);
+                if let Self::Transit { origin, .. } = self {
+                    w.node(origin);
+                }
             }
             Self::Started { entry } => {
                 w.u8(kind::STARTED);
@@ -189,7 +214,7 @@ impl Record {
         let mut r = Reader::new(bytes);
         let kind = r.u8("record kind")?;
         Ok(Some(match kind {
-            kind::OUTGOING | kind::INCOMING => {
+            kind::OUTGOING | kind::INCOMING | kind::TRANSIT => {
                 let prefix = Prefix::decode(&mut r)?;
                 let mut envelope = Reader::new(r.bytes(r.remaining(), "envelope")?);
                 let mut message = Message::decode_envelope(&mut envelope)?;
@@ -201,18 +226,23 @@ impl Record {
                 let age = now_ms.saturating_sub(prefix.at_ms);
                 message.remaining_ms = message.remaining_ms.saturating_sub(age);
                 let Prefix { entry, node, .. } = prefix;
-                if kind == kind::OUTGOING {
-                    Self::Outgoing {
+                match kind {
+                    kind::OUTGOING => Self::Outgoing {
                         entry,
                         recipient: node,
                         message,
-                    }
-                } else {
-                    Self::Incoming {
+                    },
+                    kind::TRANSIT => Self::Transit {
+                        entry,
+                        origin: r.node("origin")?,
+                        recipient: node,
+                        message,
+                    },
+                    _ => Self::Incoming {
                         entry,
                         origin: node,
                         message,
-                    }
+                    },
                 }
             }
             kind::STARTED => Self::Started {
@@ -250,7 +280,7 @@ impl Label {
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut r = Reader::new(bytes);
         Ok(match r.u8("record kind")? {
-            kind @ (kind::OUTGOING | kind::INCOMING) => {
+            kind @ (kind::OUTGOING | kind::INCOMING | kind::TRANSIT) => {
                 let Prefix {
                     entry, size, node, ..
                 } = Prefix::decode(&mut r)?;
@@ -279,7 +309,7 @@ impl Label {
 /// When it is no message.
 pub fn body(bytes: Bytes) -> Result<Bytes, DecodeError> {
     let mut r = Reader::new(bytes);
-    let (kind::OUTGOING | kind::INCOMING) = r.u8("record kind")? else {
+    let (kind::OUTGOING | kind::INCOMING | kind::TRANSIT) = r.u8("record kind")? else {
         return Err(DecodeError::Bad {
             what: "record kind",
         });
@@ -379,6 +409,16 @@ mod tests {
                     message,
                 }
             }),
+            (any::<u64>(), node(), node(), message())
+                .prop_filter("kept whole", |(.., message)| !message.is_segmented())
+                .prop_map(|(entry, origin, recipient, message)| {
+                    Record::Transit {
+                        entry: EntryId(entry),
+                        origin,
+                        recipient,
+                        message,
+                    }
+                }),
             any::<u64>().prop_map(|entry| Record::Started {
                 entry: EntryId(entry)
             }),
@@ -404,7 +444,8 @@ mod tests {
                 (
                     Label::Message { entry, outgoing, node, size },
                     Record::Outgoing { entry: e, recipient: n, message }
-                    | Record::Incoming { entry: e, origin: n, message },
+                    | Record::Incoming { entry: e, origin: n, message }
+                    | Record::Transit { entry: e, recipient: n, message, .. },
                 ) => {
                     prop_assert_eq!((entry, &node, size), (*e, n, message.size));
                     prop_assert_eq!(outgoing, matches!(record, Record::Outgoing { .. }));
@@ -432,7 +473,7 @@ mod tests {
         }
 
         #[test]
-        fn random_bytes_never_panic(mut input: Vec<u8>, kind in 0..6u8) {
+        fn random_bytes_never_panic(mut input: Vec<u8>, kind in 0..7u8) {
             if let Some(first) = input.first_mut() {
                 *first = kind;
             }

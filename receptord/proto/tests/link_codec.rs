@@ -10,8 +10,8 @@ use receptor_proto::frame::{
 };
 use receptor_proto::lsa::{Lsa, LsaKey, LsaKind, LsaSummary};
 use receptor_proto::packet::{
-    About, ActiveWork, Body, CONTROL_MAX, CancelReason, Content, EchoReply, Eof, Message,
-    MessageKind, Packet, RANGES_MAX, Receipt, SEGMENT_MAX, Segment, Undeliverable,
+    About, ActiveWork, Body, CONTROL_MAX, CancelReason, Content, Custody, EchoReply, Eof, Holding,
+    Message, MessageKind, Packet, RANGES_MAX, Receipt, SEGMENT_MAX, Segment, Undeliverable,
 };
 use receptor_proto::wire::DecodeError;
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
@@ -124,6 +124,16 @@ fn message() -> impl Strategy<Value = Message> {
         )
 }
 
+fn holding() -> impl Strategy<Value = Holding> {
+    prop_oneof![
+        Just(Holding::Kept),
+        Just(Holding::Done),
+        Just(Holding::Refused),
+        Just(Holding::Dropped),
+        (4..=u8::MAX).prop_map(Holding::Unknown),
+    ]
+}
+
 fn body() -> impl Strategy<Value = Body> {
     let work = (id(), directive(), any::<u64>(), any::<bool>()).prop_map(
         |(id, directive, age_ms, running)| ActiveWork {
@@ -171,6 +181,20 @@ fn body() -> impl Strategy<Value = Body> {
             }
         ),
         message().prop_map(Body::Message),
+        (node(), message()).prop_map(|(custodian, message)| Body::Kept { custodian, message }),
+        (node(), message()).prop_map(|(recipient, message)| Body::Entrusted { recipient, message }),
+        (holding(), node(), node(), any::<u64>(), ranges()).prop_map(
+            |(holding, origin, recipient, epoch, messages)| {
+                let messages = messages.into_iter().map(|(a, b)| (a.min(b), a.max(b)));
+                Body::Custody(Custody {
+                    holding,
+                    origin,
+                    recipient,
+                    epoch,
+                    messages: messages.collect(),
+                })
+            }
+        ),
         (
             any::<u64>(),
             any::<u64>(),
@@ -395,6 +419,53 @@ fn a_full_segment_fits_the_smallest_frame_limit() {
     });
     let frame = Frame::Packet(Packet::new(long.clone(), long, 30, &body));
     assert!(encoded(&frame).len() <= MAX_FRAME_FLOOR);
+}
+
+#[test]
+fn the_fullest_request_in_custody_fits_the_smallest_frame_limit() {
+    let long = NodeId::new(&"x".repeat(128)).unwrap();
+    let directive = format!("{}:{}", "x".repeat(64), "y".repeat(64));
+    let message = Message {
+        epoch: u64::MAX,
+        seq: u64::MAX,
+        floor: u64::MAX,
+        work: MessageId::from_u128(1),
+        kind: MessageKind::Request {
+            directive: Directive::new(&directive).unwrap(),
+            respond: true,
+        },
+        volatile: false,
+        remaining_ms: u64::MAX,
+        content: Content::Bytes,
+        name: Some("n".repeat(255)),
+        size: SEGMENT_MAX as u64,
+        body: vec![0; SEGMENT_MAX].into(),
+    };
+    let (custodian, recipient) = (long.clone(), long.clone());
+    for body in [
+        Body::Kept {
+            custodian,
+            message: message.clone(),
+        },
+        Body::Entrusted { recipient, message },
+    ] {
+        let packet = Packet::new(long.clone(), long.clone(), 30, &body);
+        assert!(encoded(&Frame::Packet(packet)).len() <= MAX_FRAME_FLOOR);
+    }
+}
+
+#[test]
+fn the_fullest_word_about_custody_is_a_control_packet() {
+    let long = NodeId::new(&"x".repeat(128)).unwrap();
+    let body = Body::Custody(Custody {
+        holding: Holding::Kept,
+        origin: long.clone(),
+        recipient: long.clone(),
+        epoch: u64::MAX,
+        messages: vec![(u64::MAX, u64::MAX); RANGES_MAX],
+    });
+    let packet = Packet::new(long.clone(), long, 30, &body);
+    assert!(packet.wire_size() <= CONTROL_MAX);
 }
 
 #[test]

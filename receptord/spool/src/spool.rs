@@ -14,7 +14,6 @@ use crate::disk::{Access, Disk, read_full};
 use crate::error::SpoolError;
 use crate::index::{Index, Usage};
 use crate::log::{Effect, Log, Results, segment_path};
-use crate::partials::Note;
 use crate::payloads::payload_path;
 use crate::records::Records;
 use crate::recover::{self, Report};
@@ -117,8 +116,6 @@ pub struct Spool<D: Disk> {
     pub(crate) open: Vec<(EntryId, D::File)>,
     /// A payload's name may not be durable.
     pub(crate) is_payload_new: bool,
-    /// What payloads that are being written are part of, by entry.
-    pub(crate) notes: BTreeMap<u64, Note>,
     pub(crate) writable: bool,
     _lock: D::Lock,
 }
@@ -166,7 +163,6 @@ impl<D: Disk> Spool<D> {
         options: &Options,
         index: Index,
         log: Log<D::File>,
-        notes: BTreeMap<u64, Note>,
         lock: D::Lock,
         writable: bool,
     ) -> Self {
@@ -178,7 +174,6 @@ impl<D: Disk> Spool<D> {
             log,
             open: Vec::new(),
             is_payload_new: true,
-            notes,
             writable,
             _lock: lock,
         }
@@ -210,10 +205,7 @@ impl<D: Disk> Spool<D> {
                         results.push((at, Err(error)));
                     }
                 }
-                Op::Remove(entry) if self.writable => {
-                    self.forget_note(*entry);
-                    self.log.remove(*entry);
-                }
+                Op::Remove(entry) if self.writable => self.log.remove(*entry),
                 Op::Remove(_) => {}
             }
         }
@@ -266,7 +258,6 @@ impl<D: Disk> Spool<D> {
                 _ => {}
             }
         }
-        self.sweep_notes();
         let _ = self.log.collect(&self.disk, &mut self.index);
     }
 
@@ -356,7 +347,8 @@ impl<D: Disk> Spool<D> {
         for record in records {
             match record {
                 Record::Outgoing { entry, message, .. }
-                | Record::Incoming { entry, message, .. } => {
+                | Record::Incoming { entry, message, .. }
+                | Record::Transit { entry, message, .. } => {
                     if self.index.entries.contains(entry.0)
                         || self.log.fresh.contains(&entry.0)
                         || !messages.insert(entry.0)
@@ -410,7 +402,8 @@ impl<D: Disk> Spool<D> {
                     entry,
                     message,
                 } => (Some(recipient), entry, message),
-                Record::Incoming { entry, message, .. } => (None, entry, message),
+                Record::Incoming { entry, message, .. }
+                | Record::Transit { entry, message, .. } => (None, entry, message),
                 Record::Started { .. } | Record::Received { .. } => continue,
             };
             // One that has arrived is only waiting for its answer.
@@ -439,7 +432,7 @@ impl<D: Disk> Spool<D> {
                     recipient: Some(recipient.clone()),
                     place,
                 },
-                Record::Incoming { entry, .. } => Effect::Message {
+                Record::Incoming { entry, .. } | Record::Transit { entry, .. } => Effect::Message {
                     entry: *entry,
                     recipient: None,
                     place,

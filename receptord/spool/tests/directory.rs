@@ -428,7 +428,10 @@ fn a_page_has_one_recipient_s_messages_in_order() {
         let page = page.unwrap();
         let entries = page.records.iter().map(|record| match record {
             Record::Outgoing { entry, message, .. } => (entry.0, message.body.len()),
-            Record::Incoming { .. } | Record::Started { .. } | Record::Received { .. } => (0, 0),
+            Record::Incoming { .. }
+            | Record::Transit { .. }
+            | Record::Started { .. }
+            | Record::Received { .. } => (0, 0),
         });
         assert_eq!(page.damaged, []);
         (entries.collect::<Vec<_>>(), page.next.map(|entry| entry.0))

@@ -82,7 +82,9 @@ fn message(rng: &mut Rng, size: u64, body: Bytes) -> Message {
 
 fn entry_of(record: &Record) -> Option<u64> {
     match record {
-        Record::Outgoing { entry, .. } | Record::Incoming { entry, .. } => Some(entry.0),
+        Record::Outgoing { entry, .. }
+        | Record::Incoming { entry, .. }
+        | Record::Transit { entry, .. } => Some(entry.0),
         Record::Started { .. } | Record::Received { .. } => None,
     }
 }
@@ -163,18 +165,23 @@ impl Run {
                     };
                     let message = message(&mut self.rng, size, body);
                     let other = node(self.rng.u8(0..4));
-                    records.push(if self.rng.bool() {
-                        Record::Outgoing {
+                    records.push(match self.rng.u8(0..5) {
+                        0 | 1 => Record::Outgoing {
                             entry,
                             recipient: other,
                             message,
-                        }
-                    } else {
-                        Record::Incoming {
+                        },
+                        2 if !large => Record::Transit {
+                            entry,
+                            origin: node(9),
+                            recipient: other,
+                            message,
+                        },
+                        _ => Record::Incoming {
                             entry,
                             origin: other,
                             message,
-                        }
+                        },
                     });
                     if self.rng.u8(0..5) == 0 {
                         records.push(Record::Started { entry });
@@ -262,7 +269,9 @@ impl Run {
         match result {
             Ok(()) => {
                 let syncs = records.iter().any(|record| match record {
-                    Record::Outgoing { .. } | Record::Incoming { .. } => true,
+                    Record::Outgoing { .. } | Record::Incoming { .. } | Record::Transit { .. } => {
+                        true
+                    }
                     Record::Received { floor, .. } => *floor != u64::MAX,
                     Record::Started { .. } => false,
                 });
@@ -299,7 +308,9 @@ impl Run {
                             let key = (origin.clone(), *epoch);
                             model.maybe_flows.entry(key).or_default().push(flow);
                         }
-                        Record::Outgoing { .. } | Record::Incoming { .. } => {}
+                        Record::Outgoing { .. }
+                        | Record::Incoming { .. }
+                        | Record::Transit { .. } => {}
                     }
                 }
                 model.failed.push(records.to_vec());
@@ -335,7 +346,9 @@ impl Run {
                     let twice = flows.insert((origin, epoch), (floor, ranges));
                     assert_eq!(twice, None);
                 }
-                Record::Outgoing { entry, .. } | Record::Incoming { entry, .. } => {
+                Record::Outgoing { entry, .. }
+                | Record::Incoming { entry, .. }
+                | Record::Transit { entry, .. } => {
                     entries += 1;
                     found.insert(entry.0, record);
                 }
@@ -400,7 +413,9 @@ impl Run {
             assert!(may || is == model.flows.get(&key), "{key:?} is {is:?}");
         }
         for (entry, record) in &found {
-            let (Record::Outgoing { message, .. } | Record::Incoming { message, .. }) = record
+            let (Record::Outgoing { message, .. }
+            | Record::Incoming { message, .. }
+            | Record::Transit { message, .. }) = record
             else {
                 unreachable!();
             };
@@ -439,7 +454,9 @@ impl Run {
 impl Model {
     fn apply(&mut self, record: &Record) {
         match record {
-            Record::Outgoing { entry, .. } | Record::Incoming { entry, .. } => {
+            Record::Outgoing { entry, .. }
+            | Record::Incoming { entry, .. }
+            | Record::Transit { entry, .. } => {
                 let stored = Stored {
                     record: record.clone(),
                     started: false,
@@ -473,8 +490,12 @@ impl Model {
 fn same(found: &Record, written: &Record) {
     let mut found = found.clone();
     if let (
-        Record::Outgoing { message, .. } | Record::Incoming { message, .. },
-        Record::Outgoing { message: old, .. } | Record::Incoming { message: old, .. },
+        Record::Outgoing { message, .. }
+        | Record::Incoming { message, .. }
+        | Record::Transit { message, .. },
+        Record::Outgoing { message: old, .. }
+        | Record::Incoming { message: old, .. }
+        | Record::Transit { message: old, .. },
     ) = (&mut found, written)
     {
         assert!(message.remaining_ms <= old.remaining_ms);

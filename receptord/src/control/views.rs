@@ -225,6 +225,7 @@ pub(super) async fn status_reply(context: &Context) -> Result<StatusReply, Engin
             entries: usage.entries,
             bytes: usage.bytes,
             max_bytes: usage.max_bytes,
+            in_custody: health.in_custody as u64,
         },
         plugins,
         clients: u64::from(context.clients.get()),

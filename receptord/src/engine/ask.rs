@@ -90,9 +90,13 @@ impl Engine {
     pub(super) fn spool_drop(&mut self, prefix: &IdPrefix) -> Result<MessageId, ErrorBody> {
         let (waiting, _) = self.mesh.waiting(self.now, usize::MAX);
         let work = resolve(prefix, waiting.iter().map(|view| view.work))?;
-        if !waiting.iter().any(|view| view.work == work) {
+        let Some(view) = waiting.iter().find(|view| view.work == work) else {
             let text = format!("nothing waits here of a work {work}");
             return Err(ErrorBody::new(ErrorCode::NotFound, text));
+        };
+        if let Some(origin) = &view.origin {
+            let text = format!("the work {work} is in custody here for {origin}: cancel it there");
+            return Err(ErrorBody::new(ErrorCode::Refused, text));
         }
         if self.mesh.drop_waiting(self.now, work).is_err() {
             let text = format!("of the work {work} only a request to end it waits here");
@@ -138,6 +142,7 @@ impl Engine {
                 id: view.work,
                 kind,
                 recipient: view.recipient,
+                origin: view.origin,
                 directive,
                 serial,
                 size: view.size,

@@ -180,6 +180,8 @@ pub(crate) struct Health {
     pub(crate) counters: Counters,
     /// LSAs in the database.
     pub(crate) lsas: usize,
+    /// Messages of other nodes that are kept here.
+    pub(crate) in_custody: usize,
     /// Ids that more than one running node has: whether it is this node's, and how long ago
     /// that was seen.
     pub(crate) twins: Vec<(NodeId, bool, Duration)>,

@@ -259,7 +259,10 @@ async fn damage_is_set_aside_and_the_rest_is_there() {
         .iter()
         .filter_map(|record| match record {
             Record::Outgoing { entry, .. } => Some(entry.0),
-            Record::Incoming { .. } | Record::Started { .. } | Record::Received { .. } => None,
+            Record::Incoming { .. }
+            | Record::Transit { .. }
+            | Record::Started { .. }
+            | Record::Received { .. } => None,
         })
         .collect();
     assert_eq!(entries, [1, 3]);

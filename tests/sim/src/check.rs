@@ -10,7 +10,7 @@ use receptor_proto::packet::{CONTROL_MAX, MessageKind};
 use crate::event::NodeIndex;
 use crate::net::{EndState, conn_of};
 use crate::random::{Stream, stream};
-use crate::world::World;
+use crate::world::{Host, World};
 
 /// Up to this many nodes all routes are compared; beyond, those of a sample of this many.
 const SOURCES_MAX: usize = 150;
@@ -65,7 +65,8 @@ impl World {
                 let routers: Vec<bool> = self.members().iter().map(|host| host.router).collect();
                 let part = self.adjacencies(&links).parts(&routers);
                 let whole = part.iter().all(|part| *part == 0);
-                let apart = |a: NodeIndex, b: NodeIndex| part[a] != part[b];
+                let gone = |node: NodeIndex| self.hosts[node].gone;
+                let apart = |a: NodeIndex, b: NodeIndex| part[a] != part[b] || gone(a) || gone(b);
                 if !self.all_themselves() {
                     return None;
                 }
@@ -75,6 +76,8 @@ impl World {
                         apart,
                         self.options.disk_faults > 0.0,
                     )
+                    .or_else(|| self.uncollected(apart))
+                    .or_else(|| self.disagreement(apart))
                     .or_else(|| self.leftovers(whole))
             })
             .or_else(|| self.unrouted(&links))
@@ -96,7 +99,8 @@ impl World {
 
     /// A node that does not run, or a wire whose ends are no neighbors.
     fn unlinked(&self, links: &[Vec<LinkView>]) -> Option<String> {
-        if let Some(node) = self.members().iter().position(|host| host.mesh.is_none()) {
+        let stands = |host: &Host| host.mesh.is_none() && !host.gone;
+        if let Some(node) = self.members().iter().position(stands) {
             return Some(format!("node {node} does not run"));
         }
         let mut up = vec![[false; 2]; self.net.wires.len()];
@@ -117,6 +121,68 @@ impl World {
         for (wire, up) in self.net.wires.iter().zip(up) {
             if !wire.cut && up != [true; 2] {
                 return Some(format!("the wire {:?} is no adjacency: {up:?}", wire.ends));
+            }
+        }
+        None
+    }
+
+    /// A message that stays in custody although its recipient can be reached, or that was and
+    /// never reached its plugin.
+    fn uncollected(&self, apart: impl Fn(NodeIndex, NodeIndex) -> bool) -> Option<String> {
+        for (node, host) in self.members().iter().enumerate().filter(|(_, h)| !h.gone) {
+            for record in host.store.messages() {
+                if let Record::Transit { recipient, .. } = record
+                    && let Some(&to) = self.by_id.get(recipient)
+                    && !apart(node, to)
+                {
+                    return Some(format!("node {node} has in custody {record:?}"));
+                }
+            }
+        }
+        let now = self.queue.now();
+        self.in_custody.iter().find_map(|kept| {
+            let letter = self.ledger.letters.get(&kept.work)?;
+            let to = letter.recipient?;
+            let excused = apart(kept.custodian, to)
+                || !letter.runs.is_empty()
+                || letter.said.last_word.is_some()
+                || letter.cancelled
+                || letter.given_up
+                || letter.end.is_some()
+                || letter.expiry_us <= now - letter.sent_at
+                // A node that forgot begins anew, and what it said before counts no more.
+                || self.hosts[letter.from].life.data != letter.from_life.data
+                || self.hosts[to].life.data != letter.recipient_life.data
+                // It had arrived there before, and was cut short.
+                || kept.life.process != letter.recipient_life.process;
+            (!excused).then(|| {
+                let (custodian, work) = (kept.custodian, kept.work);
+                format!("{work} was in the custody of {custodian} and was never run")
+            })
+        })
+    }
+
+    /// A work that its sender and its worker list differently.
+    fn disagreement(&self, apart: impl Fn(NodeIndex, NodeIndex) -> bool) -> Option<String> {
+        for (work, letter) in &self.ledger.letters {
+            let (from, Some(to)) = (letter.from, letter.recipient) else {
+                continue;
+            };
+            let same = self.hosts[from].life.data == letter.from_life.data
+                && self.hosts[to].life.data == letter.recipient_life.data;
+            if letter.volatile || !letter.respond || !same || apart(from, to) {
+                continue;
+            }
+            let (Some(sender), Some(worker)) = (&self.hosts[from].mesh, &self.hosts[to].mesh)
+            else {
+                continue;
+            };
+            let runs = worker.work(*work).is_some();
+            let waits = sender.has_arrived(*work);
+            if runs && waits.is_none() || waits == Some(true) && !runs {
+                return Some(format!(
+                    "{work} is under way at {to}: {runs}; for its sender {from}: {waits:?}"
+                ));
             }
         }
         None

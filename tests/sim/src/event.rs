@@ -186,6 +186,7 @@ pub(crate) fn record_word(record: &Record) -> &'static str {
     match record {
         Record::Outgoing { .. } => "outgoing",
         Record::Incoming { .. } => "incoming",
+        Record::Transit { .. } => "transit",
         Record::Started { .. } => "started",
         Record::Received { .. } => "received",
     }

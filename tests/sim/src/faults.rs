@@ -5,7 +5,9 @@
 
 use crate::event::{Event, NodeIndex, ProcessEvent, Trouble};
 use crate::random::Draw;
-use crate::world::World;
+use crate::world::{InCustody, World};
+use receptor_mesh::Record;
+use receptor_proto::packet::MessageKind;
 
 /// How long a process that has said goodbye lets its frames leave.
 const GOODBYE_US: u64 = 200_000;
@@ -175,6 +177,11 @@ impl World {
                 self.net.mend_wire(&mut self.queue, wire);
             }
         }
+        for _ in 0..self.options.gone.min(self.members().len()) {
+            let node = self.faults.usize(0..self.members().len());
+            self.go(node);
+        }
+        self.note_custody();
         for node in 0..self.hosts.len() {
             if self.hosts[node].frozen.is_some() {
                 self.thaw(node);
@@ -183,6 +190,47 @@ impl World {
                 self.crash(node, true, true);
             } else if self.hosts[node].mesh.is_none() {
                 self.queue.after(0, Event::Start(node));
+            }
+        }
+    }
+
+    /// A node is killed and never seen again.
+    fn go(&mut self, node: NodeIndex) {
+        let now = self.queue.now();
+        self.trace
+            .line(now, || format!("node {node} is gone for good"));
+        if self.hosts[node].mesh.is_some() {
+            self.crash(node, true, false);
+        }
+        self.hosts[node].gone = true;
+        for wire in 0..self.net.wires.len() {
+            if self.net.wires[wire].ends.contains(&node) {
+                self.net.break_wire(&mut self.queue, wire);
+                self.net.wires[wire].cut = true;
+                self.net.wires[wire].fault = None;
+            }
+        }
+    }
+
+    /// Notes the requests that are in custody now: they must be run, whoever has gone.
+    fn note_custody(&mut self) {
+        for custodian in 0..self.members().len() {
+            if self.hosts[custodian].gone {
+                continue;
+            }
+            for record in self.hosts[custodian].store.messages() {
+                if let Record::Transit {
+                    recipient, message, ..
+                } = record
+                    && matches!(message.kind, MessageKind::Request { .. })
+                    && let Some(&to) = self.by_id.get(recipient)
+                {
+                    self.in_custody.push(InCustody {
+                        work: message.work,
+                        custodian,
+                        life: self.hosts[to].life,
+                    });
+                }
             }
         }
     }

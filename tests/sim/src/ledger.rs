@@ -311,7 +311,7 @@ impl Ledger {
         let mut together = self
             .letters
             .iter()
-            .filter(|(_, letter)| letter.recipient.is_none_or(|to| !apart(letter.from, to)));
+            .filter(|(_, letter)| !apart(letter.from, letter.recipient.unwrap_or(letter.from)));
         together.find_map(|(work, letter)| {
             letter
                 .unfinished(&life, broken_disk)

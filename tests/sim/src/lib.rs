@@ -162,7 +162,9 @@ fn drive(world: &mut World) -> Result<f64, String> {
     let nodes = world.members().len();
     for _ in 0..nodes.min(64) {
         let pair = [0; 2].map(|_| world.clients.usize(0..nodes));
-        if world.options.cut == 0.0 {
+
+        // Without a node the mesh may fall apart.
+        if world.options.cut == 0.0 && world.options.gone == 0 {
             world.echo_to(pair[0], pair[1]);
             world.pump(pair[0]);
         }

@@ -132,7 +132,7 @@ fn one(options: &Options, arguments: &Arguments) -> bool {
 fn summary(outcome: &Outcome) -> String {
     let stats = &outcome.stats;
     format!(
-        "settled {:.1} s, {} messages ({} ended, {} with an error, {} refused), {} frames, {} SPF, {} again, {} held, {} loads, hash {:016x}",
+        "settled {:.1} s, {} messages ({} ended, {} with an error, {} refused), {} frames, {} SPF, {} again, {} kept, {} held, {} loads, hash {:016x}",
         outcome.settled_s,
         outcome.messages,
         outcome.ended,
@@ -141,6 +141,7 @@ fn summary(outcome: &Outcome) -> String {
         stats.frames.iter().sum::<u64>(),
         stats.spf_runs,
         stats.retransmitted,
+        stats.kept,
         stats.held,
         stats.loads,
         outcome.hash

@@ -199,6 +199,8 @@ options! {
     shutdowns: f64 = 0.0;
     /// Share of links that stay cut when everything else heals, so that the mesh may fall apart.
     cut: f64 = 0.0;
+    /// Nodes that go down for good when all trouble ends.
+    gone: usize = 0;
     /// Second nodes with the id of another, each with a link of its own, until all trouble ends.
     clones: usize = 0;
     /// Neighbors that send garbage: mutated, well-formed and meaningless frames.
@@ -251,6 +253,8 @@ options! {
     window: usize = 8192;
     /// Requests in one page of those that wait in the store.
     page: usize = 1000;
+    /// Messages that a node keeps for one recipient while it cannot pass them on.
+    custody: usize = 1000;
     /// Whether frames cross links as bytes; off, nodes share what they send, which is faster.
     codec: Codec = Codec::On;
 }

@@ -68,15 +68,6 @@ impl World {
                 };
                 self.disk(node, job);
             }
-            Output::Begin {
-                entry,
-                origin,
-                message,
-            } => {
-                let store = &mut self.hosts[node].store;
-                let result = store.begin(now, entry, origin, message);
-                self.check(result.map_err(|why| format!("node {node}: {why}")));
-            }
             Output::Append {
                 entry,
                 offset,
@@ -182,7 +173,8 @@ impl World {
                 .iter()
                 .map(|record| match record {
                     Record::Outgoing { entry, message, .. }
-                    | Record::Incoming { entry, message, .. } => {
+                    | Record::Incoming { entry, message, .. }
+                    | Record::Transit { entry, message, .. } => {
                         format!("{} {entry:?} of {}", record_word(record), message.work)
                     }
                     Record::Started { .. } | Record::Received { .. } => format!("{record:?}"),
@@ -190,6 +182,8 @@ impl World {
                 .collect();
             format!("{node}: writes {token}: {}", words.join(", "))
         });
+        let transit = |record: &&Record| matches!(record, Record::Transit { .. });
+        self.stats.kept += records.iter().filter(transit).count() as u64;
         let failed = self.troubled && self.disks.chance(self.options.disk_faults);
         if !failed {
             let host = &mut self.hosts[node];

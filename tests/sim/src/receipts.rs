@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use receptor_mesh::Record;
-use receptor_proto::packet::{Body, MessageKind, Packet};
+use receptor_proto::packet::{Body, Holding, Message, MessageKind, Packet, kind};
 use receptor_proto::{MessageId, NodeId};
 
 use crate::event::NodeIndex;
@@ -30,6 +30,8 @@ pub(crate) struct Receipts {
     flows: BTreeMap<Flow, BTreeMap<u64, Place>>,
     /// What each life of a recipient's data holds or held of a flow, as runs.
     durable: BTreeMap<(Flow, u32), Runs>,
+    /// What each life of another node's data holds or held of a flow.
+    in_custody: BTreeMap<(Flow, (NodeIndex, u32)), Runs>,
     /// Below which number each origin has said that it is done with all of a flow.
     floors: BTreeMap<Flow, u64>,
 }
@@ -69,7 +71,8 @@ impl Receipts {
         packet: &Packet,
     ) -> Result<Vec<Place>, String> {
         let mut loose = Vec::new();
-        if nodes.get(&packet.source) != Some(&node) {
+        // What was kept on its way is passed on by its origin as by any other node.
+        if nodes.get(&packet.source) != Some(&node) || packet.kind == kind::KEPT {
             return Ok(loose);
         }
         let Some(&to) = nodes.get(&packet.destination) else {
@@ -78,24 +81,26 @@ impl Receipts {
         let body = Body::decode(packet.kind, packet.body.clone())
             .map_err(|error| format!("node {node} sends a bad body: {error}"))?;
         match body {
-            Body::Message(message) => {
-                let place = Place {
-                    work: message.work,
-                    kind: message.kind,
-                    volatile: message.volatile,
-                };
-                let key = (node, to, message.epoch);
-                if message.floor > 0 {
-                    let floor = self.floors.entry(key).or_default();
-                    *floor = message.floor.max(*floor);
+            Body::Message(message) => self.places(node, to, message)?,
+            Body::Entrusted { recipient, message } => {
+                if let Some(&to) = nodes.get(&recipient) {
+                    self.places(node, to, message)?;
                 }
-                let flow = self.flows.entry(key).or_default();
-                let known = flow.entry(message.seq).or_insert_with(|| place.clone());
-                if *known != place {
-                    return Err(format!(
-                        "node {node} sends {place:?} to {to} as {} of epoch {}, which is {known:?}",
-                        message.seq, message.epoch
-                    ));
+            }
+            Body::Custody(custody) if custody.holding == Holding::Kept => {
+                let ends = (nodes.get(&custody.origin), nodes.get(&custody.recipient));
+                let (Some(&origin), Some(&recipient)) = ends else {
+                    return Ok(loose);
+                };
+                let kept = ((origin, recipient, custody.epoch), (node, life.data));
+                let runs = self.in_custody.get(&kept);
+                for (first, last) in custody.messages {
+                    let durable = |seq| runs.is_some_and(|runs| runs.contains(seq));
+                    if let Some(seq) = (first..=last).find(|seq| !durable(*seq)) {
+                        return Err(format!(
+                            "node {node} says that it keeps {seq} of {kept:?}, which is not on its disk"
+                        ));
+                    }
                 }
             }
             Body::Receipt(receipt) => {
@@ -116,10 +121,35 @@ impl Receipts {
             Body::Echo { .. }
             | Body::EchoReply(_)
             | Body::Undeliverable(_)
+            | Body::Kept { .. }
+            | Body::Custody(_)
             | Body::Segment(_)
             | Body::Unknown { .. } => {}
         }
         Ok(loose)
+    }
+
+    /// An origin sends a message.
+    fn places(&mut self, node: NodeIndex, to: NodeIndex, message: Message) -> Result<(), String> {
+        let place = Place {
+            work: message.work,
+            kind: message.kind,
+            volatile: message.volatile,
+        };
+        let key = (node, to, message.epoch);
+        if message.floor > 0 {
+            let floor = self.floors.entry(key).or_default();
+            *floor = message.floor.max(*floor);
+        }
+        let flow = self.flows.entry(key).or_default();
+        let known = flow.entry(message.seq).or_insert_with(|| place.clone());
+        if *known != place {
+            return Err(format!(
+                "node {node} sends {place:?} to {to} as {} of epoch {}, which is {known:?}",
+                message.seq, message.epoch
+            ));
+        }
+        Ok(())
     }
 
     /// Whether the origin has said that nothing is owed to this message any more: it is in other
@@ -165,6 +195,21 @@ impl Receipts {
                         for (first, last) in ranges {
                             runs.insert(*first, *last);
                         }
+                    }
+                }
+                Record::Transit {
+                    origin,
+                    recipient,
+                    message,
+                    ..
+                } => {
+                    if let (Some(&from), Some(&to)) = (nodes.get(origin), nodes.get(recipient)) {
+                        let flow = (from, to, message.epoch);
+                        let runs = self
+                            .in_custody
+                            .entry((flow, (node, life.data)))
+                            .or_default();
+                        runs.insert(message.seq, message.seq);
                     }
                 }
                 Record::Outgoing { .. } | Record::Started { .. } => {}

@@ -53,6 +53,8 @@ pub struct Stats {
     pub given_up: u64,
     /// Pages of waiting messages that were loaded.
     pub loads: u64,
+    /// Messages that nodes on their way kept.
+    pub kept: u64,
     /// Times that a plugin was told to wait.
     pub held: u64,
     /// Echoes answered.
@@ -118,6 +120,7 @@ impl Stats {
             refused: self.refused - earlier.refused,
             given_up: self.given_up - earlier.given_up,
             loads: self.loads - earlier.loads,
+            kept: self.kept - earlier.kept,
             held: self.held - earlier.held,
             echoes_answered: self.echoes_answered - earlier.echoes_answered,
             echoes_failed: self.echoes_failed - earlier.echoes_failed,

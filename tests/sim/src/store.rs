@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use fastrand::Rng;
 use receptor_mesh::{EntryId, Loaded, Record};
-use receptor_proto::packet::{Message, MessageKind};
+use receptor_proto::packet::MessageKind;
 use receptor_proto::{MessageId, NodeId};
 
 use crate::options::StoreKind;
@@ -22,8 +22,6 @@ enum Change {
     /// Token, when, what.
     Records(u64, u64, Vec<Record>),
     Remove(EntryId),
-    /// When, from whom, what.
-    Begin(EntryId, u64, NodeId, Box<Message>),
     Append(EntryId, u64, Bytes),
 }
 
@@ -35,8 +33,6 @@ struct State {
     started: BTreeSet<EntryId>,
     received: BTreeMap<(NodeId, u64), Record>,
     payloads: BTreeMap<EntryId, Vec<Bytes>>,
-    /// What unfinished payloads are part of, as incoming records.
-    begun: BTreeMap<EntryId, (u64, Record)>,
     retired: BTreeSet<EntryId>,
     requests: BTreeSet<MessageId>,
 }
@@ -62,20 +58,7 @@ impl State {
                 self.messages.remove(entry);
                 self.started.remove(entry);
                 self.payloads.remove(entry);
-                self.begun.remove(entry);
                 self.retired.insert(*entry);
-            }
-            Change::Begin(entry, at, origin, message) => {
-                let record = Record::Incoming {
-                    entry: *entry,
-                    origin: origin.clone(),
-                    message: (**message).clone(),
-                };
-                if self.retired.contains(entry)
-                    || self.begun.insert(*entry, (*at, record)).is_some()
-                {
-                    return Err(format!("{entry:?} is begun twice"));
-                }
             }
             Change::Append(entry, offset, bytes) => {
                 if self.retired.contains(entry) {
@@ -96,7 +79,9 @@ impl State {
 
     fn record(&mut self, at: u64, record: &Record) -> Result<(), String> {
         match record {
-            Record::Outgoing { entry, message, .. } | Record::Incoming { entry, message, .. } => {
+            Record::Outgoing { entry, message, .. }
+            | Record::Incoming { entry, message, .. }
+            | Record::Transit { entry, message, .. } => {
                 if self.retired.contains(entry) || self.messages.contains_key(entry) {
                     return Err(format!("{entry:?} is used twice"));
                 }
@@ -118,10 +103,10 @@ impl State {
                         message.work, message.size
                     ));
                 }
-                if matches!(message.kind, MessageKind::Request { .. }) {
+                let own = !matches!(record, Record::Transit { .. });
+                if own && matches!(message.kind, MessageKind::Request { .. }) {
                     self.requests.insert(message.work);
                 }
-                self.begun.remove(entry);
                 self.messages.insert(*entry, (at, record.clone()));
             }
             Record::Started { entry } => {
@@ -174,16 +159,6 @@ impl Store {
         self.change(Change::Remove(entry))
     }
 
-    pub(crate) fn begin(
-        &mut self,
-        now: u64,
-        entry: EntryId,
-        origin: NodeId,
-        message: Box<Message>,
-    ) -> Result<(), String> {
-        self.change(Change::Begin(entry, now, origin, message))
-    }
-
     pub(crate) fn append(
         &mut self,
         entry: EntryId,
@@ -224,7 +199,12 @@ impl Store {
     /// A part of a payload or of a message's body, at most `length` bytes.
     pub(crate) fn fetch(&self, entry: EntryId, offset: u64, length: usize) -> Option<Bytes> {
         let body = match self.current.messages.get(&entry) {
-            Some((_, Record::Outgoing { message, .. } | Record::Incoming { message, .. })) => {
+            Some((
+                _,
+                Record::Outgoing { message, .. }
+                | Record::Incoming { message, .. }
+                | Record::Transit { message, .. },
+            )) => {
                 vec![message.body.clone()]
             }
             Some((_, Record::Started { .. } | Record::Received { .. })) | None => Vec::new(),
@@ -317,14 +297,10 @@ impl Store {
             self.settle()?;
         }
         self.tail.clear();
-        let (messages, begun) = (&self.durable.messages, &self.durable.begun);
+        let messages = &self.durable.messages;
         self.durable
             .payloads
-            .retain(|entry, _| messages.contains_key(entry) || begun.contains_key(entry));
-        let payloads = &self.durable.payloads;
-        self.durable
-            .begun
-            .retain(|entry, _| payloads.contains_key(entry));
+            .retain(|entry, _| messages.contains_key(entry));
         self.current = self.durable.clone();
         Ok(())
     }
@@ -339,19 +315,6 @@ impl Store {
             self.settle()?;
         }
         Ok(())
-    }
-
-    /// Unfinished payloads: the message as an incoming record, and how much there is.
-    pub(crate) fn unfinished(&self, now: u64) -> Vec<(Record, u64)> {
-        let length = |entry| {
-            let parts = self.current.payloads.get(entry);
-            let parts = parts.into_iter().flatten();
-            parts.map(|part| part.len() as u64).sum()
-        };
-        let begun = self.current.begun.iter();
-        begun
-            .map(|(entry, (at, record))| (aged(now, *at, record), length(entry)))
-            .collect()
     }
 
     /// What a start at this moment is given, outgoing messages last.
@@ -381,7 +344,9 @@ impl Store {
 fn aged(now: u64, at: u64, record: &Record) -> Record {
     let mut record = record.clone();
     match &mut record {
-        Record::Outgoing { message, .. } | Record::Incoming { message, .. } => {
+        Record::Outgoing { message, .. }
+        | Record::Incoming { message, .. }
+        | Record::Transit { message, .. } => {
             let age_ms = (now - at) / 1000;
             message.remaining_ms = message.remaining_ms.saturating_sub(age_ms);
         }

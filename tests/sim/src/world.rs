@@ -107,6 +107,17 @@ pub(crate) struct Host {
     pub(crate) torn: BTreeSet<EntryId>,
     /// Has the plugin that work is for.
     pub(crate) capable: bool,
+    /// Never comes back.
+    pub(crate) gone: bool,
+}
+
+/// A request that lay in a custodian's store when all trouble ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InCustody {
+    pub(crate) work: MessageId,
+    pub(crate) custodian: NodeIndex,
+    /// The recipient's life then.
+    pub(crate) life: Life,
 }
 
 /// A run under way.
@@ -145,6 +156,7 @@ pub(crate) struct World {
     pub(crate) echo_failure: Option<String>,
     /// Traffic and faults go on.
     pub(crate) troubled: bool,
+    pub(crate) in_custody: Vec<InCustody>,
     scratch: Vec<u8>,
     pub(crate) spf_clock: Option<crate::stats::SpfClock>,
 }
@@ -178,6 +190,7 @@ impl Host {
             uploads: BTreeSet::new(),
             torn: BTreeSet::new(),
             capable: false,
+            gone: false,
         }
     }
 }
@@ -240,6 +253,7 @@ impl World {
             calm_since: u64::MAX,
             echo_failure: None,
             troubled: false,
+            in_custody: Vec::new(),
             scratch: Vec::new(),
             spf_clock: None,
             options: options.clone(),
@@ -387,12 +401,13 @@ impl World {
         }
         config.limits.flow_waiting = self.options.window;
         config.limits.page_messages = self.options.page;
+        config.limits.custody_entries_each = self.options.custody;
         config
     }
 
     fn start(&mut self, node: NodeIndex) {
         let superfluous = node >= self.members && self.net.healed;
-        if self.hosts[node].mesh.is_some() || superfluous {
+        if self.hosts[node].mesh.is_some() || self.hosts[node].gone || superfluous {
             return;
         }
         let config = self.config(node);
@@ -409,18 +424,7 @@ impl World {
         // What was not confirmed may have survived.
         self.receipts.stored(&self.by_id, node, life, &records);
         let clock = self.clock(node);
-        let mut mesh = Mesh::new(config, clock, records);
-        for (record, written) in self.hosts[node].store.unfinished(now) {
-            if let Record::Incoming {
-                entry,
-                origin,
-                message,
-            } = record
-            {
-                mesh.restore_partial(clock, entry, &origin, message, written);
-            }
-        }
-        self.hosts[node].mesh = Some(mesh);
+        self.hosts[node].mesh = Some(Mesh::new(config, clock, records));
         self.advertise(node);
         self.pump(node);
         for wire in 0..self.net.wires.len() {

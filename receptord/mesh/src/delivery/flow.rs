@@ -55,6 +55,17 @@ const NO_WAY_MOST: Duration = Duration::from_secs(2);
 /// How long a node that dropped a packet for lack of room is left alone.
 const CONGESTED: Duration = Duration::from_millis(20);
 
+/// With a way, how long a message that another node keeps is not sent again: that node may be
+/// gone for good, or the receipt was lost.
+const IN_CUSTODY: Duration = Duration::from_secs(15);
+/// Without a way, how long it is waited for one before messages are entrusted to the node that is
+/// nearest: most outages are short.
+const ENTRUST: Duration = Duration::from_millis(500);
+/// How long a node is left alone that had no room for what it was entrusted with.
+const ENTRUST_AGAIN: Duration = Duration::from_secs(60);
+/// Until something happens.
+const FOREVER: Instant = Instant::from_micros(u64::MAX);
+
 /// How often a read of the store may fail before the message counts as unreadable.
 const READS: u32 = 5;
 /// How long after the first failed read the next is tried; twice that after the second, and on.
@@ -112,6 +123,8 @@ enum Why {
     Refused,
     /// Something on the way failed: another way helps.
     Lost,
+    /// Another node keeps it.
+    Held,
     /// It must not be sent again, and this is its last chance of a receipt.
     Doomed,
 }
@@ -290,6 +303,15 @@ impl Pipe<'_> {
         self.net.send(self.now, packet)
     }
 
+    fn entrust(&mut self, to: &NodeId, message: &Message) -> Result<(), ErrorCode> {
+        let body = Body::Entrusted {
+            recipient: self.recipient.clone(),
+            message: message.clone(),
+        };
+        let packet = Packet::new(self.own.clone(), to.clone(), self.hop_limit, &body);
+        self.net.send(self.now, packet)
+    }
+
     fn segment(&mut self, segment: Segment) -> Result<(), ErrorCode> {
         let body = Body::Segment(segment);
         if let Some(loopback) = &mut self.loopback {
@@ -348,6 +370,14 @@ pub(crate) struct Flow {
     path: u64,
     /// There is no way.
     parked: bool,
+    /// Without a way messages are entrusted to another node.
+    entrusting: bool,
+    /// From then on they are.
+    entrust_at: Option<Instant>,
+    /// To whom; unknown until it is asked for.
+    trustee: Option<Option<NodeId>>,
+    /// Who said last that it keeps messages of this flow.
+    custodian: Option<NodeId>,
     /// When a notice last counted that there was no way.
     turned_back: Option<Instant>,
     /// Without a way until then, what may be lost is.
@@ -392,6 +422,10 @@ impl Flow {
             resident: 0,
             path: 0,
             parked: false,
+            entrusting: false,
+            entrust_at: None,
+            trustee: None,
+            custodian: None,
             turned_back: None,
             grace: None,
         }
@@ -539,6 +573,15 @@ impl Flow {
         } else {
             queue.push_back(key);
         }
+        // What left it by another door left its key.
+        if queue.len() > 2 * self.outstanding.len() + 64 {
+            let mut seen = BTreeSet::new();
+            let outstanding = &self.outstanding;
+            queue.retain(|key| {
+                let waits = outstanding.get(key).map(|outgoing| outgoing.state);
+                waits == Some(State::Queued) && seen.insert(*key)
+            });
+        }
     }
 
     /// Takes a message out of whatever it is in, so that it can be put elsewhere. Queues and
@@ -606,6 +649,7 @@ impl Flow {
         }
         self.large.clear();
         self.sent.clear();
+        self.custodian = None;
         self.expiry = Deadlines::default();
     }
 

@@ -68,6 +68,8 @@ pub(crate) enum Done {
     /// The number of a message that was given up is no longer needed: what takes its place is
     /// safe.
     GivenUp { remote: RemoteId, key: Key },
+    /// A message of others is safe here.
+    Kept(EntryId),
     /// Incoming entries can be removed.
     Retired(Vec<Retired>),
 }

@@ -584,6 +584,7 @@ impl Delivery {
     ) {
         let cx = &mut Cx { now, net, out };
         let Some(&(to, key)) = self.sources.get(&entry) else {
+            self.kept_read(cx, entry, result.ok());
             return;
         };
         let flow = &mut self.remotes[to.0].flow;

@@ -343,6 +343,7 @@ impl Delivery {
                     .filter_map(|record| match record {
                         Record::Outgoing { entry, message, .. } => Some((entry, message)),
                         Record::Incoming { .. }
+                        | Record::Transit { .. }
                         | Record::Started { .. }
                         | Record::Received { .. } => None,
                     })

@@ -16,8 +16,7 @@ use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 use super::backlog::{self, Paged};
 use super::flow::Outgoing;
 use super::inbox::{Request, Response, Stored};
-use super::partial::Room;
-use super::received::{Received, Verdict};
+use super::received::Received;
 use super::works::{NewWork, State};
 use super::{Delivery, EARLY_KEPT, EARLY_SWEEP, Early, LIFETIME_MOST, Out, RemoteId};
 use crate::{EntryId, Instant, LinkId, Output, Payload, Reachability, Record};
@@ -95,34 +94,6 @@ impl Delivery {
         }
     }
 
-    /// Takes a payload up again that was on its way in, unless its message is here or its origin
-    /// is done with it. Whether it is still wanted is asked when it is complete.
-    pub(crate) fn restore_partial(
-        &mut self,
-        now: Instant,
-        entry: EntryId,
-        origin: &NodeId,
-        message: Message,
-        written: u64,
-    ) {
-        self.next_entry = self.next_entry.max(entry.0);
-        let key = (message.epoch, message.seq);
-        let wanted = message.is_segmented()
-            && written < message.size
-            && !matches!(message.kind, MessageKind::Cancel { .. });
-        let from = if wanted { self.remote(origin) } else { None };
-        let from = from.filter(|from| {
-            key.0 >= self.remotes[from.0].first_epoch
-                && self.restored_flow(now, *from, key.0).check(key.1) == Verdict::New
-                && self.partials.get_mut(*from, key).is_none()
-                && self.partials.room(now, *from) == Room::Free
-        });
-        match from {
-            Some(from) => self.partials.insert(now, from, message, entry, written),
-            None => self.journal.remove(entry),
-        }
-    }
-
     /// Sorts a record and takes over what it says of flows and names.
     fn sort(&mut self, now: Instant, record: Record, stock: &mut Stock) {
         match record {
@@ -164,6 +135,15 @@ impl Delivery {
                     }
                     self.restored_flow(now, from, epoch).merge(floor, &ranges);
                 }
+            }
+            Record::Transit {
+                entry,
+                origin,
+                recipient,
+                message,
+            } => {
+                self.next_entry = self.next_entry.max(entry.0);
+                self.restore_kept(now, entry, origin, recipient, message);
             }
             Record::Outgoing { .. } => {}
         }
@@ -474,6 +454,10 @@ impl crate::wiring::Net for NoNet {
     }
 
     fn next_link(&self, _node: &NodeId) -> Option<LinkId> {
+        None
+    }
+
+    fn custodian(&self, _node: &NodeId) -> Option<NodeId> {
         None
     }
 

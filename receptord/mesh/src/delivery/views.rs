@@ -18,6 +18,7 @@ impl Delivery {
             remote.flow.iter().map(move |outgoing| WaitingView {
                 work: outgoing.message.work,
                 recipient: remote.node.clone(),
+                origin: None,
                 kind: match &outgoing.message.kind {
                     MessageKind::Request { directive, .. } => WaitingKind::Request {
                         directive: directive.clone(),
@@ -33,7 +34,8 @@ impl Delivery {
                 remaining: outgoing.expires.since(now),
             })
         });
-        (all.take(limit).collect(), self.kept as u64)
+        let all = all.chain(self.view_kept(now)).take(limit).collect();
+        (all, (self.kept + self.in_custody().0) as u64)
     }
 
     pub(crate) fn works(&self, limit: usize) -> (Vec<WorkView>, u64) {

@@ -77,6 +77,7 @@ impl Delivery {
             },
             Done::Mark(..) | Done::OwnEnd { .. } => {}
             Done::Responses(_) => {}
+            Done::Kept(entry) => self.kept_written(cx, entry),
             Done::GivenUp { remote, key } => self.remotes[remote.0].flow.release(key),
             Done::Retired(retired) => {
                 self.journal.retired(cx.now, Vec::new());
@@ -222,6 +223,7 @@ impl Delivery {
                 }
             }
             Done::Retired(retired) => self.journal.retired(cx.now, retired),
+            Done::Kept(entry) => self.kept_not_written(entry),
             Done::Response {
                 remote,
                 key,
@@ -427,7 +429,11 @@ impl Delivery {
                 }
             }
             Done::GivenUp { .. } => self.journal.also(done),
-            Done::Arrived { .. } | Done::Slimmed { .. } | Done::Mark(..) | Done::Retired(_) => {}
+            Done::Arrived { .. }
+            | Done::Slimmed { .. }
+            | Done::Mark(..)
+            | Done::Kept(_)
+            | Done::Retired(_) => {}
         }
     }
 }

@@ -40,12 +40,15 @@ pub(super) struct Transit {
     stranded: VecDeque<Queued>,
     /// Bytes of them.
     waiting: usize,
+    /// Messages without a way that this node may keep.
+    stuck: VecDeque<(Packet, ErrorCode)>,
+    stuck_bytes: usize,
     notices: BTreeMap<(NodeId, NodeId), Instant>,
 }
 
 impl Transit {
     pub(super) fn is_pending(&self, stale: bool) -> bool {
-        !self.arrived.is_empty() || !stale && !self.stranded.is_empty()
+        !self.arrived.is_empty() || !self.stuck.is_empty() || !stale && !self.stranded.is_empty()
     }
 
     fn strand(&mut self, queued: Queued) {
@@ -115,7 +118,8 @@ impl Router {
         let Some(peer) = &link.peer else {
             return false;
         };
-        if !matches!(link.state, State::Up) || packet.source == self.config.node {
+        let own = packet.source == self.config.node && packet.kind != kind::KEPT;
+        if !matches!(link.state, State::Up) || own {
             self.drop_packet(Some(id));
             return false;
         }
@@ -162,11 +166,36 @@ impl Router {
                 false
             }
             Err((packet, code)) => {
-                self.refuse(now, &packet, code);
                 self.drop_packet(Some(id));
+                self.stop(now, packet, code);
                 false
             }
         }
+    }
+
+    /// A packet goes no further: it is offered for keeping, or refused.
+    fn stop(&mut self, now: Instant, packet: Packet, code: ErrorCode) {
+        let size = packet.body.len();
+        let may_keep = self.config.router
+            && matches!(packet.kind, kind::MESSAGE | kind::KEPT)
+            && matches!(code, ErrorCode::NoRoute | ErrorCode::NoSuchNode)
+            && packet.source != self.config.node
+            && self.transit.stuck_bytes + size <= self.config.limits.link_queue;
+        if may_keep {
+            // A leaf may have another router that has a way.
+            if self.is_own_leaf(&packet.source) {
+                self.refuse(now, &packet, code.clone());
+            }
+            self.transit.stuck_bytes += size;
+            self.transit.stuck.push_back((packet, code));
+        } else {
+            self.refuse(now, &packet, code);
+        }
+    }
+
+    /// Such a packet is not kept.
+    pub(crate) fn give_back(&mut self, now: Instant, packet: &Packet, code: ErrorCode) {
+        self.refuse(now, packet, code);
     }
 
     fn arrive(&mut self, packet: Packet, from: Option<LinkId>, cut_short: bool) {
@@ -295,7 +324,14 @@ impl Router {
                 seq: segment.seq,
             },
             Ok(Body::EchoReply(_) | Body::Receipt(_)) => NOTHING,
-            Ok(Body::Undeliverable(_) | Body::Unknown { .. }) | Err(_) => return,
+            Ok(
+                Body::Undeliverable(_)
+                | Body::Kept { .. }
+                | Body::Custody(_)
+                | Body::Entrusted { .. }
+                | Body::Unknown { .. },
+            )
+            | Err(_) => return,
         };
         let body = Body::Undeliverable(Undeliverable {
             code,
@@ -334,13 +370,17 @@ impl Router {
         self.transit.waiting = 0;
         while let Some(queued) = self.transit.stranded.pop_front() {
             if let Err((packet, code)) = self.enqueue(queued.packet, queued.size, None) {
-                self.refuse(now, &packet, code);
+                self.stop(now, packet, code);
             }
         }
     }
 
     /// The next packet for this node, what concerns routing itself already dealt with.
     pub(crate) fn next_local(&mut self, now: Instant, out: &mut Out) -> Option<Local> {
+        if let Some((packet, code)) = self.transit.stuck.pop_front() {
+            self.transit.stuck_bytes -= packet.body.len();
+            return Some(Local::Stuck(packet, code));
+        }
         while let Some(arrived) = self.transit.arrived.pop_front() {
             let Arrived {
                 packet,
@@ -378,7 +418,13 @@ impl Router {
                     destination,
                     about: About::Echo(nonce),
                 }) => self.echo_undeliverable(now, &packet.source, code, &destination, nonce, out),
-                Body::Undeliverable(_) | Body::Message(_) | Body::Segment(_) | Body::Receipt(_) => {
+                Body::Undeliverable(_)
+                | Body::Message(_)
+                | Body::Kept { .. }
+                | Body::Custody(_)
+                | Body::Entrusted { .. }
+                | Body::Segment(_)
+                | Body::Receipt(_) => {
                     return Some(Local::Deliver(packet.source, body));
                 }
                 Body::Unknown { .. } => self.counters.unknown += 1,

@@ -123,6 +123,9 @@ pub(super) struct Lsdb {
     nodes: Vec<Option<Node>>,
     free: Vec<Index>,
     digests: [u64; DIGEST_BUCKETS],
+    /// Of nodes that lost an adjacency, who had the last one with them; also when nothing else is
+    /// known of them any more.
+    last_neighbors: BTreeMap<NodeId, NodeId>,
     /// LSAs, tombstones included.
     len: usize,
     limit: usize,
@@ -190,6 +193,7 @@ impl Lsdb {
             nodes: Vec::new(),
             free: Vec::new(),
             digests: [0; DIGEST_BUCKETS],
+            last_neighbors: BTreeMap::new(),
             len: 0,
             limit: limit.max(KINDS_MAX),
         };
@@ -370,9 +374,11 @@ impl Lsdb {
                 topology = true;
             }
         }
-        if links {
-            node.edges = edges;
-        }
+        let ended = if links {
+            core::mem::replace(&mut node.edges, edges)
+        } else {
+            Vec::new()
+        };
         if kind == LsaKind::CAPABILITIES {
             node.capabilities = None;
         }
@@ -381,8 +387,39 @@ impl Lsdb {
             node.unreachable = node.unreachable.map(|_| now);
             self.show(index);
         }
+        if !ended.is_empty() {
+            self.note_ended(index, &ended);
+        }
         let key = (kind, index);
         Ok(Installed { key, topology })
+    }
+
+    /// Notes of adjacencies that a node stated before and does not now who had them.
+    fn note_ended(&mut self, index: Index, before: &[Edge]) {
+        let Some(node) = self.node(index) else {
+            return;
+        };
+        let mut ended: Vec<(NodeId, NodeId)> = Vec::new();
+        for edge in before {
+            let stays = node.edges.iter().any(|now| now.to == edge.to);
+            if let (false, Some(to)) = (stays, self.node(edge.to)) {
+                ended.push((to.id.clone(), node.id.clone()));
+                if node.edges.is_empty() && !edge.leaf {
+                    ended.push((node.id.clone(), to.id.clone()));
+                }
+            }
+        }
+        for (node, neighbor) in ended {
+            if self.last_neighbors.len() >= self.limit {
+                self.last_neighbors.clear();
+            }
+            self.last_neighbors.insert(node, neighbor);
+        }
+    }
+
+    /// Who stated the last adjacency with this node that has ended since.
+    pub(super) fn last_neighbor(&self, node: &NodeId) -> Option<&NodeId> {
+        self.last_neighbors.get(node)
     }
 
     /// The LSA as it goes out now; `None` when there is none, or it is about to expire or

@@ -63,6 +63,9 @@ const LIFETIME_FLOOR: Duration = Duration::from_secs(60);
 pub(crate) enum Local {
     /// For [`crate::delivery::Delivery::handle_packet`].
     Deliver(NodeId, Body),
+    /// Of others, without a way: for [`crate::delivery::Delivery::keep`], or else
+    /// [`Router::give_back`].
+    Stuck(Packet, ErrorCode),
     /// To be answered with [`Router::answer_echo`].
     Echo(EchoRequest),
 }
@@ -335,6 +338,10 @@ impl Net for Router {
 
     fn path(&self, node: &NodeId) -> u64 {
         self.find_path(node)
+    }
+
+    fn custodian(&self, node: &NodeId) -> Option<NodeId> {
+        self.find_custodian(node)
     }
 
     fn room(&self, node: &NodeId, priority: Priority) -> usize {

@@ -66,7 +66,11 @@ pub(super) struct Queue {
 pub(super) fn class(packet: &Packet, size: usize) -> Priority {
     match packet.priority {
         Priority::Control
-            if size > CONTROL_MAX || matches!(packet.kind, kind::MESSAGE | kind::SEGMENT) =>
+            if size > CONTROL_MAX
+                || matches!(
+                    packet.kind,
+                    kind::MESSAGE | kind::SEGMENT | kind::KEPT | kind::ENTRUSTED
+                ) =>
         {
             Priority::Bulk
         }

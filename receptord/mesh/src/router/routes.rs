@@ -37,6 +37,8 @@ fn slowest(nodes: usize) -> Duration {
 const URGENT_GAP: Duration = Duration::from_millis(5);
 /// How many nodes a leaf reaches over another router than its gateway at the same time.
 const DETOURS_MAX: usize = 4096;
+/// How many nodes are looked at to find the one nearest to a node without a way.
+const SEARCH_MAX: usize = 1024;
 /// How long it does so before it asks its gateway again.
 const DETOUR: Duration = Duration::from_secs(600);
 
@@ -227,6 +229,46 @@ impl Router {
         let route = index.and_then(|index| self.routes.get(index as usize));
         // Another link to the same neighbor is another path.
         super::digest::mixed(route.map_or(0, |route| route.path), link.0) | 1
+    }
+
+    /// The reachable router that is nearest to where `node` was last. Goes from the node outwards,
+    /// over what its side of the mesh stated last and over who had it as a neighbor; all that are
+    /// equally far are looked at before others.
+    pub(super) fn find_custodian(&self, node: &NodeId) -> Option<NodeId> {
+        if !self.config.router || *node == self.config.node {
+            return None;
+        }
+        let mut seen: BTreeSet<NodeId> = BTreeSet::from([node.clone()]);
+        let mut level: Vec<NodeId> = Vec::from([node.clone()]);
+        while !level.is_empty() && seen.len() < SEARCH_MAX {
+            let mut next: BTreeSet<(u32, NodeId)> = BTreeSet::new();
+            for at in &level {
+                let index = self.lsdb.find(at);
+                let edges = index.map_or(&[][..], |index| self.lsdb.edges(index));
+                let routers = edges.iter().filter(|edge| !edge.leaf);
+                let stated = routers.filter_map(|edge| {
+                    let neighbor = self.lsdb.node(edge.to)?;
+                    Some((edge.cost, neighbor.id.clone()))
+                });
+                let last = self.lsdb.last_neighbor(at);
+                next.extend(stated.chain(last.map(|last| (u32::MAX, last.clone()))));
+            }
+            next.retain(|(_, id)| seen.insert(id.clone()));
+            let own = &self.config.node;
+            if next.iter().any(|(_, id)| id == own) {
+                return None;
+            }
+            let reached = |id: &NodeId| {
+                self.lsdb
+                    .find(id)
+                    .is_some_and(|index| self.has_route(index))
+            };
+            if let Some((_, id)) = next.iter().find(|(_, id)| reached(id)) {
+                return Some(id.clone());
+            }
+            level = next.into_iter().map(|(_, id)| id).collect();
+        }
+        None
     }
 
     /// Why there is no way to `node`, for people.

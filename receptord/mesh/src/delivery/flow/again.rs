@@ -6,12 +6,13 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use receptor_proto::ErrorCode;
 use receptor_proto::packet::Receipt;
+use receptor_proto::{ErrorCode, NodeId};
 
 use super::{
-    CONGESTED, Due, Flow, GivenUp, HELD_MOST, Key, NO_WAY_MOST, Outgoing, REFUSED_MOST, State,
-    VOLATILE_GRACE, VOLATILE_PATIENCE, VOLATILE_ROUNDS, Why,
+    CONGESTED, Due, ENTRUST, ENTRUST_AGAIN, FOREVER, Flow, GivenUp, HELD_MOST, IN_CUSTODY, Key,
+    NO_WAY_MOST, Outgoing, REFUSED_MOST, State, VOLATILE_GRACE, VOLATILE_PATIENCE, VOLATILE_ROUNDS,
+    Why,
 };
 use crate::Instant;
 
@@ -43,7 +44,8 @@ impl Flow {
                     mistakes += 1;
                     break;
                 }
-                if outgoing.attempts == 1 && outgoing.transfer.is_none() {
+                let held = matches!(outgoing.state, State::Delayed(_, Why::Held));
+                if outgoing.attempts == 1 && outgoing.transfer.is_none() && !held {
                     sample = sample.max(Some(outgoing.sent_at));
                 }
                 let request = outgoing.is_request();
@@ -118,7 +120,9 @@ impl Flow {
             return;
         };
         match outgoing.state {
-            State::InFlight | State::Active | State::Delayed(_, Why::Lost | Why::Doomed) => {}
+            State::InFlight
+            | State::Active
+            | State::Delayed(_, Why::Lost | Why::Held | Why::Doomed) => {}
             State::Queued | State::Behind | State::Fetching | State::Delayed(_, Why::Refused) => {
                 return;
             }
@@ -201,7 +205,7 @@ impl Flow {
             State::Queued
             | State::Behind
             | State::Fetching
-            | State::Delayed(_, Why::Refused | Why::Lost) => {
+            | State::Delayed(_, Why::Refused | Why::Lost | Why::Held) => {
                 return None;
             }
         }
@@ -224,6 +228,107 @@ impl Flow {
         None
     }
 
+    /// A node on the way keeps these: with a way they are sent again after long, without one when
+    /// there is one.
+    pub(crate) fn in_custody(&mut self, now: Instant, by: &NodeId, first: Key, last: Key) {
+        let until = if self.path == 0 {
+            FOREVER
+        } else {
+            now + IN_CUSTODY
+        };
+        for key in self.sent_between(first, last) {
+            let Some(outgoing) = self.outstanding.get(&key) else {
+                continue;
+            };
+            match outgoing.state {
+                State::InFlight => self.window.grow(outgoing.cost()),
+                State::Queued => {}
+                State::Behind | State::Fetching | State::Active | State::Delayed(..) => continue,
+            }
+            self.delay(key, until, Why::Held);
+            if self.custodian.as_ref() != Some(by) {
+                self.custodian = Some(by.clone());
+            }
+        }
+    }
+
+    /// A node on the way does not keep these, for lack of room or because it cannot any more.
+    pub(crate) fn out_of_custody(&mut self, now: Instant, refused: bool, first: Key, last: Key) {
+        if refused && self.path == 0 {
+            self.entrusting = false;
+            self.entrust_at = Some(now + ENTRUST_AGAIN);
+        }
+        for key in self.sent_between(first, last) {
+            let state = self.outstanding.get(&key).map(|outgoing| outgoing.state);
+            match state {
+                Some(State::InFlight) if self.path != 0 => {
+                    // As when it came back: it is not given up, being durable.
+                    let wait = self.patience.length().min(NO_WAY_MOST);
+                    self.delay(key, now + wait, Why::Lost);
+                }
+                Some(State::InFlight | State::Delayed(_, Why::Held)) => {
+                    self.take_out(key);
+                    self.queue(key, true);
+                }
+                Some(
+                    State::Queued
+                    | State::Behind
+                    | State::Fetching
+                    | State::Active
+                    | State::Delayed(..),
+                )
+                | None => {}
+            }
+        }
+    }
+
+    /// Messages of this range that another node may have.
+    fn sent_between(&self, first: Key, last: Key) -> Vec<Key> {
+        let known = self.outstanding.range(first..=last);
+        let sent = known.filter(|(_, outgoing)| {
+            outgoing.was_sent() && outgoing.entry.is_some() && !outgoing.is_large()
+        });
+        sent.map(|(key, _)| *key).collect()
+    }
+
+    /// Who said last that it keeps messages of this flow.
+    pub(crate) fn custodian(&self) -> Option<&NodeId> {
+        self.custodian.as_ref()
+    }
+
+    /// The node that keeps messages of this flow cannot be reached: they are sent again when
+    /// there is a way.
+    pub(crate) fn custodian_lost(&mut self) {
+        self.custodian = None;
+        for key in self.held() {
+            self.take_out(key);
+            self.queue(key, true);
+        }
+    }
+
+    /// What other nodes keep, last first.
+    fn held(&self) -> Vec<Key> {
+        let held = self.delayed.iter().filter(|(_, key)| {
+            let outgoing = self.outstanding.get(key);
+            outgoing.is_some_and(|o| matches!(o.state, State::Delayed(_, Why::Held)))
+        });
+        let mut keys: Vec<Key> = held.map(|(_, key)| *key).collect();
+        keys.sort_unstable_by_key(|key| core::cmp::Reverse(*key));
+        keys
+    }
+
+    /// There is a way: whoever keeps messages sends them first.
+    pub(super) fn unpark(&mut self, now: Instant) {
+        self.parked = false;
+        self.grace = None;
+        self.entrusting = false;
+        self.entrust_at = None;
+        self.trustee = None;
+        while let Some(&(FOREVER, key)) = self.delayed.last() {
+            self.delay(key, now + IN_CUSTODY, Why::Held);
+        }
+    }
+
     /// The way to the recipient may be another one, or none. True: there is something to send.
     pub(crate) fn route_changed(
         &mut self,
@@ -232,8 +337,10 @@ impl Flow {
         code: &ErrorCode,
         given_up: &mut Vec<GivenUp>,
     ) -> bool {
+        // Another node may be the nearest now.
+        self.trustee = None;
         if self.path == path && (path != 0 || self.parked) {
-            return false;
+            return path == 0 && self.entrusting;
         }
         self.path = path;
         self.patience.reset();
@@ -241,8 +348,7 @@ impl Flow {
             self.park(now, code, given_up);
             return false;
         }
-        self.parked = false;
-        self.grace = None;
+        self.unpark(now);
         self.send_again(|outgoing| !outgoing.once());
         true
     }
@@ -253,8 +359,9 @@ impl Flow {
         if !self.parked {
             self.parked = true;
             self.grace = Some(now + VOLATILE_GRACE);
+            self.entrust_at = Some(now + ENTRUST);
+            self.send_again(|outgoing| !outgoing.once());
         }
-        self.send_again(|outgoing| !outgoing.once());
         let once: Vec<Key> = self
             .outstanding
             .iter()
@@ -278,6 +385,9 @@ impl Flow {
         self.path = path;
         self.parked = false;
         self.grace = None;
+        self.entrusting = false;
+        self.entrust_at = None;
+        self.trustee = None;
     }
 
     /// Puts everything that is under way, in order, before what was not sent yet.
@@ -343,6 +453,11 @@ impl Flow {
         }
         if self.requests_held.is_some_and(|held| held <= now) {
             self.requests_held = None;
+            due.ready = true;
+        }
+        if self.entrust_at.is_some_and(|at| at <= now) {
+            self.entrust_at = None;
+            self.entrusting = true;
             due.ready = true;
         }
         due.ready |= self.overdue(now);
@@ -473,7 +588,8 @@ impl Flow {
     pub(crate) fn deadline(&mut self) -> Option<Instant> {
         let backlog = self.backlog.due();
         if self.outstanding.is_empty() {
-            return [self.grace, backlog].into_iter().flatten().min();
+            let all = [self.grace, self.entrust_at, backlog];
+            return all.into_iter().flatten().min();
         }
         let patience = self.patience.length();
         let outstanding = &self.outstanding;
@@ -487,6 +603,7 @@ impl Flow {
             .min()
             .map(|since| since + patience);
         let delayed = self.delayed.first().map(|(until, _)| *until);
+        let delayed = delayed.filter(|until| *until != FOREVER);
         let sent = self.first_sent().map(|(at, _)| at + patience);
         [
             backlog,
@@ -495,6 +612,7 @@ impl Flow {
             delayed,
             sent,
             self.grace,
+            self.entrust_at,
             self.requests_held,
         ]
         .into_iter()

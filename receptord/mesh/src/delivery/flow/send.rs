@@ -4,6 +4,7 @@
 //! Never decides that something is sent again.
 
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 
 use bytes::Bytes;
 use receptor_proto::ErrorCode;
@@ -26,11 +27,14 @@ impl Flow {
         if pipe.loopback.is_none() && self.path == 0 {
             self.path = pipe.net.path(pipe.recipient);
             if self.path == 0 {
+                let pumped = self.pump_trusted(pipe);
+                if pumped != Pumped::Idle {
+                    return pumped;
+                }
                 let reachability = pipe.net.reachability(pipe.recipient);
                 return Pumped::NoRoute(reachability.code().unwrap_or(ErrorCode::NoRoute));
             }
-            self.parked = false;
-            self.grace = None;
+            self.unpark(pipe.now);
         }
         let mut budget = TURN;
         let mut blocked = false;
@@ -91,6 +95,71 @@ impl Flow {
         Pumped::Idle
     }
 
+    /// Without a way: entrusts what is on this node's disk to the node nearest to the recipient,
+    /// as much of it at once as may be under way.
+    fn pump_trusted(&mut self, pipe: &mut Pipe<'_>) -> Pumped {
+        if !self.entrusting || self.messages >= pipe.limits.flow_messages {
+            return Pumped::Idle;
+        }
+        let trustee = self
+            .trustee
+            .get_or_insert_with(|| pipe.net.custodian(pipe.recipient));
+        let Some(trustee) = trustee.clone() else {
+            return Pumped::Idle;
+        };
+        let waits = self.outstanding.iter().filter(|(_, outgoing)| {
+            outgoing.state == State::Queued
+                && outgoing.stored
+                && !outgoing.is_large()
+                && !(outgoing.message.volatile || outgoing.moot)
+        });
+        let most = pipe.limits.flow_messages - self.messages;
+        let keys: Vec<Key> = waits.map(|(key, _)| *key).take(most).collect();
+        let mut budget = TURN;
+        let mut floors = Floors::default();
+        for key in keys {
+            let floor = floors.of(key, &self.outstanding, &self.held, &self.backlog);
+            let Some(outgoing) = self.outstanding.get_mut(&key) else {
+                continue;
+            };
+            let cost = outgoing.cost();
+            let used = self.small_bytes + self.bulk_bytes;
+            if used > 0 && used + cost > self.window.size() {
+                return Pumped::Idle;
+            }
+            let Some(left) = budget.checked_sub(cost) else {
+                return Pumped::More;
+            };
+            budget = left;
+            if outgoing.absent {
+                if let Some(entry) = outgoing.entry {
+                    let length = usize::try_from(outgoing.message.size).unwrap_or(SEGMENT_MAX);
+                    outgoing.fetched = true;
+                    pipe.fetch(entry, key, 0, length);
+                }
+                self.occupy(key, State::Fetching);
+                continue;
+            }
+            if pipe.net.room(&trustee, outgoing.class().priority()) < cost {
+                return Pumped::Blocked;
+            }
+            outgoing.message.floor = floor;
+            let remaining = outgoing.expires.since(pipe.now);
+            outgoing.message.remaining_ms = if outgoing.moot { 0 } else { millis(remaining) };
+            if pipe.entrust(&trustee, &outgoing.message).is_err() {
+                self.trustee = None;
+                return Pumped::Idle;
+            }
+            self.used = true;
+            outgoing.sent_at = pipe.now;
+            // When its receipt comes says nothing of the way.
+            outgoing.attempts = outgoing.attempts.max(1) + 1;
+            self.occupy(key, State::InFlight);
+            self.sent.push_back((pipe.now, key));
+        }
+        Pumped::Idle
+    }
+
     /// The first message of a lane that may be sent, and whether it is a request.
     fn front(&mut self, class: Class) -> Option<(Key, bool)> {
         let lane = match class {
@@ -141,16 +210,21 @@ impl Flow {
             lane.others.pop_front();
         }
         lane.requests_next = !request;
+        self.occupy(key, state);
+    }
+
+    /// A message takes its part of the window.
+    fn occupy(&mut self, key: Key, state: State) {
         let Some(outgoing) = self.outstanding.get_mut(&key) else {
             return;
         };
         outgoing.state = state;
-        match class {
+        match outgoing.class() {
             Class::Small => self.small_bytes += outgoing.cost(),
             Class::Bulk => self.bulk_bytes += outgoing.cost(),
         }
         self.messages += 1;
-        self.requests += usize::from(request);
+        self.requests += usize::from(outgoing.is_request());
     }
 
     /// Sends a message, or the head of a large one.

@@ -1,0 +1,627 @@
+//! Messages of others that could not be passed on, kept on this node's disk until they can.
+//!
+//! Owns the promise that a message in custody is on the disk before anybody hears of it, and
+//! stays there until its recipient has it, another node keeps it, or its time is over. What is
+//! kept is bounded in bytes, messages, and messages for one recipient; beyond that a message
+//! stays its origin's alone, who is told so. Never opens a payload, and keeps none in memory: it
+//! is fetched when there is a way. While ways are clear nothing here is called.
+//!
+//! ```text
+//!   no way, or entrusted ─▶ Writing ─▶ Waiting ──(a way)──▶ Reading ─▶ Sent ─▶ done: removed
+//!                              │          ▲                              │
+//!                       refused, told     └──── other way, or no word ───┘
+//! ```
+
+mod notices;
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use bytes::Bytes;
+use receptor_proto::packet::{Body, Custody, Holding, Message, MessageKind, Packet, Receipt};
+use receptor_proto::{ErrorCode, NodeId};
+
+use self::notices::Notices;
+use super::flow::{ENVELOPE, Key};
+use super::journal::Done;
+use super::{Cx, Delivery, LIFETIME_MOST, RemoteId, millis};
+use crate::{EntryId, Instant, Output, Record, WaitingKind, WaitingView};
+
+/// Messages for one recipient under way at once.
+const IN_FLIGHT: usize = 64;
+/// How long the recipient's word is waited for before a message is sent again, at first.
+const AGAIN: Duration = Duration::from_secs(1);
+/// The same at most.
+const AGAIN_MOST: Duration = Duration::from_secs(30);
+/// How long a payload that could not be read is left alone.
+const READ_AGAIN: Duration = Duration::from_secs(5);
+/// How often a read may fail in a row before the message is left to its origin.
+const READS: u32 = 5;
+/// Custodians that wait for a message to be safe here; others ask again.
+const CUSTODIANS_MAX: usize = 4096;
+/// No time to look at it but the end of its own.
+const NEVER: Instant = Instant::from_micros(u64::MAX);
+
+/// Whose message: origin, recipient, epoch, sequence.
+type Name = (NodeId, NodeId, u64, u64);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Not on the disk yet.
+    Writing,
+    /// Until there is a way and room.
+    Waiting,
+    /// The store is asked for its payload.
+    Reading,
+    /// The recipient's word is waited for.
+    Sent,
+}
+
+/// A message in custody.
+#[derive(Debug)]
+struct Kept {
+    name: Name,
+    /// Without its payload.
+    message: Message,
+    /// Who kept it before.
+    before: Option<NodeId>,
+    expires: Instant,
+    state: State,
+    tries: u32,
+    /// Reads that failed since one did not.
+    failed_reads: u32,
+    /// When it is to be looked at: it expired, or is to be sent again.
+    timer: Instant,
+}
+
+/// What is kept for one recipient.
+#[derive(Debug, Default)]
+struct Queue {
+    /// In order of arrival.
+    all: BTreeSet<EntryId>,
+    /// How many of them are under way.
+    under_way: usize,
+    /// [`crate::wiring::Net::path`] as it was last seen.
+    path: u64,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Keeper {
+    kept: BTreeMap<EntryId, Box<Kept>>,
+    names: BTreeMap<Name, EntryId>,
+    queues: BTreeMap<NodeId, Queue>,
+    timers: BTreeSet<(Instant, EntryId)>,
+    bytes: u64,
+    /// Who is to be told when a message that was kept on its way is safe here.
+    custodians: BTreeMap<(RemoteId, Key), NodeId>,
+    notices: Notices,
+}
+
+impl State {
+    fn is_under_way(self) -> bool {
+        matches!(self, Self::Reading | Self::Sent)
+    }
+}
+
+impl Keeper {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Messages and bytes.
+    pub(super) fn size(&self) -> (usize, u64) {
+        (self.kept.len(), self.bytes)
+    }
+
+    fn has_room(&self, limits: &crate::Limits, recipient: &NodeId, size: u64) -> bool {
+        let own = self
+            .queues
+            .get(recipient)
+            .map_or(0, |queue| queue.all.len());
+        self.kept.len() < limits.custody_entries
+            && own < limits.custody_entries_each
+            && self.bytes + size <= limits.custody_bytes
+    }
+
+    fn insert(&mut self, entry: EntryId, kept: Kept) {
+        self.bytes += kept.message.size + ENVELOPE as u64;
+        self.names.insert(kept.name.clone(), entry);
+        let queue = self.queues.entry(kept.name.1.clone()).or_default();
+        queue.all.insert(entry);
+        self.timers.insert((kept.timer, entry));
+        self.kept.insert(entry, Box::new(kept));
+    }
+
+    fn remove(&mut self, entry: EntryId) -> Option<Box<Kept>> {
+        let kept = self.kept.remove(&entry)?;
+        self.bytes -= kept.message.size + ENVELOPE as u64;
+        self.names.remove(&kept.name);
+        self.timers.remove(&(kept.timer, entry));
+        if let Some(queue) = self.queues.get_mut(&kept.name.1) {
+            queue.all.remove(&entry);
+            queue.under_way -= usize::from(kept.state.is_under_way());
+            if queue.all.is_empty() {
+                self.queues.remove(&kept.name.1);
+            }
+        }
+        Some(kept)
+    }
+
+    /// Changes what a message is doing, and when it is looked at next.
+    fn set(&mut self, entry: EntryId, state: State, timer: Instant) {
+        let Some(kept) = self.kept.get_mut(&entry) else {
+            return;
+        };
+        if let Some(queue) = self.queues.get_mut(&kept.name.1) {
+            queue.under_way += usize::from(state.is_under_way());
+            queue.under_way -= usize::from(kept.state.is_under_way());
+        }
+        kept.state = state;
+        self.timers.remove(&(kept.timer, entry));
+        kept.timer = timer.min(kept.expires);
+        self.timers.insert((kept.timer, entry));
+    }
+
+    /// Says something of one message.
+    fn say(&mut self, to: NodeId, holding: Holding, name: &Name) {
+        let (origin, recipient, epoch, seq) = name.clone();
+        self.notices
+            .add((to, holding, origin, recipient, epoch), seq);
+    }
+
+    /// Tells custodians of messages that a receipt names that they are safe here.
+    pub(super) fn release(
+        &mut self,
+        id: RemoteId,
+        origin: &NodeId,
+        recipient: &NodeId,
+        receipt: &Receipt,
+    ) {
+        if self.custodians.is_empty() {
+            return;
+        }
+        for &(first, last) in &receipt.received {
+            let range = (id, (receipt.epoch, first))..=(id, (receipt.epoch, last));
+            while let Some((&key, _)) = self.custodians.range(range.clone()).next() {
+                let Some(custodian) = self.custodians.remove(&key) else {
+                    break;
+                };
+                let (_, (epoch, seq)) = key;
+                let name = (origin.clone(), recipient.clone(), epoch, seq);
+                // One that does not hear of it sends the message again, and is told then.
+                self.say(custodian, Holding::Done, &name);
+            }
+        }
+    }
+}
+
+impl Delivery {
+    /// A message for this node that was kept on its way.
+    pub(super) fn on_kept(
+        &mut self,
+        cx: &mut Cx<'_>,
+        from: RemoteId,
+        custodian: NodeId,
+        message: Message,
+    ) {
+        let custodians = &mut self.keeper.custodians;
+        let key = (from, (message.epoch, message.seq));
+        if custodians.len() < CUSTODIANS_MAX || custodians.contains_key(&key) {
+            custodians.insert(key, custodian);
+        }
+        self.on_message(cx, from, message);
+    }
+
+    /// Messages of others that are kept here, and their bytes.
+    pub(crate) fn in_custody(&self) -> (usize, u64) {
+        self.keeper.size()
+    }
+
+    /// What an operator may see of them, in order of arrival.
+    pub(super) fn view_kept(&self, now: Instant) -> impl Iterator<Item = WaitingView> {
+        self.keeper.kept.values().map(move |kept| WaitingView {
+            work: kept.message.work,
+            recipient: kept.name.1.clone(),
+            origin: Some(kept.name.0.clone()),
+            kind: match &kept.message.kind {
+                MessageKind::Request { directive, .. } => WaitingKind::Request {
+                    directive: directive.clone(),
+                },
+                MessageKind::Response { serial, .. } => WaitingKind::Response { serial: *serial },
+                MessageKind::Cancel { .. } => WaitingKind::Cancel,
+            },
+            size: kept.message.size,
+            volatile: false,
+            sent: kept.tries > 0,
+            remaining: kept.expires.since(now),
+        })
+    }
+
+    /// A packet of another node cannot be passed on. Gives it back unless it is kept.
+    pub(crate) fn keep(&mut self, now: Instant, packet: Packet) -> Option<Packet> {
+        let (message, before) = match Body::decode(packet.kind, packet.body.clone()) {
+            Ok(Body::Message(message)) => (message, None),
+            Ok(Body::Kept { custodian, message }) => (message, Some(custodian)),
+            Ok(
+                Body::Echo { .. }
+                | Body::EchoReply(_)
+                | Body::Undeliverable(_)
+                | Body::Segment(_)
+                | Body::Receipt(_)
+                | Body::Custody(_)
+                | Body::Entrusted { .. }
+                | Body::Unknown { .. },
+            )
+            | Err(_) => return Some(packet),
+        };
+        let (origin, recipient) = (packet.source.clone(), packet.destination.clone());
+        let name = (origin, recipient, message.epoch, message.seq);
+        let kept = self.take_custody(now, name, message, before);
+        (!kept).then_some(packet)
+    }
+
+    /// A node without a way to the recipient of its message asks this one to see to it.
+    pub(super) fn on_entrusted(
+        &mut self,
+        cx: &mut Cx<'_>,
+        origin: NodeId,
+        recipient: NodeId,
+        message: Message,
+    ) {
+        if message.volatile || message.is_segmented() || recipient == origin {
+            self.mistakes += 1;
+            return;
+        }
+        if recipient == self.node {
+            if let Some(remote) = self.remote(&origin) {
+                self.on_message(cx, remote, message);
+            }
+            return;
+        }
+        if cx.net.path(&recipient) != 0 {
+            let (from, to) = (origin.clone(), recipient.clone());
+            let packet = Packet::with_message(from, to, self.hop_limit, &message);
+            match cx.net.send(cx.now, packet) {
+                Ok(()) => return,
+                Err(ErrorCode::NoRoute | ErrorCode::NoSuchNode) => {}
+                // Its origin asks again.
+                Err(_) => return,
+            }
+        }
+        let name = (origin, recipient, message.epoch, message.seq);
+        let refused = name.clone();
+        if !self.takes_custody || !self.take_custody(cx.now, name, message, None) {
+            let to = refused.0.clone();
+            self.keeper.say(to, Holding::Refused, &refused);
+        }
+    }
+
+    /// Whether a message is kept now.
+    fn take_custody(
+        &mut self,
+        now: Instant,
+        name: Name,
+        message: Message,
+        before: Option<NodeId>,
+    ) -> bool {
+        if let Some(&entry) = self.keeper.names.get(&name) {
+            self.came_again(entry, before);
+            return true;
+        }
+        let size = message.size + ENVELOPE as u64;
+        let takes = !message.volatile
+            && !message.is_segmented()
+            && message.remaining_ms > 0
+            && name.0 != self.node
+            && self.keeper.has_room(&self.limits, &name.1, size);
+        if !takes {
+            return false;
+        }
+        let entry = self.new_entry();
+        let record = Record::Transit {
+            entry,
+            origin: name.0.clone(),
+            recipient: name.1.clone(),
+            message: message.clone(),
+        };
+        self.journal.write_alone(record, Done::Kept(entry));
+        self.hold(now, entry, name, message, before, State::Writing);
+        true
+    }
+
+    /// A message came that is in custody already.
+    fn came_again(&mut self, entry: EntryId, before: Option<NodeId>) {
+        let Some(kept) = self.keeper.kept.get_mut(&entry) else {
+            return;
+        };
+        match kept.state {
+            State::Writing | State::Reading => {}
+            State::Waiting | State::Sent => {
+                if before.as_ref() == Some(&self.node) {
+                    // It is this node's own that found no way.
+                    self.keeper.set(entry, State::Waiting, NEVER);
+                } else {
+                    // Somebody has not heard of it.
+                    kept.before = before;
+                    self.tell_kept(entry);
+                }
+            }
+        }
+    }
+
+    fn hold(
+        &mut self,
+        now: Instant,
+        entry: EntryId,
+        name: Name,
+        mut message: Message,
+        before: Option<NodeId>,
+        state: State,
+    ) {
+        let lifetime = Duration::from_millis(message.remaining_ms).min(LIFETIME_MOST);
+        message.body = Bytes::new();
+        let kept = Kept {
+            name,
+            message,
+            before,
+            expires: now + lifetime,
+            state,
+            tries: 0,
+            failed_reads: 0,
+            timer: now + lifetime,
+        };
+        self.keeper.insert(entry, kept);
+    }
+
+    /// What the store has of an earlier start.
+    pub(super) fn restore_kept(
+        &mut self,
+        now: Instant,
+        entry: EntryId,
+        origin: NodeId,
+        recipient: NodeId,
+        message: Message,
+    ) {
+        let name = (origin, recipient, message.epoch, message.seq);
+        if self.keeper.names.contains_key(&name) {
+            self.journal.remove(entry);
+        } else {
+            self.hold(now, entry, name, message, None, State::Waiting);
+        }
+    }
+
+    /// It is on the disk: now it can be told.
+    pub(super) fn kept_written(&mut self, cx: &mut Cx<'_>, entry: EntryId) {
+        let Some(kept) = self.keeper.kept.get(&entry) else {
+            return;
+        };
+        let recipient = kept.name.1.clone();
+        self.keeper.set(entry, State::Waiting, NEVER);
+        self.tell_kept(entry);
+        self.send_kept(cx, &recipient);
+    }
+
+    /// It is not, so that its origin alone has it.
+    pub(super) fn kept_not_written(&mut self, entry: EntryId) {
+        if let Some(kept) = self.keeper.remove(entry) {
+            let origin = kept.name.0.clone();
+            self.keeper.say(origin, Holding::Refused, &kept.name);
+        }
+    }
+
+    fn tell_kept(&mut self, entry: EntryId) {
+        let Some(kept) = self.keeper.kept.get_mut(&entry) else {
+            return;
+        };
+        let name = kept.name.clone();
+        let before = kept.before.take();
+        for to in before.into_iter().chain([name.0.clone()]) {
+            // Without a way back it is told when the message comes again.
+            if to != self.node {
+                self.keeper.say(to, Holding::Kept, &name);
+            }
+        }
+    }
+
+    /// Sends what waits for this node, if there is a way and room.
+    fn send_kept(&mut self, cx: &mut Cx<'_>, recipient: &NodeId) {
+        let path = cx.net.path(recipient);
+        let Some(queue) = self.keeper.queues.get_mut(recipient) else {
+            return;
+        };
+        if core::mem::replace(&mut queue.path, path) != path {
+            // What was on the old way may be lost.
+            let sent: Vec<EntryId> = queue.all.iter().copied().collect();
+            for entry in sent {
+                if let Some(kept) = self.keeper.kept.get_mut(&entry)
+                    && kept.state == State::Sent
+                {
+                    kept.tries = 0;
+                    self.keeper.set(entry, State::Waiting, NEVER);
+                }
+            }
+        }
+        let Some(queue) = self.keeper.queues.get(recipient).filter(|_| path != 0) else {
+            return;
+        };
+        let waiting = |entry: &&EntryId| {
+            let kept = self.keeper.kept.get(entry);
+            kept.is_some_and(|kept| kept.state == State::Waiting)
+        };
+        let count = IN_FLIGHT.saturating_sub(queue.under_way);
+        let next: Vec<EntryId> = queue
+            .all
+            .iter()
+            .filter(waiting)
+            .take(count)
+            .copied()
+            .collect();
+        let mut left = None;
+        for entry in next {
+            let Some(kept) = self.keeper.kept.get(&entry) else {
+                continue;
+            };
+            let priority = kept.message.priority();
+            let left = left.get_or_insert_with(|| cx.net.room(recipient, priority));
+            let size = usize::try_from(kept.message.size).unwrap_or(usize::MAX);
+            // A link with room again lets this be tried again.
+            let Some(rest) = left.checked_sub(size.saturating_add(ENVELOPE)) else {
+                return;
+            };
+            *left = rest;
+            self.keeper.set(entry, State::Reading, NEVER);
+            if size == 0 {
+                self.kept_read(cx, entry, Some(Bytes::new()));
+                continue;
+            }
+            cx.out.push_back(Output::Fetch {
+                entry,
+                offset: 0,
+                length: size,
+            });
+        }
+    }
+
+    /// The store's answer about an entry, if it is in custody.
+    pub(super) fn kept_read(&mut self, cx: &mut Cx<'_>, entry: EntryId, body: Option<Bytes>) {
+        let Some(kept) = self.keeper.kept.get_mut(&entry) else {
+            return;
+        };
+        if kept.state != State::Reading {
+            return;
+        }
+        let body = body.filter(|body| body.len() as u64 == kept.message.size);
+        let Some(body) = body else {
+            kept.failed_reads += 1;
+            if kept.failed_reads >= READS {
+                self.drop_kept(entry);
+            } else {
+                // It counts as under way meanwhile.
+                self.keeper.set(entry, State::Sent, cx.now + READ_AGAIN);
+            }
+            return;
+        };
+        kept.failed_reads = 0;
+        let mut message = kept.message.clone();
+        message.body = body;
+        message.remaining_ms = millis(kept.expires.since(cx.now));
+        kept.tries += 1;
+        let wait = (AGAIN * (1 << (kept.tries - 1).min(5))).min(AGAIN_MOST);
+        let (origin, recipient, ..) = kept.name.clone();
+        let custodian = self.node.clone();
+        let body = Body::Kept { custodian, message };
+        let packet = Packet::new(origin, recipient, self.hop_limit, &body);
+        let (state, timer) = match cx.net.send(cx.now, packet) {
+            Err(ErrorCode::NoRoute | ErrorCode::NoSuchNode) => (State::Waiting, NEVER),
+            Ok(()) | Err(_) => (State::Sent, cx.now + wait),
+        };
+        self.keeper.set(entry, state, timer);
+    }
+
+    /// It is kept no longer: its origin is told.
+    fn drop_kept(&mut self, entry: EntryId) {
+        if let Some(kept) = self.keeper.remove(entry) {
+            self.journal.remove(entry);
+            let origin = kept.name.0.clone();
+            self.keeper.say(origin, Holding::Dropped, &kept.name);
+        }
+    }
+
+    /// What others say of messages in custody, and what custodians say of this node's own.
+    pub(super) fn on_custody(&mut self, cx: &mut Cx<'_>, from: &NodeId, custody: &Custody) {
+        match custody.holding {
+            Holding::Kept | Holding::Refused | Holding::Dropped if custody.origin == self.node => {
+                self.on_own_in_custody(cx, from, custody);
+            }
+            Holding::Done if custody.recipient != *from => self.mistakes += 1,
+            Holding::Kept | Holding::Done => self.let_go_of_kept(cx, custody),
+            Holding::Refused | Holding::Dropped => self.mistakes += 1,
+            Holding::Unknown(_) => {}
+        }
+    }
+
+    fn on_own_in_custody(&mut self, cx: &mut Cx<'_>, from: &NodeId, custody: &Custody) {
+        let Some(to) = self.find(&custody.recipient) else {
+            return;
+        };
+        let flow = &mut self.remotes[to.0].flow;
+        for &(first, last) in &custody.messages {
+            let (first, last) = ((custody.epoch, first), (custody.epoch, last));
+            if custody.holding == Holding::Kept {
+                flow.in_custody(cx.now, from, first, last);
+            } else {
+                let refused = custody.holding == Holding::Refused;
+                flow.out_of_custody(cx.now, refused, first, last);
+            }
+        }
+        self.touch(to);
+        self.set_ready(to);
+    }
+
+    /// These are the recipient's or another custodian's now. Of what is not written yet nobody
+    /// can have heard.
+    fn let_go_of_kept(&mut self, cx: &mut Cx<'_>, custody: &Custody) {
+        let name = |seq| {
+            let (origin, recipient) = (custody.origin.clone(), custody.recipient.clone());
+            (origin, recipient, custody.epoch, seq)
+        };
+        let mut over = Vec::new();
+        for &(first, last) in &custody.messages {
+            let known = self.keeper.names.range(name(first)..=name(last));
+            over.extend(known.map(|(_, entry)| *entry));
+        }
+        for entry in over {
+            let kept = self.keeper.kept.get(&entry);
+            if kept.is_some_and(|kept| kept.state != State::Writing) {
+                self.keeper.remove(entry);
+                self.journal.remove(entry);
+            }
+        }
+        self.send_kept(cx, &custody.recipient);
+    }
+
+    /// Ways are other ones, or a link has room again: whatever is kept may go now.
+    pub(super) fn send_all_kept(&mut self, cx: &mut Cx<'_>) {
+        let recipients: Vec<NodeId> = self.keeper.queues.keys().cloned().collect();
+        for recipient in recipients {
+            self.send_kept(cx, &recipient);
+        }
+    }
+
+    /// What is due: expired messages are dropped, others sent again.
+    pub(super) fn look_at_kept(&mut self, cx: &mut Cx<'_>) {
+        while let Some(&(at, entry)) = self.keeper.timers.first() {
+            if at > cx.now {
+                break;
+            }
+            let Some(kept) = self.keeper.kept.get(&entry) else {
+                self.keeper.timers.pop_first();
+                continue;
+            };
+            let recipient = kept.name.1.clone();
+            if kept.expires <= cx.now {
+                // Its origin has the same time and tells its sender.
+                self.drop_kept(entry);
+                continue;
+            }
+            self.keeper.set(entry, State::Waiting, NEVER);
+            self.send_kept(cx, &recipient);
+        }
+    }
+
+    /// Says what there is to say of messages in custody.
+    pub(super) fn send_notices(&mut self, cx: &mut Cx<'_>) {
+        for (to, custody) in self.keeper.notices.take() {
+            if to == self.node {
+                continue;
+            }
+            let body = Body::Custody(custody);
+            let packet = Packet::new(self.node.clone(), to, self.hop_limit, &body);
+            // Who does not hear of it asks again.
+            let _ = cx.net.send(cx.now, packet);
+        }
+    }
+}
