@@ -10,6 +10,7 @@
 mod artifacts;
 mod config;
 mod health;
+mod launch;
 mod payload;
 mod report;
 mod run;

@@ -11,18 +11,10 @@
 //! the middle of sending, and through the pipes that stops Ansible.
 
 use std::{
-    ffi::OsStr,
-    fs::{self, DirBuilder, File},
-    io::{self, Read, Write},
-    os::{
-        fd::AsFd,
-        unix::{
-            fs::{DirBuilderExt, OpenOptionsExt, symlink},
-            process::ExitStatusExt,
-        },
-    },
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    io::{self, Read},
+    os::{fd::AsFd, unix::process::ExitStatusExt},
+    path::PathBuf,
+    process::{Child, ExitStatus},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -39,7 +31,8 @@ use serde_json::json;
 use crate::{
     artifacts,
     config::Config,
-    payload::{Plan, Refusal, plan, tmp_dir},
+    launch::{kill_container, prepare, private, start},
+    payload::{Refusal, plan},
     report::{Report, Step},
     stream::Stream,
     tail::Tail,
@@ -69,10 +62,6 @@ const EXIT_WAIT: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(10);
 /// What is left at the normal end of a job, such as a shared ssh connection, gets this long.
 const LEFT_GRACE: Duration = Duration::from_secs(1);
-/// Programs whose containers have names.
-const CONTAINER_PROGRAMS: &[&str] = &["podman", "docker"];
-/// How long the container program may take to end a container.
-const CONTAINER_WAIT: Duration = Duration::from_secs(5);
 
 /// Runs the job.
 pub(crate) fn execute(job: &Job) -> Result<Outcome> {
@@ -127,96 +116,6 @@ pub(crate) fn execute(job: &Job) -> Result<Outcome> {
         stop: None,
     };
     run.run(child, plan.options.fail_on_no_hosts)
-}
-
-/// Writes all files of the job and returns what ansible-runner will read.
-fn prepare(dir: &Path, plan: &Plan, ident: &str) -> io::Result<File> {
-    let pdd = dir.join("pdd");
-    let make = |path: &Path| match DirBuilder::new().mode(0o700).create(path) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
-    };
-    make(&tmp_dir(dir))?;
-    make(&pdd)?;
-    make(&pdd.join("env"))?;
-    for (path, contents) in &plan.files {
-        let path = pdd.join(path);
-        if let Some(parent) = path.parent() {
-            make(parent)?;
-        }
-        private(&path)?.write_all(contents)?;
-    }
-    if let Some(project) = &plan.project {
-        // Says which directory is missing; the link alone would say only that a playbook is.
-        fs::metadata(project)
-            .map_err(|e| io::Error::new(e.kind(), format!("project {}: {e}", project.display())))?;
-        symlink(project, pdd.join("project"))?;
-    }
-    let mut kwargs = plan.kwargs.clone();
-    kwargs.insert("ident".to_owned(), ident.into());
-    // A file rather than a pipe: ansible-runner reads it when it pleases, and nobody waits.
-    let path = dir.join("kwargs");
-    let mut file = private(&path)?;
-    writeln!(file, "{}", json!({ "kwargs": kwargs }))?;
-    writeln!(file, "{}", json!({"eof": true}))?;
-    let input = File::open(&path)?;
-    fs::remove_file(&path)?;
-    Ok(input)
-}
-
-fn private(path: &Path) -> io::Result<File> {
-    File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-}
-
-/// Starts ansible-runner. Its environment is what we name here and nothing else: all of it would
-/// reach every task.
-fn start(job: &Job, config: &Config, tools: &Tools, input: File) -> Result<Child> {
-    let tmp = tmp_dir(job.dir());
-    let mut command = Command::new(&tools.runner);
-    command
-        .arg("worker")
-        .arg("--private-data-dir")
-        .arg(job.dir().join("pdd"))
-        .current_dir(job.dir())
-        .env_clear()
-        .env("PATH", &tools.path)
-        .env("LC_ALL", "C.UTF-8")
-        .env("TMPDIR", &tmp)
-        .env("ANSIBLE_LOCAL_TEMP", &tmp)
-        // By this the daemon finds what a job has left behind, should we be killed.
-        .env("RECEPTOR_JOB_ID", job.id());
-    for name in ["HOME", "TZ"] {
-        if let Some(value) = std::env::var_os(name) {
-            command.env(name, value);
-        }
-    }
-    if let Some(home) = std::env::var_os("HOME") {
-        let usual = Path::new(&home).join(".ansible");
-        // Ansible makes this directory even when it has nothing to put there. Sockets stay below
-        // it, because their paths have to be short.
-        if !usual.exists() {
-            command
-                .env("ANSIBLE_HOME", tmp.join("ansible"))
-                .env("ANSIBLE_SSH_CONTROL_PATH_DIR", usual.join("cp"))
-                .env("ANSIBLE_PERSISTENT_CONTROL_PATH_DIR", usual.join("pc"));
-        }
-    }
-    command
-        .envs(&config.env)
-        .stdin(input)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command.spawn().map_err(|e| {
-        let path = tools.runner.display();
-        Error::new(
-            ErrorCode::MissingDependency,
-            format!("{path} could not be started: {e}"),
-        )
-    })
 }
 
 /// Why a job was stopped before its end.
@@ -669,38 +568,4 @@ fn read(from: &mut impl Read, chunk: &mut [u8]) -> io::Result<usize> {
 fn wake_up(wake: &EventFd) {
     // It can only fail when it was woken 2^64 times already.
     let _ = wake.write(1);
-}
-
-/// A container is no child of ours and has to be ended by name.
-fn kill_container(program: &Path, ident: &str) {
-    if !CONTAINER_PROGRAMS.contains(
-        &program
-            .file_name()
-            .and_then(OsStr::to_str)
-            .unwrap_or_default(),
-    ) {
-        return;
-    }
-    let name: String = ident
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '-' {
-                c
-            } else {
-                '_'
-            }
-        })
-        .collect();
-    let child = Command::new(program)
-        .args(["kill", &format!("ansible_runner_{name}")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    // What it fails with is what the sweep will find.
-    let Ok(mut child) = child else { return };
-    let until = Instant::now() + CONTAINER_WAIT;
-    while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
-        thread::sleep(Duration::from_millis(10));
-    }
 }
