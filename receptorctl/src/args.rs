@@ -99,6 +99,11 @@ impl Global {
         }
         Ok(self)
     }
+
+    /// The daemon that is meant is the packaged one.
+    pub(crate) fn is_default_socket(&self) -> bool {
+        self.socket_path.as_os_str() == DEFAULT_SOCKET
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -286,19 +291,35 @@ pub(crate) struct WorkId {
     pub(crate) id: IdPrefix,
 }
 
+/// Where to look when receptord does not run.
+#[derive(Debug, Args)]
+pub(crate) struct Stopped {
+    /// Read the data directory of a receptord that does not run
+    ///
+    /// Changes nothing, and is refused while a receptord runs with it. Without this option, and without another
+    /// socket, /var/lib/receptor is read when no receptord answers.
+    #[arg(long, short = 'd', value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Spool {
     /// List the messages that wait here: for whom, since when, and why
-    List,
+    List {
+        #[command(flatten)]
+        stopped: Stopped,
+    },
     /// Show the messages of one work that wait here
     Show {
         #[command(flatten)]
         work: WorkId,
+        #[command(flatten)]
+        stopped: Stopped,
     },
     /// Give up what waits here of a work
     ///
     /// A request that was not sent yet is never run, and its work ends as cancelled. Responses of a work that was
-    /// done here are dropped, and its sender is told so if it comes back.
+    /// done here are dropped, and its sender is told so if it comes back. That takes a receptord that runs.
     Drop {
         #[command(flatten)]
         work: WorkId,
@@ -308,7 +329,10 @@ pub(crate) enum Spool {
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLetter {
     /// List the messages that were given up, and why
-    List,
+    List {
+        #[command(flatten)]
+        stopped: Stopped,
+    },
     /// Send such a message again, as a new one
     ///
     /// Prints the new id. The responses wait at receptord, as with send --detach.

@@ -4,6 +4,7 @@ mod completions;
 mod config;
 mod lists;
 mod new;
+mod offline;
 mod ops;
 mod ping;
 mod plugin;
@@ -41,10 +42,12 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Work(Work::Results { work, follow }) => send::results(&context, work.id, follow),
         Command::Work(Work::Cancel { work }) => work::cancel(&context, work.id),
         Command::Work(Work::Release { work }) => work::release(&context, work.id),
-        Command::Spool(Spool::List) => spool::list(&context, None),
-        Command::Spool(Spool::Show { work }) => spool::list(&context, Some(work.id)),
+        Command::Spool(Spool::List { stopped }) => spool::list(&context, None, &stopped),
+        Command::Spool(Spool::Show { work, stopped }) => {
+            spool::list(&context, Some(work.id), &stopped)
+        }
         Command::Spool(Spool::Drop { work }) => spool::drop(&context, work.id),
-        Command::DeadLetter(DeadLetter::List) => spool::letters(&context),
+        Command::DeadLetter(DeadLetter::List { stopped }) => spool::letters(&context, &stopped),
         Command::DeadLetter(DeadLetter::Retry { work, expires }) => {
             spool::retry(&context, work.id, expires)
         }

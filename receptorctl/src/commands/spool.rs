@@ -1,5 +1,6 @@
 //! Messages that wait here and those that were given up: `spool`, `dead-letter`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use receptor_proto::control::{
@@ -9,54 +10,104 @@ use receptor_proto::control::{
 use receptor_proto::{Directive, IdPrefix};
 
 use super::work::short;
-use super::{Context, With, plain};
+use super::{Context, With, offline, plain};
+use crate::args::Stopped;
 use crate::exit::{Exit, Failure};
-use crate::output::{Table, count, duration, note, size};
+use crate::output::{Out, Table, count, duration, note, size};
 
-pub(super) fn list(context: &Context, id: Option<IdPrefix>) -> Result<Exit, Failure> {
+pub(super) fn list(
+    context: &Context,
+    id: Option<IdPrefix>,
+    stopped: &Stopped,
+) -> Result<Exit, Failure> {
+    if let Some(data_dir) = data_dir(context, stopped) {
+        let listing = offline::list(&data_dir, id.as_ref())?;
+        for damaged in &listing.damaged {
+            note(&damaged.message);
+        }
+        return answer(context, &listing, |out| show(out, &listing.reply));
+    }
     let command = With {
         command: "spool",
         fields: SpoolCommand { id },
     };
-    context.query(&command, |out, reply: &SpoolReply| {
-        let mut table = Table::new([
-            "ID",
-            "WHAT",
-            "FOR",
-            "DIRECTIVE",
-            "SIZE",
-            "SINCE",
-            "EXPIRES",
-            "WAITS FOR",
+    context.query(&command, show)
+}
+
+/// Where to look without a daemon, when that is wanted, or when the packaged one does not run.
+fn data_dir(context: &Context, stopped: &Stopped) -> Option<PathBuf> {
+    if stopped.data_dir.is_some() {
+        return stopped.data_dir.clone();
+    }
+    if !context.global.is_default_socket() || context.global.socket_path.exists() {
+        return None;
+    }
+    let data_dir = offline::fallback()?;
+    let shown = data_dir.display();
+    note(&format!(
+        "receptord does not run; this is what {shown} holds"
+    ));
+    Some(data_dir)
+}
+
+/// Prints an answer that no daemon gave.
+fn answer(
+    context: &Context,
+    value: &impl serde::Serialize,
+    show: impl FnOnce(&mut Out) -> Result<(), Failure>,
+) -> Result<Exit, Failure> {
+    let mut out = Out::new();
+    if context.global.json {
+        let line = serde_json::to_vec(value).map_err(|error| {
+            let error = std::io::Error::from(error);
+            Failure::system("writing JSON", &error)
+        })?;
+        out.line(line)?;
+    } else {
+        show(&mut out)?;
+    }
+    out.flush()?;
+    Ok(Exit::Done)
+}
+
+fn show(out: &mut Out, reply: &SpoolReply) -> Result<(), Failure> {
+    let mut table = Table::new([
+        "ID",
+        "WHAT",
+        "FOR",
+        "DIRECTIVE",
+        "SIZE",
+        "SINCE",
+        "EXPIRES",
+        "WAITS FOR",
+    ]);
+    for entry in &reply.messages {
+        let since = entry.age_ms.map(|age| format!("{} ago", duration(age)));
+        table.row([
+            short(&entry.id.to_string()).into(),
+            what(entry).into(),
+            entry.recipient.as_str().into(),
+            entry
+                .directive
+                .as_ref()
+                .map_or("", Directive::as_str)
+                .into(),
+            size(entry.size).into(),
+            since.unwrap_or_default().into(),
+            format!("in {}", duration(entry.expires_ms)).into(),
+            why(entry.reason).into(),
         ]);
-        for entry in &reply.messages {
-            let since = entry.age_ms.map(|age| format!("{} ago", duration(age)));
-            table.row([
-                short(&entry.id.to_string()).into(),
-                what(entry).into(),
-                entry.recipient.as_str().into(),
-                entry
-                    .directive
-                    .as_ref()
-                    .map_or("", Directive::as_str)
-                    .into(),
-                size(entry.size).into(),
-                since.unwrap_or_default().into(),
-                format!("in {}", duration(entry.expires_ms)).into(),
-                why(entry.reason).into(),
-            ]);
-        }
-        if table.is_empty() {
-            note("nothing waits here");
-            return Ok(());
-        }
-        out.table(&table)?;
-        let shown = reply.messages.len() as u64;
-        if shown < reply.total {
-            note(&format!("{shown} of {}", count(reply.total, "message")));
-        }
-        Ok(())
-    })
+    }
+    if table.is_empty() {
+        note("nothing waits here");
+        return Ok(());
+    }
+    out.table(&table)?;
+    let shown = reply.messages.len() as u64;
+    if shown < reply.total {
+        note(&format!("{shown} of {}", count(reply.total, "message")));
+    }
+    Ok(())
 }
 
 pub(super) fn drop(context: &Context, id: IdPrefix) -> Result<Exit, Failure> {
@@ -69,33 +120,39 @@ pub(super) fn drop(context: &Context, id: IdPrefix) -> Result<Exit, Failure> {
     })
 }
 
-pub(super) fn letters(context: &Context) -> Result<Exit, Failure> {
-    context.query(&plain("dead-letters"), |out, reply: &DeadLettersReply| {
-        let mut table = Table::new(["ID", "DIRECTIVE", "FOR", "SIZE", "GIVEN UP", "REASON"]);
-        for letter in &reply.letters {
-            table.row([
-                short(&letter.id.to_string()).into(),
-                letter.directive.as_str().into(),
-                letter.recipient.as_str().into(),
-                size(letter.size).into(),
-                format!("{} ago", duration(letter.age_ms)).into(),
-                letter.reason.to_string().into(),
-            ]);
-        }
-        if table.is_empty() {
-            note("no dead letters");
-            return Ok(());
-        }
-        out.table(&table)?;
-        let shown = reply.letters.len() as u64;
-        if shown < reply.total {
-            note(&format!(
-                "the youngest {shown} of {}",
-                count(reply.total, "letter")
-            ));
-        }
-        Ok(())
-    })
+pub(super) fn letters(context: &Context, stopped: &Stopped) -> Result<Exit, Failure> {
+    if let Some(data_dir) = data_dir(context, stopped) {
+        let reply = offline::letters(&data_dir)?;
+        return answer(context, &reply, |out| show_letters(out, &reply));
+    }
+    context.query(&plain("dead-letters"), show_letters)
+}
+
+fn show_letters(out: &mut Out, reply: &DeadLettersReply) -> Result<(), Failure> {
+    let mut table = Table::new(["ID", "DIRECTIVE", "FOR", "SIZE", "GIVEN UP", "REASON"]);
+    for letter in &reply.letters {
+        table.row([
+            short(&letter.id.to_string()).into(),
+            letter.directive.as_str().into(),
+            letter.recipient.as_str().into(),
+            size(letter.size).into(),
+            format!("{} ago", duration(letter.age_ms)).into(),
+            letter.reason.to_string().into(),
+        ]);
+    }
+    if table.is_empty() {
+        note("no dead letters");
+        return Ok(());
+    }
+    out.table(&table)?;
+    let shown = reply.letters.len() as u64;
+    if shown < reply.total {
+        note(&format!(
+            "the youngest {shown} of {}",
+            count(reply.total, "letter")
+        ));
+    }
+    Ok(())
 }
 
 pub(super) fn retry(
@@ -145,5 +202,6 @@ fn why(reason: SpoolReason) -> &'static str {
         SpoolReason::NoRoute => "a route",
         SpoolReason::NotSent => "its turn",
         SpoolReason::NoReceipt => "the receipt",
+        SpoolReason::Stopped => "receptord",
     }
 }

@@ -241,10 +241,23 @@ pub enum Output {
         /// `message.body`, and the core fetches it when it is needed.
         bytes: usize,
     },
+    /// A payload of this message will come in parts, each an [`Output::Append`]. A store that
+    /// remembers this gives what it has of the payload to [`crate::Mesh::restore_partial`] at the
+    /// next start, and the origin goes on from there. Nothing is to be called.
+    Begin {
+        /// Where the parts go.
+        entry: EntryId,
+        /// From whom.
+        origin: NodeId,
+        /// The envelope.
+        message: Box<Message>,
+    },
     /// Write a part of an incoming payload behind what is there, then call
-    /// [`crate::Mesh::handle_appended`]. Several may be under way; those behind one that failed
-    /// fail too. A sync is needed only at the entry's `Persist`; without that, the payload is
-    /// nobody's when the process has ended, and the store forgets it.
+    /// [`crate::Mesh::handle_appended`]: when the part is the last, best after a sync of them
+    /// all, so that the entry's `Persist` need not wait for one. Several may be under way; those
+    /// behind one that failed fail too. Without a `Persist` the payload is nobody's when the
+    /// process has ended, and the store forgets it, or gives it to
+    /// [`crate::Mesh::restore_partial`].
     Append {
         /// Which.
         entry: EntryId,

@@ -13,7 +13,7 @@ use core::time::Duration;
 use bytes::Bytes;
 use receptor_proto::frame::Frame;
 use receptor_proto::lsa::Capability;
-use receptor_proto::packet::{CancelReason, Content, Eof, Priority};
+use receptor_proto::packet::{CancelReason, Content, Eof, Message, Priority};
 use receptor_proto::wire::DecodeError;
 use receptor_proto::{ErrorBody, MessageId, NodeId};
 
@@ -220,6 +220,21 @@ impl Mesh {
         self.delivery
             .handle_loaded(now, &mut self.router, token, result, &mut self.out);
         self.settle(now);
+    }
+
+    /// Right after [`Self::new`]: the store has this much, durably, of the payload of a message
+    /// that an earlier start said to [begin](crate::Output::Begin). What is not wanted any more
+    /// is removed.
+    pub fn restore_partial(
+        &mut self,
+        now: Instant,
+        entry: EntryId,
+        origin: &NodeId,
+        message: Message,
+        written: u64,
+    ) {
+        self.delivery
+            .restore_partial(now, entry, origin, message, written);
     }
 
     /// A name for a payload that the driver is about to store.

@@ -964,6 +964,8 @@ pub enum SpoolReason {
     NotSent,
     /// It was sent, and its recipient has not confirmed it.
     NoReceipt,
+    /// Its node does not run; never from a daemon.
+    Stopped,
 }
 
 /// One message in the spool.

@@ -118,6 +118,14 @@ pub trait DiskFile {
     ///
     /// As above.
     fn size(&self) -> io::Result<u64>;
+    /// The same open file once more, for another thread.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    fn again(&self) -> io::Result<Self>
+    where
+        Self: Sized;
 }
 
 /// Fills the buffer as far as the file goes and says how far.
@@ -256,6 +264,10 @@ impl DiskFile for File {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn again(&self) -> io::Result<Self> {
+        self.try_clone()
     }
 }
 

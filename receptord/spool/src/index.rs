@@ -104,6 +104,10 @@ pub(crate) struct Payload {
     pub(crate) ragged: bool,
     /// A sync failed: what is in the file is not known.
     pub(crate) lost: bool,
+    /// So much is durable.
+    pub(crate) safe: u64,
+    /// A sync is under way elsewhere.
+    pub(crate) syncing: bool,
 }
 
 /// See the module.
@@ -177,9 +181,21 @@ impl Index {
             synced: false,
             ragged: false,
             lost: false,
+            safe: 0,
+            syncing: false,
         });
         payload.size += more;
         payload.synced = false;
+    }
+
+    /// An unfinished payload is as long as this, and durable.
+    pub(crate) fn cut_payload(&mut self, entry: EntryId, size: u64) {
+        if let Some(payload) = self.payloads.get_mut(&entry.0) {
+            self.total.bytes = self.total.bytes - payload.size + size;
+            payload.size = size;
+            payload.safe = size;
+            payload.synced = true;
+        }
     }
 
     /// A message was written. `recipient` is whose limit it counts for.

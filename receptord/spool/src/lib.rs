@@ -19,7 +19,9 @@
 //! │   ├── 0000000000000009.seg
 //! │   └── 0000000000000004.spare    an empty segment, kept for later
 //! ├── payloads/
-//! │   └── 00000000000000c1          the payload of entry 0xc1, as it came
+//! │   ├── 00000000000000c1          the payload of entry 0xc1, as it came
+//! │   ├── 00000000000000d4          one that is not complete yet
+//! │   └── 00000000000000d4.part     what that is part of, and how much of it is safe
 //! └── corrupt/
 //!     ├── 0000000000000007.seg-8216 what could not be used of that segment, from there on
 //!     └── 00000000000000b2.payload  a payload that is not as long as its message says
@@ -73,6 +75,7 @@ mod error;
 mod index;
 mod log;
 mod page;
+mod partials;
 mod payloads;
 mod records;
 mod recover;
@@ -85,6 +88,7 @@ pub use disk::{Access, Disk, DiskFile, FsDisk};
 pub use error::SpoolError;
 pub use index::Usage;
 pub use page::Page;
+pub use partials::{Growing, Synced};
 pub use payloads::payload_path;
 pub use records::Records;
 pub use recover::{Damage, Report};

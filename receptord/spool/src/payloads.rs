@@ -41,6 +41,9 @@ impl<D: Disk> Spool<D> {
         if offset != end || closed || self.index.entries.contains(entry.0) {
             return Err(SpoolError::OutOfOrder { entry, offset, end });
         }
+        if payload.is_some_and(|payload| payload.lost) {
+            return Err(SpoolError::Incomplete(entry));
+        }
         self.has_room(bytes.len() as u64)?;
         let path = payload_path(entry);
         let failed = |error: std::io::Error| SpoolError::io(format!("writing {path}"), &error);
@@ -58,6 +61,7 @@ impl<D: Disk> Spool<D> {
                 let synced = file.sync();
                 if let Some(payload) = self.index.payloads.get_mut(&old.0) {
                     payload.synced = synced.is_ok();
+                    payload.safe = if payload.synced { payload.size } else { 0 };
                     payload.lost |= synced.is_err();
                 }
             }

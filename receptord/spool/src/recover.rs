@@ -17,6 +17,7 @@ use crate::disk::{Access, Disk, DiskFile, read_full, write_full};
 use crate::error::SpoolError;
 use crate::index::{Index, Usage};
 use crate::log::{Log, NUMBER_MAX, REMOVED, SEGMENTS, decode_removed, segment_path, spare_path};
+use crate::partials::{self, NOTE, Note, note_path};
 use crate::payloads::{PAYLOADS, payload_path};
 use crate::segment::{FIRST, Header, NoHeader, Place, Scan, VERSION};
 use crate::spool::{Options, Spool};
@@ -85,6 +86,8 @@ struct Recovery<'a, D> {
     index: Index,
     /// Messages said to be started that were not seen yet.
     marks: BTreeMap<u64, u32>,
+    /// Of payloads that were being written.
+    notes: BTreeMap<u64, Note>,
     /// Sizes of payloads that messages say to have.
     large: BTreeMap<u64, u64>,
     report: Report,
@@ -117,6 +120,7 @@ pub(crate) fn open<D: Disk>(
         writable,
         index: Index::default(),
         marks: BTreeMap::new(),
+        notes: BTreeMap::new(),
         large: BTreeMap::new(),
         report: Report::default(),
         kept_bytes: 0,
@@ -128,8 +132,9 @@ pub(crate) fn open<D: Disk>(
     recovery.segments(&mut log)?;
     recovery.match_payloads(&mut log)?;
     let (index, mut report) = (recovery.index, recovery.report);
+    let notes = recovery.notes;
     report.usage = index.total();
-    let spool = Spool::assemble(disk, &options, index, log, lock, writable);
+    let spool = Spool::assemble(disk, &options, index, log, notes, lock, writable);
     Ok((spool, report))
 }
 
@@ -450,11 +455,20 @@ impl<D: Disk> Recovery<'_, D> {
             .filter(|(_, payload)| payload.owned)
             .map(|(entry, _)| *entry)
             .collect();
-        for name in self.list(PAYLOADS)? {
+        let names = self.list(PAYLOADS)?;
+        for name in &names {
+            let Some(entry) = number(name, NOTE) else {
+                continue;
+            };
+            if owned.contains(&entry) || !self.take_up(EntryId(entry)) {
+                self.drop_file(&note_path(EntryId(entry)));
+            }
+        }
+        for name in names {
             let Some(entry) = number(&name, "") else {
                 continue;
             };
-            if owned.contains(&entry) {
+            if owned.contains(&entry) || self.notes.contains_key(&entry) {
                 continue;
             }
             self.index.remove(EntryId(entry));
@@ -462,6 +476,26 @@ impl<D: Disk> Recovery<'_, D> {
             self.drop_file(&payload_path(EntryId(entry)));
         }
         Ok(())
+    }
+
+    /// Keeps what is safe of an unfinished payload. False: nothing is.
+    fn take_up(&mut self, entry: EntryId) -> bool {
+        let Ok(Some((note, safe))) = partials::read(self.disk, entry) else {
+            return false;
+        };
+        let size = self.index.payloads.get(&entry.0).map_or(0, |p| p.size);
+        if size < safe {
+            return false;
+        }
+        if self.writable && size > safe {
+            let file = self.disk.open(&payload_path(entry), Access::Write);
+            if file.and_then(|file| file.set_len(safe)).is_err() {
+                return false;
+            }
+        }
+        self.index.cut_payload(entry, safe);
+        self.notes.insert(entry.0, note);
+        true
     }
 
     /// Reports what cannot be used, and keeps a copy.

@@ -39,7 +39,7 @@ pub struct Faults {
 pub struct SimDisk(Rc<RefCell<State>>);
 
 /// An open file of a [`SimDisk`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SimFile {
     disk: Rc<RefCell<State>>,
     inode: u64,
@@ -521,6 +521,10 @@ impl DiskFile for SimFile {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.disk.borrow_mut().file(self.inode)?.current.len() as u64)
+    }
+
+    fn again(&self) -> io::Result<Self> {
+        Ok(self.clone())
     }
 }
 

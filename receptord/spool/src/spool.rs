@@ -14,6 +14,7 @@ use crate::disk::{Access, Disk, read_full};
 use crate::error::SpoolError;
 use crate::index::{Index, Usage};
 use crate::log::{Effect, Log, Results, segment_path};
+use crate::partials::Note;
 use crate::payloads::payload_path;
 use crate::records::Records;
 use crate::recover::{self, Report};
@@ -116,6 +117,8 @@ pub struct Spool<D: Disk> {
     pub(crate) open: Vec<(EntryId, D::File)>,
     /// A payload's name may not be durable.
     pub(crate) is_payload_new: bool,
+    /// What payloads that are being written are part of, by entry.
+    pub(crate) notes: BTreeMap<u64, Note>,
     pub(crate) writable: bool,
     _lock: D::Lock,
 }
@@ -163,6 +166,7 @@ impl<D: Disk> Spool<D> {
         options: &Options,
         index: Index,
         log: Log<D::File>,
+        notes: BTreeMap<u64, Note>,
         lock: D::Lock,
         writable: bool,
     ) -> Self {
@@ -174,6 +178,7 @@ impl<D: Disk> Spool<D> {
             log,
             open: Vec::new(),
             is_payload_new: true,
+            notes,
             writable,
             _lock: lock,
         }
@@ -205,7 +210,10 @@ impl<D: Disk> Spool<D> {
                         results.push((at, Err(error)));
                     }
                 }
-                Op::Remove(entry) if self.writable => self.log.remove(*entry),
+                Op::Remove(entry) if self.writable => {
+                    self.forget_note(*entry);
+                    self.log.remove(*entry);
+                }
                 Op::Remove(_) => {}
             }
         }
@@ -258,6 +266,7 @@ impl<D: Disk> Spool<D> {
                 _ => {}
             }
         }
+        self.sweep_notes();
         let _ = self.log.collect(&self.disk, &mut self.index);
     }
 

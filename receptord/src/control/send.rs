@@ -190,8 +190,13 @@ async fn keep(session: &mut Session, bytes: Bytes) -> Result<Payload, Failure> {
     }
     let size = bytes.len() as u64;
     let entry = session.context.engine.ask(Input::NewEntry).await?;
-    if let Err(error) = session.context.store.write(entry, 0, bytes).await {
-        session.context.store.remove(entry);
+    let store = &session.context.store;
+    let written = match store.write(entry, 0, bytes).await {
+        Ok(()) => store.finish(entry).await,
+        failed => failed,
+    };
+    if let Err(error) = written {
+        store.remove(entry);
         return Err(error.into());
     }
     Ok(Payload::Stored { entry, size })
@@ -265,6 +270,10 @@ async fn take(
             }
         }
     };
+    if let Err(error) = session.context.store.finish(entry).await {
+        session.context.store.remove(entry);
+        return Err(error.into());
+    }
     Ok(Payload::Stored { entry, size })
 }
 

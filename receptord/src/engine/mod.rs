@@ -140,7 +140,24 @@ impl Engine {
                 keeper.restore(message.work, directive, recipient);
             }
         });
-        let mesh = Mesh::new(config, now, records);
+        let mut mesh = Mesh::new(config, now, records);
+        for (record, written) in recovered.unfinished() {
+            if let Record::Incoming {
+                entry,
+                origin,
+                message,
+            } = record
+            {
+                tracing::info!(
+                    origin = %origin,
+                    work = %message.work,
+                    bytes = written,
+                    of = message.size,
+                    "a payload goes on where it stopped"
+                );
+                mesh.restore_partial(now, entry, &origin, message, written);
+            }
+        }
         keeper.settle_old(|work| mesh.is_pending(work));
         let done = handle.clone();
         keeper.start(Box::new(move |work, result| {
@@ -444,6 +461,11 @@ impl Engine {
                 self.store
                     .load_page(token, recipient, range, (records, bytes));
             }
+            Output::Begin {
+                entry,
+                origin,
+                message,
+            } => self.store.begin(entry, origin, *message),
             Output::Append {
                 entry,
                 offset,

@@ -1,9 +1,9 @@
 //! When a peer is dialled again.
 //!
-//! Owns the pauses between attempts: at once after a loss, dense for the first minute so that
-//! a peer that restarts is back within a fraction of a second, then ever longer up to the
-//! configured ceiling; and long ones after a refusal, which does not pass by asking again
-//! quickly. All pauses are spread, so that a hub that restarts is not hit by all at once.
+//! Owns the pauses between attempts: at once after a loss, then each at most an eighth of the time
+//! that the peer has been away, so that no outage lasts noticeably longer for waiting; after the first
+//! minute ever longer up to the configured ceiling; and long ones after a refusal, which does not pass by
+//! asking again quickly. All pauses are spread, so that a hub that restarts is not hit by all at once.
 //! Pure: time and chance are arguments.
 
 use std::time::Duration;
@@ -14,10 +14,14 @@ const FIRST_MS: std::ops::Range<u64> = 10..50;
 const DENSE_TIME: Duration = Duration::from_secs(60);
 /// The longest pause of that time.
 const DENSE_CEILING: Duration = Duration::from_secs(1);
+/// Of the time that the peer has been away; what waiting adds to an outage.
+const SHARE: u32 = 8;
+/// A share of less is no reason for another attempt.
+const SHORT: Duration = Duration::from_millis(50);
 /// After a refusal the pauses are at least this long.
 const REFUSED_MIN: Duration = Duration::from_secs(5);
 /// A link that was up for this long was a good one: the next loss begins anew.
-const GOOD: Duration = Duration::from_secs(5);
+const GOOD: Duration = Duration::from_secs(2);
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -25,6 +29,8 @@ pub(crate) struct Backoff {
     min: Duration,
     max: Duration,
     failures: u32,
+    /// Links in a row that were up for a moment only.
+    flaps: u32,
     refusals: u32,
     /// Pauses since the peer was last there.
     spent: Duration,
@@ -37,6 +43,7 @@ impl Backoff {
             min,
             max: max.max(min),
             failures: 0,
+            flaps: 0,
             refusals: 0,
             spent: Duration::ZERO,
         }
@@ -46,9 +53,12 @@ impl Backoff {
     pub(crate) fn lost(&mut self, up: Duration, rng: &mut fastrand::Rng) -> Duration {
         self.refusals = 0;
         if up < GOOD {
-            return self.failed(up, rng);
+            let pause = doubled(self.min, self.flaps, self.ceiling(DENSE_CEILING));
+            self.flaps = self.flaps.saturating_add(1);
+            return self.pause(pause, rng);
         }
         self.failures = 0;
+        self.flaps = 0;
         self.spent = Duration::ZERO;
         Duration::from_millis(rng.u64(FIRST_MS))
     }
@@ -56,15 +66,25 @@ impl Backoff {
     /// The pause after an attempt that took so long and led to nothing.
     pub(crate) fn failed(&mut self, took: Duration, rng: &mut fastrand::Rng) -> Duration {
         self.refusals = 0;
-        let ceiling = if self.spent < DENSE_TIME {
-            self.max.min(DENSE_CEILING.max(self.min))
+        let share = (self.spent / SHARE).clamp(SHORT, DENSE_CEILING);
+        let pause = doubled(self.min, self.failures, self.ceiling(share));
+        self.failures = self.failures.saturating_add(1);
+        self.spent = self.spent.saturating_add(took);
+        self.pause(pause, rng)
+    }
+
+    /// No pause is longer now; `dense` while it may come back soon.
+    fn ceiling(&self, dense: Duration) -> Duration {
+        if self.spent < DENSE_TIME {
+            self.max.min(dense.max(self.min))
         } else {
             self.max
-        };
-        let pause = doubled(self.min, self.failures, ceiling);
-        self.failures = self.failures.saturating_add(1);
+        }
+    }
+
+    fn pause(&mut self, pause: Duration, rng: &mut fastrand::Rng) -> Duration {
         let pause = spread(pause, rng);
-        self.spent = self.spent.saturating_add(took).saturating_add(pause);
+        self.spent = self.spent.saturating_add(pause);
         pause
     }
 
@@ -108,7 +128,7 @@ mod tests {
             longest = longest.max(pause);
             within_half_a_second += u32::from(spent < Duration::from_millis(500));
         }
-        assert!(within_half_a_second >= 4);
+        assert!(within_half_a_second >= 7);
         assert!(longest <= DENSE_CEILING.mul_f64(1.25));
         for _ in 0..10 {
             longest = backoff.failed(Duration::ZERO, &mut rng);

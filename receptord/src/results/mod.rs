@@ -94,6 +94,10 @@ struct State {
     /// Works with a file, and bytes on the disk.
     files: u64,
     bytes: u64,
+    /// From how many on it is looked again for those that can go: where none can, looking at all of them
+    /// for each new one would cost the more the more there are.
+    look_at_ended: usize,
+    look_at_works: usize,
     on_change: Option<OnChange>,
 }
 
@@ -701,10 +705,12 @@ impl State {
 
     /// Keeps the table within its limits; what has a file is bounded by other limits.
     fn bound(&mut self) {
-        if self.ended.len() > ENDED_MAX {
+        if self.ended.len() > self.look_at_ended.max(ENDED_MAX) {
             let over = |(_, id): &&(u64, MessageId)| {
                 let work = self.works.get(id);
-                work.is_none_or(|work| !work.has_file && work.told >= work.last && !work.client)
+                work.is_none_or(|work| {
+                    !work.has_file && work.told >= work.last && (!work.client || work.is_served())
+                })
             };
             let oldest: Vec<_> = self
                 .ended
@@ -716,8 +722,9 @@ impl State {
             for id in oldest {
                 self.forget(id);
             }
+            self.look_at_ended = self.ended.len() + ENDED_MAX / 10;
         }
-        if self.works.len() > WORKS_MAX {
+        if self.works.len() > self.look_at_works.max(WORKS_MAX) {
             let mut idle: Vec<_> = self
                 .works
                 .iter()
@@ -731,6 +738,7 @@ impl State {
             for (_, id) in idle {
                 self.forget(id);
             }
+            self.look_at_works = self.works.len() + WORKS_MAX / 10;
         }
     }
 }
@@ -831,4 +839,29 @@ fn loaded(summary: frame::Summary, path: &Path) -> io::Result<Work> {
     // Whatever the core gives again is known; what it does not, it was told.
     work.told = last;
     Ok(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_has_had_is_forgotten_while_it_stays() {
+        let mut state = State::default();
+        for number in 0..2 * ENDED_MAX {
+            let id = MessageId::from_u128(number as u128);
+            let mut work = Work::new(0);
+            work.client = true;
+            (work.last, work.taken, work.told) = (1, 1, 1);
+            state.works.insert(id, work);
+            let end = End {
+                code: 0,
+                error: None,
+            };
+            state.end(id, end);
+            state.bound();
+        }
+        assert!(state.works.len() <= ENDED_MAX);
+        assert_eq!(state.ended.len(), state.works.len());
+    }
 }

@@ -5,6 +5,7 @@
 //! that the batch names: then the batch goes first. With nothing to do it tidies up, bit by
 //! bit. Says once that the disk fails and once that it works again.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,10 +14,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use receptor_mesh::{EntryId, Loaded, PersistToken, Record};
 use receptor_proto::{ErrorBody, ErrorCode};
-use receptor_spool::{FsDisk, Op, Spool, SpoolError};
+use receptor_spool::{FsDisk, Op, Spool, SpoolError, Synced};
 use tokio::sync::{mpsc, oneshot};
 
 use super::queue::{Job, Queue, Reply, Taken};
+use super::syncer::Syncer;
 use super::{Done, now_ms, refusal};
 
 /// Operations of one batch, so that the first is not told too late.
@@ -25,6 +27,9 @@ const BATCH_MAX: usize = 4096;
 const BATCH_BYTES: u64 = 16 << 20;
 /// What was done without a batch is told at the latest when there is so much of it.
 const DONE_MAX: usize = 64;
+/// Bytes of a growing payload that are synced at once: what a restart may cost of it, and small
+/// enough that a disk takes it in a moment.
+const SYNC_EVERY: u64 = 16 << 20;
 /// Quiet after which there is time to tidy up.
 const QUIET: Duration = Duration::from_millis(200);
 /// The pause after tidying up failed.
@@ -38,19 +43,43 @@ pub(super) struct Keeper {
     batch: Vec<Op>,
     batch_bytes: u64,
     done: Vec<Done>,
+    syncer: Syncer,
+    /// Sizes of payloads that belong to a message to come, until they are complete.
+    begun: BTreeMap<EntryId, u64>,
+    /// Who is told when a complete payload is durable.
+    finishing: BTreeMap<EntryId, Finishing>,
     /// The disk failed when it was used last.
     failing: bool,
     _ending: Ending,
+}
+
+/// Who waits for a payload.
+enum Finishing {
+    /// The engine, which appended up to here.
+    Engine(u64),
+    Waiter(oneshot::Sender<Result<Bytes, ErrorBody>>),
 }
 
 impl Keeper {
     pub(super) fn new(
         spool: Spool<FsDisk>,
         queue: Arc<Queue>,
+        syncer: Syncer,
         reports: mpsc::Sender<Vec<Done>>,
     ) -> Self {
+        let size = |(record, _): (Record, u64)| match record {
+            Record::Incoming { entry, message, .. } => Some((entry, message.size)),
+            Record::Outgoing { .. }
+            | Record::Transit { .. }
+            | Record::Started { .. }
+            | Record::Received { .. } => None,
+        };
+        let begun = spool.unfinished(0).into_iter().filter_map(size).collect();
         Self {
             spool,
+            syncer,
+            begun,
+            finishing: BTreeMap::new(),
             _ending: Ending(Arc::clone(&queue)),
             queue,
             reports,
@@ -105,7 +134,22 @@ impl Keeper {
                 });
                 self.batch_bytes += bytes;
             }
-            Job::Remove(entry) => self.batch.push(Op::Remove(entry)),
+            Job::Remove(entry) => {
+                self.begun.remove(&entry);
+                self.finishing.remove(&entry);
+                self.batch.push(Op::Remove(entry));
+            }
+            Job::Begin(record) => {
+                if let Record::Incoming { entry, message, .. } = &*record {
+                    self.begun.insert(*entry, message.size);
+                }
+                self.spool.begin(now_ms(), &record);
+            }
+            Job::Finish { entry, reply } => {
+                self.finishing.insert(entry, Finishing::Waiter(reply));
+                self.finish(entry);
+            }
+            Job::Synced(synced) => self.synced(synced),
             Job::Append {
                 entry,
                 offset,
@@ -118,6 +162,15 @@ impl Keeper {
                     self.failed(error);
                 }
                 let end = offset + bytes.len() as u64;
+                if result.is_ok() {
+                    if self.begun.get(&entry) == Some(&end) {
+                        self.begun.remove(&entry);
+                        self.finishing.insert(entry, Finishing::Engine(end));
+                        self.finish(entry);
+                        return None;
+                    }
+                    self.grow(entry, SYNC_EVERY);
+                }
                 match reply {
                     Reply::Engine => {
                         let result = result.map_err(|error| refusal(&error));
@@ -180,6 +233,52 @@ impl Keeper {
             self.commit();
         }
         None
+    }
+
+    /// Has so much of a payload synced, if there is so much.
+    fn grow(&mut self, entry: EntryId, least: u64) {
+        match self.spool.growing(entry, least) {
+            Ok(Some(file)) => self.syncer.push(file),
+            Ok(None) => {}
+            // Whoever needs the payload meets the error again.
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Has the rest of a payload synced, and tells who waits for that when there is none.
+    fn finish(&mut self, entry: EntryId) {
+        self.grow(entry, 1);
+        if !self.spool.is_syncing(entry) {
+            self.finished(entry, Ok(()));
+        }
+    }
+
+    fn synced(&mut self, synced: Synced) {
+        let entry = synced.entry();
+        let result = self.spool.synced(synced);
+        if let Err(error) = &result {
+            self.failed(error);
+        }
+        if self.finishing.contains_key(&entry) {
+            match result {
+                // More was written meanwhile.
+                Ok(false) => self.finish(entry),
+                result => self.finished(entry, result.map(|_| ())),
+            }
+        } else {
+            self.grow(entry, SYNC_EVERY);
+        }
+    }
+
+    fn finished(&mut self, entry: EntryId, result: Result<(), SpoolError>) {
+        match self.finishing.remove(&entry) {
+            Some(Finishing::Engine(end)) => {
+                let result = result.map_err(|error| refusal(&error));
+                self.tell(Done::Appended(entry, end, result));
+            }
+            Some(Finishing::Waiter(waiter)) => answer(waiter, result.map(|()| Bytes::new())),
+            None => {}
+        }
     }
 
     /// What is to be done with this entry follows what was asked about it before.

@@ -4,9 +4,14 @@
 //! something never waits for the disk: the engine is told later, in order, what was done
 //! ([`Done`]), and sessions wait for their own answer alone. The thread takes everything that is
 //! queued, writes and syncs it as one, and reports all of it, so that what comes up during one
-//! sync shares the next. Decides nothing about a message; what is volatile never comes here.
+//! sync shares the next. Payloads of their own files are synced by a second thread while they
+//! grow, so that nobody else's sync waits for them. Decides nothing about a message; what is volatile never comes here.
 //!
 //! ```text
+//!                                                          ┌────────┐
+//!                                                          │ syncer │ (thread)
+//!                                                          └────────┘
+//!                                                         files │▲ done
 //!   engine ──Persist, Remove, Fetch, Append──▶ ┌───────┐ ─▶ ┌─────────┐
 //!   sessions ──────────write, read───────────▶ │ queue │    │ keeper  │──▶ <data-dir>/spool
 //!   engine ◀─────────Done, in order──────────  └───────┘ ◀─ │ (thread)│
@@ -15,6 +20,7 @@
 
 mod keeper;
 mod queue;
+mod syncer;
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -24,12 +30,14 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use receptor_mesh::{EntryId, LoadToken, Loaded, PersistToken, Record};
+use receptor_proto::packet::Message;
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 use receptor_spool::{FsDisk, Limits, Options, Spool, SpoolError};
 use tokio::sync::{mpsc, oneshot};
 
 use self::keeper::Keeper;
 use self::queue::{Job, Queue, Reply};
+use self::syncer::Syncer;
 use crate::config;
 
 /// The spool's directory in the data directory.
@@ -120,6 +128,14 @@ impl Recovered {
     }
 }
 
+impl Recovered {
+    /// Payloads that were on their way in: the message as an incoming record, and how much there
+    /// is. Those that are not wanted must be removed.
+    pub(crate) fn unfinished(&self) -> Vec<(Record, u64)> {
+        self.spool.unfinished(now_ms())
+    }
+}
+
 impl Store {
     /// Opens the spool in a data directory and recovers what an earlier run left there. Nothing
     /// is done of what is asked until [`Self::start`].
@@ -181,7 +197,8 @@ impl Store {
     /// When the system gives no thread.
     pub(crate) fn start(&self, recovered: Recovered) -> std::io::Result<Reports> {
         let (reports, receiver) = mpsc::channel(REPORTS);
-        let keeper = Keeper::new(recovered.spool, Arc::clone(&self.0.queue), reports);
+        let syncer = Syncer::start(Arc::clone(&self.0.queue))?;
+        let keeper = Keeper::new(recovered.spool, Arc::clone(&self.0.queue), syncer, reports);
         let thread = std::thread::Builder::new().name("spool".to_owned());
         let handle = thread.spawn(move || keeper.run())?;
         *self.0.keeper.borrow_mut() = Some(handle);
@@ -260,7 +277,19 @@ impl Store {
         });
     }
 
-    /// For the core: writes a part; [`Done::Appended`] follows.
+    /// For the core: parts that are appended to this entry are of a message. What is durable of
+    /// them is among [`Recovered::unfinished`] after a restart.
+    pub(crate) fn begin(&self, entry: EntryId, origin: NodeId, message: Message) {
+        let record = Record::Incoming {
+            entry,
+            origin,
+            message,
+        };
+        self.push(Job::Begin(Box::new(record)));
+    }
+
+    /// For the core: writes a part; [`Done::Appended`] follows, for the last one of what was said
+    /// to [begin](Self::begin) when all are durable.
     pub(crate) fn append(&self, entry: EntryId, offset: u64, bytes: Bytes) {
         self.push(Job::Append {
             entry,
@@ -285,6 +314,14 @@ impl Store {
             bytes,
             reply: Reply::Waiter(reply),
         });
+        wait(answer).await.map(|_| ())
+    }
+
+    /// For others: waits until all parts of a payload are durable, so that the message needs
+    /// not wait for that.
+    pub(crate) async fn finish(&self, entry: EntryId) -> Result<(), ErrorBody> {
+        let (reply, answer) = oneshot::channel();
+        self.push(Job::Finish { entry, reply });
         wait(answer).await.map(|_| ())
     }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use receptor_mesh::{EntryId, LoadToken, PersistToken, Record};
 use receptor_proto::{ErrorBody, MessageId, NodeId};
+use receptor_spool::Synced;
 use tokio::sync::oneshot;
 
 /// One thing to do.
@@ -27,6 +28,8 @@ pub(super) enum Job {
         bytes: u64,
     },
     Remove(EntryId),
+    /// Appended parts will be of this record, an incoming one.
+    Begin(Box<Record>),
     Append {
         entry: EntryId,
         offset: u64,
@@ -46,6 +49,13 @@ pub(super) enum Job {
         range: (EntryId, EntryId),
         most: (usize, usize),
     },
+    /// Everything that was appended is to be durable.
+    Finish {
+        entry: EntryId,
+        reply: oneshot::Sender<Result<Bytes, ErrorBody>>,
+    },
+    /// From the other thread.
+    Synced(Synced),
     Adopt {
         entry: EntryId,
         from: PathBuf,
@@ -73,6 +83,9 @@ impl Job {
             Self::Append { bytes, .. } => bytes.len() as u64,
             Self::Adopt { size, .. } => *size,
             Self::Remove(_)
+            | Self::Begin(_)
+            | Self::Finish { .. }
+            | Self::Synced(_)
             | Self::Read { .. }
             | Self::Page { .. }
             | Self::Load { .. }

@@ -325,6 +325,16 @@ pub(super) async fn check_sum(at: PathBuf, file: &FileRef) -> Result<(), FilePro
     Err(FileProblem::Sum { path, sum, said })
 }
 
+/// Makes a large result durable before the spool takes it over, whose other messages would have
+/// to wait for that.
+///
+/// # Errors
+/// When the disk fails.
+pub(super) async fn sync_result(at: PathBuf) -> io::Result<()> {
+    let synced = spawn_blocking(move || File::open(at)?.sync_data()).await;
+    synced.unwrap_or_else(|e| Err(io::Error::other(e)))
+}
+
 /// Why a result file was not taken, for the plugin's author.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum FileProblem {

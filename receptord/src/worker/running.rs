@@ -494,6 +494,11 @@ impl Running {
             return Err(quota);
         }
         if size > SEGMENT_MAX as u64 {
+            if let Err(problem) = job_dir::sync_result(path.clone()).await {
+                let _ = std::fs::remove_file(&path);
+                let text = format!("a result cannot be stored: {problem}");
+                return Err(Flaw::Host(error(ErrorCode::Internal, text)));
+            }
             return Ok(ReportPayload::File { path, size });
         }
         let bytes = std::fs::read(&path);

@@ -43,9 +43,10 @@ fn accept(
     done
 }
 
-/// A send whose acceptance is its only line.
-const DETACHED: &str = r#","detach":true,"wait":true"#;
-const ONE_WAY: &str = r#","respond":false"#;
+/// A send whose acceptance is its only line, with a tag so that many can be on their way.
+const DETACHED: &str = r#","detach":true,"wait":true,"tag":0"#;
+/// A send whose plugin answers nothing, with a tag too.
+const ONE_WAY: &str = r#","respond":false,"tag":0"#;
 
 pub(super) fn n7_accept(bench: &Bench) -> Row {
     const SPAN: Duration = Duration::from_secs(2);
@@ -350,7 +351,7 @@ pub(super) fn n14_restart(bench: &Bench, count: usize) -> Row {
     }
 }
 
-const ONE_WAY_WAIT: &str = r#","respond":false,"wait":true"#;
+const ONE_WAY_WAIT: &str = r#","respond":false,"wait":true,"tag":0"#;
 
 pub(super) fn n15_backlog(bench: &Bench, size: usize) -> Row {
     let mut chain = Chain::exec(bench, 1, &[]);

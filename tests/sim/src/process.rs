@@ -68,6 +68,15 @@ impl World {
                 };
                 self.disk(node, job);
             }
+            Output::Begin {
+                entry,
+                origin,
+                message,
+            } => {
+                let store = &mut self.hosts[node].store;
+                let result = store.begin(now, entry, origin, message);
+                self.check(result.map_err(|why| format!("node {node}: {why}")));
+            }
             Output::Append {
                 entry,
                 offset,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use fastrand::Rng;
 use receptor_mesh::{EntryId, Loaded, Record};
-use receptor_proto::packet::MessageKind;
+use receptor_proto::packet::{Message, MessageKind};
 use receptor_proto::{MessageId, NodeId};
 
 use crate::options::StoreKind;
@@ -22,6 +22,8 @@ enum Change {
     /// Token, when, what.
     Records(u64, u64, Vec<Record>),
     Remove(EntryId),
+    /// When, from whom, what.
+    Begin(EntryId, u64, NodeId, Box<Message>),
     Append(EntryId, u64, Bytes),
 }
 
@@ -33,6 +35,8 @@ struct State {
     started: BTreeSet<EntryId>,
     received: BTreeMap<(NodeId, u64), Record>,
     payloads: BTreeMap<EntryId, Vec<Bytes>>,
+    /// What unfinished payloads are part of, as incoming records.
+    begun: BTreeMap<EntryId, (u64, Record)>,
     retired: BTreeSet<EntryId>,
     requests: BTreeSet<MessageId>,
 }
@@ -58,7 +62,20 @@ impl State {
                 self.messages.remove(entry);
                 self.started.remove(entry);
                 self.payloads.remove(entry);
+                self.begun.remove(entry);
                 self.retired.insert(*entry);
+            }
+            Change::Begin(entry, at, origin, message) => {
+                let record = Record::Incoming {
+                    entry: *entry,
+                    origin: origin.clone(),
+                    message: (**message).clone(),
+                };
+                if self.retired.contains(entry)
+                    || self.begun.insert(*entry, (*at, record)).is_some()
+                {
+                    return Err(format!("{entry:?} is begun twice"));
+                }
             }
             Change::Append(entry, offset, bytes) => {
                 if self.retired.contains(entry) {
@@ -107,6 +124,7 @@ impl State {
                 if own && matches!(message.kind, MessageKind::Request { .. }) {
                     self.requests.insert(message.work);
                 }
+                self.begun.remove(entry);
                 self.messages.insert(*entry, (at, record.clone()));
             }
             Record::Started { entry } => {
@@ -157,6 +175,16 @@ impl Store {
 
     pub(crate) fn remove(&mut self, entry: EntryId) -> Result<(), String> {
         self.change(Change::Remove(entry))
+    }
+
+    pub(crate) fn begin(
+        &mut self,
+        now: u64,
+        entry: EntryId,
+        origin: NodeId,
+        message: Box<Message>,
+    ) -> Result<(), String> {
+        self.change(Change::Begin(entry, now, origin, message))
     }
 
     pub(crate) fn append(
@@ -297,10 +325,14 @@ impl Store {
             self.settle()?;
         }
         self.tail.clear();
-        let messages = &self.durable.messages;
+        let (messages, begun) = (&self.durable.messages, &self.durable.begun);
         self.durable
             .payloads
-            .retain(|entry, _| messages.contains_key(entry));
+            .retain(|entry, _| messages.contains_key(entry) || begun.contains_key(entry));
+        let payloads = &self.durable.payloads;
+        self.durable
+            .begun
+            .retain(|entry, _| payloads.contains_key(entry));
         self.current = self.durable.clone();
         Ok(())
     }
@@ -315,6 +347,19 @@ impl Store {
             self.settle()?;
         }
         Ok(())
+    }
+
+    /// Unfinished payloads: the message as an incoming record, and how much there is.
+    pub(crate) fn unfinished(&self, now: u64) -> Vec<(Record, u64)> {
+        let length = |entry| {
+            let parts = self.current.payloads.get(entry);
+            let parts = parts.into_iter().flatten();
+            parts.map(|part| part.len() as u64).sum()
+        };
+        let begun = self.current.begun.iter();
+        begun
+            .map(|(entry, (at, record))| (aged(now, *at, record), length(entry)))
+            .collect()
     }
 
     /// What a start at this moment is given, outgoing messages last.

@@ -424,7 +424,18 @@ impl World {
         // What was not confirmed may have survived.
         self.receipts.stored(&self.by_id, node, life, &records);
         let clock = self.clock(node);
-        self.hosts[node].mesh = Some(Mesh::new(config, clock, records));
+        let mut mesh = Mesh::new(config, clock, records);
+        for (record, written) in self.hosts[node].store.unfinished(now) {
+            if let Record::Incoming {
+                entry,
+                origin,
+                message,
+            } = record
+            {
+                mesh.restore_partial(clock, entry, &origin, message, written);
+            }
+        }
+        self.hosts[node].mesh = Some(mesh);
         self.advertise(node);
         self.pump(node);
         for wire in 0..self.net.wires.len() {

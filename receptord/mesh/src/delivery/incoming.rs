@@ -22,6 +22,7 @@ use super::{BUSY, Cx, DISK_BUSY, Delivery, EARLY_KEPT, EARLY_MAX, Early, LIFETIM
 use super::{EARLY_SWEEP, Out, RemoteId, SWEEP, millis};
 use crate::wiring::Net;
 use crate::{EntryId, Instant, Output, Payload, Record};
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bytes::Bytes;
 
@@ -147,7 +148,12 @@ impl Delivery {
             }
         }
         let entry = self.new_entry();
-        self.partials.insert(cx.now, from, message, entry);
+        cx.out.push_back(Output::Begin {
+            entry,
+            origin: self.remotes[from.0].node.clone(),
+            message: Box::new(message.clone()),
+        });
+        self.partials.insert(cx.now, from, message, entry, 0);
         self.acks(from).progress(key, 0);
     }
 

@@ -1,8 +1,9 @@
 //! Large payloads on their way in: which part is written, which is being written.
 //!
 //! Parts are taken in order only and go to the store as they come, so that nothing of them
-//! stays in memory but what the store has not written yet. Never asks for a part; the origin
-//! learns from receipts how far it is.
+//! stays in memory but what the store has not written yet. What the store has kept over a
+//! restart is taken up again. Never asks for a part; the origin learns from receipts how far it
+//! is.
 
 use alloc::collections::BTreeMap;
 use core::time::Duration;
@@ -84,14 +85,15 @@ impl Partials {
         remote: RemoteId,
         message: Message,
         entry: EntryId,
+        written: u64,
     ) {
         let key = (message.epoch, message.seq);
         let expires = now + Duration::from_millis(message.remaining_ms);
         let partial = Partial {
             message,
             entry,
-            given: 0,
-            written: 0,
+            given: written,
+            written,
             expires,
             touched: now,
         };

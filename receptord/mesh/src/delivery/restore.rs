@@ -16,7 +16,8 @@ use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 use super::backlog::{self, Paged};
 use super::flow::Outgoing;
 use super::inbox::{Request, Response, Stored};
-use super::received::Received;
+use super::partial::Room;
+use super::received::{Received, Verdict};
 use super::works::{NewWork, State};
 use super::{Delivery, EARLY_KEPT, EARLY_SWEEP, Early, LIFETIME_MOST, Out, RemoteId};
 use crate::{EntryId, Instant, LinkId, Output, Payload, Reachability, Record};
@@ -91,6 +92,34 @@ impl Delivery {
         self.restore_responses(now, responses, &stock.started);
         if self.remotes.iter().any(|remote| remote.is_known) {
             self.plan_sweep(now + EARLY_SWEEP);
+        }
+    }
+
+    /// Takes a payload up again that was on its way in, unless its message is here or its origin
+    /// is done with it. Whether it is still wanted is asked when it is complete.
+    pub(crate) fn restore_partial(
+        &mut self,
+        now: Instant,
+        entry: EntryId,
+        origin: &NodeId,
+        message: Message,
+        written: u64,
+    ) {
+        self.next_entry = self.next_entry.max(entry.0);
+        let key = (message.epoch, message.seq);
+        let wanted = message.is_segmented()
+            && written < message.size
+            && !matches!(message.kind, MessageKind::Cancel { .. });
+        let from = if wanted { self.remote(origin) } else { None };
+        let from = from.filter(|from| {
+            key.0 >= self.remotes[from.0].first_epoch
+                && self.restored_flow(now, *from, key.0).check(key.1) == Verdict::New
+                && self.partials.get_mut(*from, key).is_none()
+                && self.partials.room(now, *from) == Room::Free
+        });
+        match from {
+            Some(from) => self.partials.insert(now, from, message, entry, written),
+            None => self.journal.remove(entry),
         }
     }
 
