@@ -259,7 +259,10 @@ impl Engine {
                     assert_eq!(eof.code, 0, "{eof:?}");
                     done += 1;
                 }
-                Report::Status { .. } | Report::Capabilities(_) => {}
+                Report::Status { .. }
+                | Report::Room
+                | Report::Returned(_)
+                | Report::Capabilities(_) => {}
             }
         }
         meter.stop(rounds)

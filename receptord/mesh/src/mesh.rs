@@ -433,6 +433,11 @@ impl Mesh {
         self.router.reachability(node)
     }
 
+    /// Whether a message to `node` may have [`Content::Bundle`]: it says so, or is this node itself.
+    pub fn takes_bundles(&mut self, node: &NodeId) -> bool {
+        *node == self.router.config().node || self.router.takes_bundles(node)
+    }
+
     /// The link that a packet to `node` would take now.
     #[must_use]
     pub fn next_link(&self, node: &NodeId) -> Option<LinkId> {

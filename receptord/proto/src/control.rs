@@ -570,6 +570,10 @@ pub struct SendCommand {
     /// The reply ends after `accepted`; the responses wait.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub detach: bool,
+    /// With `volatile` and without `respond`: the reply is nothing at all, unless the message is
+    /// refused.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub quiet: bool,
     /// How long the message is worth delivering, in milliseconds; configured default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
@@ -1109,6 +1113,10 @@ impl SendCommand {
         }
         if self.detach && self.volatile && self.respond {
             let text = "the responses of a volatile message are not kept: give detach or volatile, not both, or respond: false";
+            return Err(ErrorBody::new(InvalidRequest, text));
+        }
+        if self.quiet && (!self.volatile || self.respond) {
+            let text = "quiet is for messages with volatile: true and respond: false";
             return Err(ErrorBody::new(InvalidRequest, text));
         }
         if let Some(key) = &self.key {

@@ -14,6 +14,7 @@
 
 extern crate alloc;
 
+pub mod bundle;
 pub mod control;
 pub mod directive;
 pub mod error;

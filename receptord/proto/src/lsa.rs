@@ -118,6 +118,8 @@ pub struct CapabilitiesBody {
     pub software: String,
     /// Whether the node forwards for others.
     pub router: bool,
+    /// Whether the node takes requests in bundles, see [`crate::bundle`].
+    pub bundles: bool,
     /// Free metadata, for `--where`.
     pub metadata: BTreeMap<String, String>,
     /// In order of name.
@@ -251,7 +253,7 @@ impl CapabilitiesBody {
         let mut out = Vec::new();
         let mut w = Writer(&mut out);
         w.str(&self.software);
-        w.u8(u8::from(self.router));
+        w.u8(u8::from(self.router) | u8::from(self.bundles) << 1);
         w.varint(self.metadata.len() as u64);
         for (key, value) in &self.metadata {
             w.str(key);
@@ -281,7 +283,8 @@ impl CapabilitiesBody {
         };
         let mut r = Reader::new(body.clone());
         let software = r.str(TEXT_MAX, "software")?;
-        let router = r.u8("router")? & 1 == 1;
+        let flags = r.u8("router")?;
+        let (router, bundles) = (flags & 1 == 1, flags & 2 == 2);
         let mut metadata = BTreeMap::new();
         for _ in 0..limited("metadata", r.count(2, "metadata")?, METADATA_MAX)? {
             let key = r.str(TEXT_MAX, "metadata key")?;
@@ -306,6 +309,7 @@ impl CapabilitiesBody {
         Ok(Self {
             software,
             router,
+            bundles,
             metadata,
             plugins,
         })
@@ -339,6 +343,7 @@ mod tests {
         let capabilities = CapabilitiesBody {
             software: "receptord 0.1.0".to_string(),
             router: true,
+            bundles: true,
             metadata: [("site".to_string(), "berlin".to_string())].into(),
             plugins: vec![Capability {
                 plugin: "runner".to_string(),

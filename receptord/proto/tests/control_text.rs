@@ -159,6 +159,7 @@ fn every_key_of_send_is_in_its_table() {
     let table = TEXT.split_once("| key | |").unwrap().1;
     let table = table.split_once("\n\n").unwrap().0;
     let full = SendCommand {
+        quiet: true,
         directive: "a:b".into(),
         recipient: Some("c".into()),
         any: true,

@@ -91,6 +91,17 @@ impl ClientInput {
         Some(line)
     }
 
+    /// What was read and not taken; a line begins where it begins.
+    pub(super) fn ahead(&self) -> &[u8] {
+        &self.buffer
+    }
+
+    /// Takes whole lines, and raw bytes behind them, that were understood where they lie.
+    pub(super) fn skip(&mut self, count: usize) {
+        self.buffer.advance(count);
+        self.scanned = self.scanned.saturating_sub(count);
+    }
+
     /// Raw bytes, at least one and at most `max`; `None` at the end of the input.
     pub(super) async fn raw(&mut self, max: usize) -> io::Result<Option<Bytes>> {
         self.scanned = 0;

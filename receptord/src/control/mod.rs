@@ -14,10 +14,13 @@ mod client;
 mod command;
 mod echo;
 mod outlet;
+mod quiet;
 mod results;
 mod send;
 mod session;
 mod views;
+
+pub(crate) use self::send::new_id;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

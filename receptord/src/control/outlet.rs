@@ -258,7 +258,10 @@ impl Outlet {
                 let work = letter.work;
                 let serial = match &letter.news {
                     News::Response(response) => Some(response.serial),
-                    News::Accepted { .. } | News::Known { .. } | News::Refused(_) => None,
+                    News::Accepted { .. }
+                    | News::Known { .. }
+                    | News::Refused(_)
+                    | News::RefusedQuiet(..) => None,
                 };
                 let written = self.put(letter, &mut buffer);
                 if let Some(serial) = serial {
@@ -307,6 +310,13 @@ impl Outlet {
     /// Puts a letter into lines. `Some`: this stored payload must follow.
     fn put(&self, letter: Letter, buffer: &mut Vec<u8>) -> Option<(EntryId, u64)> {
         let Letter { work, news } = letter;
+        if let News::RefusedQuiet(quiet, error) = news {
+            for tag in quiet.tags() {
+                let error = error.clone();
+                put_line(buffer, tag, &SendReply::Error { error, eof: true });
+            }
+            return None;
+        }
         let mut sends = self.sends.borrow_mut();
         // The reply to this send has ended: a response nobody asked for.
         let sending = sends.get_mut(&work)?;
@@ -344,7 +354,7 @@ impl Outlet {
                 }
                 true
             }
-            News::Refused(error) => {
+            News::Refused(error) | News::RefusedQuiet(_, error) => {
                 let reply = SendReply::Error { error, eof: true };
                 put_line(buffer, sending.tag.as_deref(), &reply);
                 true
@@ -501,7 +511,7 @@ fn shown(content: Content, bytes: &Bytes) -> Shown {
                 Err(_) => Shown::Raw,
             }
         }
-        Content::None | Content::Bytes => Shown::Raw,
+        Content::None | Content::Bytes | Content::Bundle => Shown::Raw,
     }
 }
 

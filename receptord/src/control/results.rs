@@ -168,6 +168,7 @@ pub(super) async fn retry(
     let arrived = Rc::new(Notify::new());
     let mailbox = Mailbox::new(Rc::clone(&arrived));
     let submit = Submit {
+        quiet: None,
         submission,
         wait: true,
         detach: true,
@@ -189,7 +190,7 @@ pub(super) async fn retry(
                     recipient,
                 });
             }
-            News::Refused(error) => return Err(error.into()),
+            News::Refused(error) | News::RefusedQuiet(_, error) => return Err(error.into()),
             News::Known { .. } | News::Response(_) => {}
         }
     }

@@ -48,12 +48,12 @@ pub(super) async fn prepare(
         }
         return Err(too_large_for_volatile().into());
     }
-    let default_expiry = session.context.settings.borrow().spool.default_expiry;
     let digest = hash.map(|payload| digest(&command, content, payload));
     let id = match &command.key {
         Some(key) => keyed_id(&session.context.node, key),
         None => new_id(),
     };
+    let expiry = expiry(session, &command);
     let submission = Submission {
         id,
         recipient: match checked.recipient {
@@ -67,17 +67,22 @@ pub(super) async fn prepare(
         payload,
         volatile: command.volatile,
         respond: command.respond,
-        expiry: command
-            .expires_ms
-            .map_or(default_expiry, Duration::from_millis),
+        expiry,
     };
     Ok(Submit {
         submission,
         wait: command.wait,
         detach: command.detach,
         digest,
+        quiet: None,
         mailbox: Rc::clone(&session.outlet.mailbox),
     })
+}
+
+/// How long the message is worth delivering.
+pub(super) fn expiry(session: &Session, command: &SendCommand) -> Duration {
+    let default = session.context.settings.borrow().spool.default_expiry;
+    command.expires_ms.map_or(default, Duration::from_millis)
 }
 
 /// What a send with a key asks for, in short: it must be the same each time.
@@ -110,7 +115,7 @@ pub(super) fn forget_payload(session: &Session, payload: &Payload) {
 
 /// A UUID of version 7: its time sorts, the rest is chance. The generator of this thread is
 /// seeded by the system once; asking the system for every message would cost a call each.
-pub(super) fn new_id() -> MessageId {
+pub(crate) fn new_id() -> MessageId {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let millis = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
     let chance: [u8; 10] = std::array::from_fn(|_| fastrand::u8(..));
@@ -152,7 +157,7 @@ fn too_large_for_volatile() -> ErrorBody {
     ErrorBody::new(ErrorCode::PayloadTooLarge, text)
 }
 
-async fn payload(
+pub(super) async fn payload(
     session: &mut Session,
     command: &SendCommand,
     hash: Option<&mut Sha256>,

@@ -8,8 +8,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use receptor_mesh::Payload;
 use receptor_proto::control::{
-    CancelReply, DropReply, LogLevelReply, PluginsReply, ReleaseReply, ResultsCommand, greeting,
+    CancelReply, DropReply, LogLevelReply, PluginsReply, ReleaseReply, ResultsCommand, SendCommand,
+    greeting,
 };
 use receptor_proto::packet::CancelReason;
 use receptor_proto::{ErrorBody, ErrorCode};
@@ -20,9 +22,10 @@ use tokio::sync::oneshot;
 
 use super::client::{ClientInput, LineError};
 use super::command::{Command, Form, Request, from_json, id_word, invalid, is_go, parse, request};
-use super::outlet::{Ended, Outlet, Running, Sending, error_line, tagged};
+use super::outlet::{Ended, Outlet, Running, Sending, Tag, error_line, tagged};
+use super::quiet::{Gathering, Kind, gathers};
 use super::{Context, echo, results, send, views};
-use crate::engine::{EngineGone, Input, Query};
+use crate::engine::{EngineGone, Input, Query, Quiet};
 use crate::task;
 
 /// Tagged commands other than sends that one client may have running at once.
@@ -47,6 +50,7 @@ pub(super) async fn run(stream: UnixStream, context: Rc<Context>) {
         outlet: Rc::clone(&outlet),
         input: ClientInput::new(Rc::clone(&stream)),
         submits: Vec::new(),
+        gathering: Gathering::default(),
     };
     outlet.line(greeting(&context.node).into_bytes()).await;
     let mut write = std::pin::pin!(outlet.write(&stream, &context.store, &context.engine));
@@ -128,6 +132,7 @@ pub(super) struct Session {
     pub(super) outlet: Rc<Outlet>,
     pub(super) input: ClientInput,
     pub(super) submits: Vec<crate::engine::Submit>,
+    gathering: Gathering,
 }
 
 /// How a command failed.
@@ -156,6 +161,10 @@ impl From<ErrorBody> for Failure {
 impl Session {
     async fn commands(&mut self) -> Result<End, EngineGone> {
         loop {
+            let known = self.gathering.repeats(self.input.ahead());
+            if known > 0 {
+                self.input.skip(known);
+            }
             let line = match self.input.ready_line() {
                 Some(line) => line,
                 None => {
@@ -164,6 +173,8 @@ impl Session {
                     match self.input.line().await {
                         Ok(Some(line)) => line,
                         Ok(None) => {
+                            // Some of the last words may be refused.
+                            self.gathering.taking.settled().await;
                             self.outlet.finish();
                             return Ok(End::Input);
                         }
@@ -216,8 +227,21 @@ impl Session {
         End::SentAway
     }
 
+    /// Lets the quiet messages that were gathered go behind what was collected before them.
+    async fn part(&mut self) -> Result<(), EngineGone> {
+        if self.gathering.is_empty() {
+            return Ok(());
+        }
+        self.gathering.taking.room().await;
+        self.submits
+            .extend(self.gathering.part(&self.outlet.mailbox));
+        let submits = std::mem::take(&mut self.submits);
+        self.context.engine.send(Input::Submit(submits)).await
+    }
+
     /// Hands the sends that were collected to the engine.
     pub(super) async fn flush(&mut self) -> Result<(), EngineGone> {
+        self.part().await?;
         if !self.submits.is_empty() {
             let submits = std::mem::take(&mut self.submits);
             self.context.engine.send(Input::Submit(submits)).await?;
@@ -264,11 +288,14 @@ impl Session {
             let text = "send needs JSON: {\"command\":\"send\",\"directive\":…,\"recipient\":…}";
             return Err(invalid(text).into());
         };
-        let command = from_json(line)?;
+        let command: SendCommand = from_json(line)?;
+        if !command.quiet {
+            self.part().await?;
+        }
         let refusal = if self.context.draining.get() {
             let text = "this node is about to stop and takes no message any more";
             Some(ErrorBody::new(ErrorCode::Draining, text))
-        } else if self.outlet.in_flight() >= SENDS_MAX {
+        } else if !command.quiet && self.outlet.in_flight() >= SENDS_MAX {
             let text = format!("at most {SENDS_MAX} messages of one client may be under way");
             Some(ErrorBody::new(ErrorCode::Busy, text))
         } else {
@@ -277,6 +304,9 @@ impl Session {
         if let Some(error) = refusal {
             send::discard(self, &command).await?;
             return Err(error.into());
+        }
+        if command.quiet {
+            return self.send_quiet(command, tag, line).await;
         }
         let detach = command.detach;
         let submit = send::prepare(self, command).await?;
@@ -329,6 +359,54 @@ impl Session {
             }
         };
         self.beside(running, rest).await
+    }
+
+    /// Takes a message that is answered only when it is refused.
+    async fn send_quiet(
+        &mut self,
+        command: SendCommand,
+        tag: Tag,
+        line: &[u8],
+    ) -> Result<(), Failure> {
+        if !gathers(&command) {
+            self.flush().await?;
+            self.gathering.taking.room().await;
+            let mut submit = send::prepare(self, command).await?;
+            submit.quiet = Some(Quiet::new(vec![(tag, 1)], &self.gathering.taking));
+            self.submits.push(submit);
+            return Ok(self.flush().await?);
+        }
+        let checked = match command.check() {
+            Ok(checked) => checked,
+            Err(error) => {
+                send::discard(self, &command).await?;
+                return Err(error.into());
+            }
+        };
+        let raw = command.size.and_then(|size| usize::try_from(size).ok());
+        if raw.is_some_and(|raw| raw > self.input.ahead().len()) {
+            // What was gathered does not wait for the rest of this one.
+            self.flush().await?;
+        }
+        let (content, payload) = send::payload(self, &command, None).await?;
+        let (Some(recipient), Payload::Inline(payload)) = (checked.recipient, payload) else {
+            return Err(invalid("quiet messages are small and have one recipient").into());
+        };
+        let kind = Kind {
+            recipient,
+            directive: checked.directive,
+            content,
+            expiry: send::expiry(self, &command),
+            wait: command.wait,
+        };
+        if !self.gathering.add(&kind, &payload, tag.as_deref()) {
+            self.part().await?;
+            self.gathering.add(&kind, &payload, tag.as_deref());
+        }
+        if let Some(raw) = raw {
+            self.gathering.remember(line, raw);
+        }
+        Ok(())
     }
 
     async fn results(&mut self, command: Command<'_>) -> Result<(), Failure> {

@@ -112,6 +112,9 @@ impl Engine {
     }
 
     fn submit_now(&mut self, submit: Submit) {
+        if submit.quiet.is_some() {
+            return self.submit_quiet(submit);
+        }
         let submission = &submit.submission;
         let work = submission.id;
         if !submit.wait

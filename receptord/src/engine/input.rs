@@ -17,6 +17,7 @@ use receptor_proto::{ErrorBody, IdPrefix, MessageId, NodeId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::mailbox::Mailbox;
+use super::quiet::Quiet;
 use crate::link::Outbox;
 use crate::task;
 
@@ -147,6 +148,8 @@ pub(crate) struct Submit {
     pub(crate) detach: bool,
     /// Of a send with a key: what it asks for.
     pub(crate) digest: Option<String>,
+    /// It is to be answered only when it is refused.
+    pub(crate) quiet: Option<Quiet>,
     /// Where the acceptance and, unless detached, the responses go.
     pub(crate) mailbox: Rc<Mailbox>,
 }

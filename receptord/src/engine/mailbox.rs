@@ -14,6 +14,8 @@ use receptor_proto::packet::{Content, Eof};
 use receptor_proto::{ErrorBody, MessageId, NodeId};
 use tokio::sync::Notify;
 
+use super::quiet::Quiet;
+
 /// Bytes of letters that may wait for one client, over all of its works. Each work alone is
 /// held back far below; a client that lets this many pile up loses its connection.
 const WEIGHT_MAX: usize = 64 << 20;
@@ -43,6 +45,8 @@ pub(crate) enum News {
     },
     /// The message was not taken; nothing follows.
     Refused(ErrorBody),
+    /// Quiet messages were not taken.
+    RefusedQuiet(Box<Quiet>, ErrorBody),
     /// A response.
     Response(Response),
 }
@@ -73,9 +77,11 @@ impl Letter {
                 payload: Payload::Inline(bytes),
                 ..
             }) => ENVELOPE + bytes.len(),
-            News::Accepted { .. } | News::Known { .. } | News::Refused(_) | News::Response(_) => {
-                ENVELOPE
-            }
+            News::Accepted { .. }
+            | News::Known { .. }
+            | News::Refused(_)
+            | News::RefusedQuiet(..)
+            | News::Response(_) => ENVELOPE,
         }
     }
 }

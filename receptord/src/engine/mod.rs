@@ -16,6 +16,7 @@ mod clients;
 mod events;
 mod input;
 mod mailbox;
+mod quiet;
 mod works;
 
 use std::cell::RefCell;
@@ -41,6 +42,7 @@ use crate::worker::{Job, Report};
 
 pub(crate) use self::input::{EngineGone, EngineHandle, Health, Input, LinkReport, Query, Submit};
 pub(crate) use self::mailbox::{Letter, Mailbox, News, Response};
+pub(crate) use self::quiet::{Quiet, Taking};
 pub(crate) use self::works::HostLink;
 use self::works::Works;
 

@@ -6,11 +6,15 @@
 //! ([`WINDOW_RESULTS`]), and of works there are as many as the core accepts
 //! ([`receptor_mesh::Limits::works`]), after which it holds back their senders. Decides nothing
 //! about a work but whether policy allows it.
+//!
+//! A bundle is one work to the core. One for a serving plugin goes to the host as it is; for others it
+//! is taken apart here, a part whenever there is a place for one.
 
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use receptor_mesh::{EntryId, Payload, WorkRoom};
+use receptor_proto::bundle::Bundle;
 use receptor_proto::lsa::Capability;
 use receptor_proto::packet::{self, Content, Eof, SEGMENT_MAX};
 use receptor_proto::plugin::CancelReason;
@@ -19,6 +23,7 @@ use tokio::sync::mpsc;
 
 use super::Engine;
 use crate::by_id::ById;
+use crate::control::new_id;
 use crate::worker::{Admission, Command, Job, JobPayload, Report, ReportPayload, WINDOW_RESULTS};
 
 /// The plugin host, as the engine reaches it.
@@ -41,6 +46,7 @@ pub(super) struct Works {
     pending: VecDeque<Command>,
     /// How many commands went before the first of these.
     gone: u64,
+    next_order: u64,
     /// Places have become free, for whichever plugin waits for one.
     freed: bool,
     table: ById<Work>,
@@ -55,6 +61,8 @@ struct Queue {
     at_host: usize,
     /// In the order in which they came.
     held: VecDeque<Box<Job>>,
+    /// The parts of the first of these that are left, when it is being taken apart.
+    parts: Option<Bundle>,
 }
 
 /// One work that was dispatched here.
@@ -70,6 +78,23 @@ struct Work {
     queued_for: Option<String>,
     /// What the host reported meanwhile, in order; at most [`WINDOW_RESULTS`] and one end.
     held: VecDeque<Held>,
+    /// The bundle that it is a part of.
+    part_of: Option<MessageId>,
+    /// Of a bundle that is, or was, taken apart.
+    apart: Option<Apart>,
+    /// Its place among all works that came.
+    order: u64,
+}
+
+/// What is known of a bundle's parts.
+#[derive(Debug, Default)]
+struct Apart {
+    /// There are more, in its queue.
+    more: bool,
+    /// At the host.
+    running: usize,
+    failed: usize,
+    error: Option<ErrorBody>,
 }
 
 #[derive(Debug)]
@@ -115,6 +140,7 @@ impl Works {
             admission,
             pending: VecDeque::new(),
             gone: 0,
+            next_order: 0,
             freed: false,
             table: ById::default(),
             queues: HashMap::new(),
@@ -157,12 +183,20 @@ impl Works {
     /// returned.
     fn admit(&mut self, plugin: &str) -> Vec<MessageId> {
         let mut started = Vec::new();
-        let Some(queue) = self.queues.get_mut(plugin) else {
-            return started;
-        };
-        while let Some(job) = queue.held.front() {
+        while let Some(queue) = self.queues.get_mut(plugin)
+            && let Some(job) = queue.held.front()
+        {
+            let is_bundle = job.content == Content::Bundle;
+            if is_bundle && (queue.parts.is_some() || self.admission.is_one_each(plugin)) {
+                let Some(first) = self.admit_part(plugin) else {
+                    break;
+                };
+                started.extend(first);
+                continue;
+            }
             let admitted = try_admit(&self.admission, job);
-            if !admitted && queue.at_host >= self.admission.may_wait(plugin) {
+            let waits = is_bundle && self.admission.bundles_wait(plugin);
+            if !admitted && (waits || queue.at_host >= self.admission.may_wait(plugin)) {
                 break;
             }
             let Some(mut job) = queue.held.pop_front() else {
@@ -182,14 +216,83 @@ impl Works {
             }
             self.pending.push_back(Command::Run(job));
         }
-        if queue.at_host == 0 && queue.held.is_empty() {
+        if let Some(queue) = self.queues.get(plugin)
+            && queue.at_host == 0
+            && queue.held.is_empty()
+        {
             self.queues.remove(plugin);
         }
         started
     }
 
+    /// Gives the next part of the bundle that is the first of its queue to the host. `None`: there is no
+    /// place for it. Else the bundle, when this is its first part.
+    fn admit_part(&mut self, plugin: &str) -> Option<Option<MessageId>> {
+        let queue = self.queues.get_mut(plugin)?;
+        let bundle = queue.held.front()?;
+        let admitted = self.admission.try_admit(&bundle.directive).is_some();
+        if !admitted && queue.at_host >= self.admission.may_wait(plugin) {
+            return None;
+        }
+        let whole = bundle.work;
+        let mut first = None;
+        let parts = match &mut queue.parts {
+            Some(parts) => parts,
+            None => {
+                let JobPayload::Inline(body) = &bundle.payload else {
+                    return None;
+                };
+                first = Some(whole);
+                // It was looked through when it came.
+                queue.parts.insert(Bundle::decode(body.clone()).ok()?)
+            }
+        };
+        let content = parts.content();
+        let part = parts.next()?;
+        let more = parts.left() > 0;
+        let job = Box::new(Job {
+            work: new_id(),
+            sender: bundle.sender.clone(),
+            directive: bundle.directive.clone(),
+            content,
+            payload: JobPayload::Inline(part),
+            attempt: 1,
+            admitted,
+            start: admitted,
+        });
+        if !admitted {
+            queue.at_host += 1;
+        }
+        if !more {
+            queue.parts = None;
+            queue.held.pop_front();
+        }
+        if let Some(entry) = self.table.get_mut(&whole) {
+            let apart = entry.apart.get_or_insert_default();
+            apart.running += 1;
+            apart.more = more;
+        }
+        let entry = Work {
+            run: self.gone + self.pending.len() as u64,
+            queued_for: (!admitted).then(|| plugin.to_owned()),
+            part_of: Some(whole),
+            ..Work::default()
+        };
+        self.table.insert(job.work, entry);
+        self.pending.push_back(Command::Run(job));
+        Some(first)
+    }
+
     /// Lets the host hand a work over: with the work itself, if that has not gone there yet.
     fn start(&mut self, work: MessageId) {
+        if self
+            .table
+            .get(&work)
+            .is_some_and(|entry| entry.apart.is_some())
+        {
+            // Its parts are told for themselves.
+            return;
+        }
         if let Some(entry) = self.table.get(&work)
             && let Some(ahead) = entry.run.checked_sub(self.gone)
             && let Ok(ahead) = usize::try_from(ahead)
@@ -218,8 +321,36 @@ impl Works {
     fn withdraw(&mut self, work: MessageId) -> Option<Box<Job>> {
         self.queues.values_mut().find_map(|queue| {
             let index = queue.held.iter().position(|job| job.work == work)?;
+            if index == 0 {
+                queue.parts = None;
+            }
             queue.held.remove(index)
         })
+    }
+
+    /// Cancels what the host has of a bundle, of which there is no more. False: it has nothing.
+    fn cancel_parts(&mut self, bundle: MessageId, reason: &CancelReason) -> bool {
+        let apart = self.table.get_mut(&bundle);
+        let Some(apart) = apart.and_then(|entry| entry.apart.as_mut()) else {
+            return false;
+        };
+        apart.more = false;
+        if apart.running == 0 {
+            return false;
+        }
+        let parts = self.table.iter();
+        let parts = parts.filter(|(_, entry)| entry.part_of == Some(bundle));
+        let parts: Vec<_> = parts.map(|(part, _)| *part).collect();
+        for work in parts {
+            let reason = reason.clone();
+            self.command(Command::Cancel { work, reason });
+        }
+        true
+    }
+
+    /// The bundle that a work here is a part of.
+    fn bundle_of(&self, work: MessageId) -> Option<MessageId> {
+        self.table.get(&work)?.part_of
     }
 
     fn taken(&mut self, work: MessageId, results: usize) {
@@ -258,14 +389,25 @@ impl Engine {
             return self.end_work(work, error);
         }
         tracing::debug!(%work, %sender, %directive, attempt, "work");
+        let is_bundle = job.content == Content::Bundle;
+        if is_bundle
+            && let JobPayload::Inline(body) = &job.payload
+            && let Err(problem) = Bundle::decode(body.clone())
+        {
+            let error = ErrorBody::new(ErrorCode::ProtocolError, problem.to_string());
+            return self.end_work(work, error);
+        }
         let entry = Work {
             run: self.works.gone + self.works.pending.len() as u64,
+            order: self.works.next_order,
             ..Work::default()
         };
+        self.works.next_order += 1;
         self.works.table.insert(work, entry);
         let plugin = job.directive.plugin();
         let queues = &self.works.queues;
         if (queues.is_empty() || !queues.contains_key(plugin))
+            && !(is_bundle && self.works.admission.is_one_each(plugin))
             && try_admit(&self.works.admission, &job)
         {
             job.admitted = true;
@@ -315,15 +457,19 @@ impl Engine {
     }
 
     pub(super) fn cancel_work(&mut self, work: MessageId, reason: packet::CancelReason) {
-        if self.works.withdraw(work).is_some() {
-            self.works.table.remove(&work);
-            let text = "the work was cancelled before it began";
-            return self.end_work(work, ErrorBody::new(ErrorCode::Cancelled, text));
-        }
         let reason = match reason {
             packet::CancelReason::User => CancelReason::User,
             packet::CancelReason::SenderGone => CancelReason::SenderGone,
         };
+        let withdrawn = self.works.withdraw(work).is_some();
+        if self.works.cancel_parts(work, &reason) {
+            return;
+        }
+        if withdrawn {
+            self.works.table.remove(&work);
+            let text = "the work was cancelled before it began";
+            return self.end_work(work, ErrorBody::new(ErrorCode::Cancelled, text));
+        }
         self.works.command(Command::Cancel { work, reason });
     }
 
@@ -358,7 +504,11 @@ impl Engine {
     pub(super) fn report(&mut self, report: Report) {
         match report {
             Report::Started { work, .. } => {
-                self.mesh.work_started(self.now, work);
+                if self.works.bundle_of(work).is_some() {
+                    self.works.start(work);
+                } else {
+                    self.mesh.work_started(self.now, work);
+                }
                 if let Some(plugin) = self.works.left_queue(work) {
                     self.admit(&plugin);
                 }
@@ -382,15 +532,21 @@ impl Engine {
                 content,
                 payload,
             } => {
+                let bundle = self.works.bundle_of(work);
+                self.works.left_queue(work);
                 let held = Held::Done {
                     eof,
                     content,
                     payload,
                 };
-                self.works.left_queue(work);
-                self.take_report(work, held);
+                match (bundle, held) {
+                    (Some(bundle), Held::Done { eof, .. }) => self.part_ended(bundle, work, eof),
+                    (_, held) => self.take_report(work, held),
+                }
                 self.works.freed = true;
             }
+            Report::Room => self.works.freed = true,
+            Report::Returned(job) => self.take_back(job),
             Report::Status {
                 work,
                 state,
@@ -419,12 +575,68 @@ impl Engine {
             discard(&held);
             return;
         };
+        if entry.part_of.is_some() {
+            discard(&held);
+            return self.works.taken(work, 1);
+        }
         debug_assert!(entry.held.len() <= WINDOW_RESULTS);
         if entry.blocked || !entry.held.is_empty() || held.is_to_load() {
             entry.held.push_back(held);
             return self.pass_on(work);
         }
         self.give(work, held);
+    }
+
+    /// A part of a bundle that was taken apart is over.
+    fn part_ended(&mut self, bundle: MessageId, part: MessageId, eof: Eof) {
+        self.works.table.remove(&part);
+        let Some(entry) = self.works.table.get_mut(&bundle) else {
+            return;
+        };
+        let apart = entry.apart.get_or_insert_default();
+        apart.running = apart.running.saturating_sub(1);
+        if eof.code != 0 {
+            apart.failed += 1;
+            apart.error = apart.error.take().or(eof.error);
+        }
+        if apart.more || apart.running > 0 {
+            return;
+        }
+        let (failed, error) = (apart.failed, apart.error.take());
+        if failed > 0 {
+            let why = error.as_ref().map(|error| error.message.as_str());
+            tracing::warn!(count = failed, error = why, "one-way works have failed");
+        }
+        self.works.table.remove(&bundle);
+        let eof = Eof {
+            code: u32::from(failed > 0),
+            error,
+        };
+        self.note_end(bundle, &eof);
+        let empty = Payload::Inline(Bytes::new());
+        let _ = self
+            .mesh
+            .work_done(self.now, bundle, eof, Content::None, empty);
+    }
+
+    /// A bundle that the host cannot use as it is goes where it came from.
+    fn take_back(&mut self, mut job: Box<Job>) {
+        self.works.left_queue(job.work);
+        let Some(order) = self.works.table.get(&job.work).map(|entry| entry.order) else {
+            return;
+        };
+        (job.admitted, job.start) = (false, false);
+        let plugin = job.directive.plugin().to_owned();
+        let queue = self.works.queues.entry(plugin.clone()).or_default();
+        let later = |held: &Job| {
+            let entry = self.works.table.get(&held.work);
+            entry.is_some_and(|entry| entry.order > order)
+        };
+        let place = queue.held.iter().position(|held| later(held));
+        let begun = usize::from(queue.parts.is_some());
+        let place = place.unwrap_or(queue.held.len()).max(begun);
+        queue.held.insert(place, job);
+        self.admit(&plugin);
     }
 
     /// Gives the core what was reported of a work, until it wants to wait.
@@ -522,6 +734,9 @@ impl Engine {
 /// unless it is known that it may be run again: the host can find out.
 fn try_admit(admission: &Admission, job: &Job) -> bool {
     let directive = &job.directive;
+    if job.content == Content::Bundle {
+        return admission.try_admit_bundle(directive);
+    }
     (job.attempt == 1 || admission.is_idempotent(directive) == Some(true))
         && admission.try_admit(directive).is_some()
 }

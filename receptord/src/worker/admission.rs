@@ -16,6 +16,10 @@ use receptor_proto::Directive;
 
 use super::api::MAX_WAITING;
 
+/// Bundles that a serving process has and has not handed over: with one more than that which is its turn,
+/// it need not wait for the engine.
+const BUNDLES_MAX: usize = 2;
+
 /// A shared view of the places. Cheap to clone; for one thread.
 #[derive(Debug, Clone, Default)]
 pub struct Admission(Rc<RefCell<Book>>);
@@ -43,6 +47,8 @@ struct Place {
     max: usize,
     used: usize,
     waiting: usize,
+    /// Bundles at its process of which it has not got all.
+    bundles: usize,
     /// With whether they are idempotent.
     actions: BTreeMap<String, bool>,
 }
@@ -108,6 +114,60 @@ impl Admission {
         }
         book.plugins.get_mut(directive.plugin())?.used += 1;
         Some(Admitted { idempotent })
+    }
+
+    /// As [`Self::try_admit`], for a bundle: the place is that of its first part.
+    #[must_use]
+    pub fn try_admit_bundle(&self, directive: &Directive) -> bool {
+        if self.bundles_wait(directive.plugin()) || self.try_admit(directive).is_none() {
+            return false;
+        }
+        if let Some(place) = self.0.borrow_mut().plugins.get_mut(directive.plugin()) {
+            place.bundles += 1;
+        }
+        true
+    }
+
+    /// Whether the plugin's process has as many bundles as it may.
+    #[must_use]
+    pub fn bundles_wait(&self, plugin: &str) -> bool {
+        let book = self.0.borrow();
+        let place = book.plugins.get(plugin);
+        place.is_some_and(|place| place.bundles >= BUNDLES_MAX)
+    }
+
+    /// Whether the works of a plugin have a process each; false also of what is not known.
+    #[must_use]
+    pub fn is_one_each(&self, plugin: &str) -> bool {
+        let book = self.0.borrow();
+        let place = book.plugins.get(plugin);
+        place.is_some_and(|place| !place.actions.is_empty() && !place.serves)
+    }
+
+    /// A bundle was given to the plugin's process without having been admitted.
+    pub(super) fn take_bundle(&self, plugin: &str) {
+        if let Some(place) = self.0.borrow_mut().plugins.get_mut(plugin) {
+            place.bundles += 1;
+        }
+    }
+
+    /// The plugin has all of a bundle, or gets no more of it.
+    pub(super) fn end_bundle(&self, plugin: &str) {
+        if let Some(place) = self.0.borrow_mut().plugins.get_mut(plugin) {
+            place.bundles = place.bundles.saturating_sub(1);
+        }
+    }
+
+    /// Takes places at a plugin that runs for the parts of a bundle, which are ahead of whoever waits: how
+    /// many of those wanted.
+    pub(super) fn join(&self, plugin: &str, wanted: usize) -> usize {
+        let mut book = self.0.borrow_mut();
+        let Some(place) = book.plugins.get_mut(plugin) else {
+            return 0;
+        };
+        let got = wanted.min(place.max.saturating_sub(place.used));
+        place.used += got;
+        got
     }
 
     /// How many works of a plugin may wait at the host. None when all of its places are taken by works
@@ -195,8 +255,12 @@ impl Admission {
     }
 
     pub(super) fn give_back(&self, name: &str) {
+        self.give_back_many(name, 1);
+    }
+
+    pub(super) fn give_back_many(&self, name: &str, count: usize) {
         if let Some(place) = self.0.borrow_mut().plugins.get_mut(name) {
-            place.used = place.used.saturating_sub(1);
+            place.used = place.used.saturating_sub(count);
         }
     }
 

@@ -84,7 +84,8 @@ pub struct Job {
     pub sender: NodeId,
     /// What for.
     pub directive: Directive,
-    /// What the payload is.
+    /// What the payload is. With [`Content::Bundle`] the job stands for several, and ends with the last
+    /// of them; what they say is nobody's.
     pub content: Content,
     /// The payload.
     pub payload: JobPayload,
@@ -134,6 +135,11 @@ pub enum Report {
         /// The result.
         payload: ReportPayload,
     },
+    /// A place has become free although no work has ended.
+    Room,
+    /// This bundle is for a plugin that has one process for each work: it comes back with its place
+    /// given back, to be taken apart.
+    Returned(Box<Job>),
     /// What a work is doing. The latest wins; at most
     /// [`receptor_proto::plugin::MAX_STATUS_PER_SECOND`] come in a second.
     Status {

@@ -139,7 +139,7 @@ pub(super) async fn read_hello(
             }
         }
         match timeout_at(deadline, process.next(true)).await {
-            Ok(Event::Output) => {}
+            Ok(Event::Output | Event::Sent) => {}
             // What it said before may still be in the pipe, which a child can hold open.
             Ok(Event::Exited) => {
                 deadline = deadline.min(tokio::time::Instant::now() + times.drain);
@@ -288,7 +288,7 @@ pub(super) async fn let_go(process: &mut Process, patience: Duration) -> Parting
     while process.status().is_none() {
         match timeout_at(end, process.next(true)).await {
             Ok(Event::Output) => drop(process.bytes(usize::MAX)),
-            Ok(Event::Closed | Event::Exited) => {}
+            Ok(Event::Sent | Event::Closed | Event::Exited) => {}
             Err(_) => return Parting::Lingered,
         }
     }

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::prctl;
 use receptor_proto::lsa::Capability;
+use receptor_proto::packet::Content;
 use receptor_proto::plugin::{CancelReason, Mode};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId};
 use tokio::sync::mpsc;
@@ -315,6 +316,9 @@ impl Host {
     fn give_back_if_admitted(&self, job: &Job) {
         if job.admitted {
             self.admission.give_back(job.directive.plugin());
+            if job.content == Content::Bundle {
+                self.admission.end_bundle(job.directive.plugin());
+            }
         }
     }
 
@@ -377,7 +381,8 @@ impl Host {
             JobPayload::File { size, .. } => *size,
         };
         match action.max_payload {
-            Some(max) if size > max => {
+            // Of a bundle each part is looked at by itself.
+            Some(max) if size > max && job.content != Content::Bundle => {
                 let directive = &job.directive;
                 let message =
                     format!("the payload has {size} bytes, and {directive} takes at most {max}");
@@ -453,6 +458,9 @@ impl Host {
                 continue;
             }
             self.admission.take(&name);
+            if job.content == Content::Bundle {
+                self.admission.take_bundle(&name);
+            }
             self.start(job);
         }
     }
@@ -473,6 +481,13 @@ impl Host {
             return;
         };
         let (work, may_start) = (job.work, job.start);
+        if hello.mode == Mode::Job && job.content == Content::Bundle {
+            self.admission.give_back(name);
+            self.admission.end_bundle(name);
+            self.works.remove(&work);
+            self.outbox.push_back(Report::Returned(job));
+            return;
+        }
         let (control, server) = match hello.mode {
             Mode::Job => {
                 let control = Rc::new(Control::new(work, Rc::default()));

@@ -36,6 +36,8 @@ use crate::task;
 const SMALL_READ: usize = 8 * 1024;
 /// Bytes asked for in one read of a plugin that says much: what a pipe holds.
 const LARGE_READ: usize = 64 * 1024;
+/// Unsent bytes beyond which a plugin is not told anything small any more.
+const UNSENT_MAX: usize = 256 * 1024;
 /// A parked helper that nobody needed for this long is let go: an idle node holds no process.
 const PARKED: Duration = Duration::from_secs(60);
 /// Starts that may wait for the starting thread; whoever wants one more waits for it.
@@ -114,6 +116,7 @@ impl Spawner {
             stdin: Some(raw.stdin),
             unsent: BytesMut::new(),
             close_when_sent: false,
+            tell_sent: None,
             stdout: Some(raw.stdout),
             lines: Lines::default(),
             read: Cell::new(SMALL_READ),
@@ -247,6 +250,8 @@ fn start(helper: &Path) -> io::Result<Raw> {
 pub(super) enum Event {
     /// There are new bytes for [`Process::line`] or [`Process::bytes`].
     Output,
+    /// What [`Process::tell_sent`] asked for.
+    Sent,
     /// Stdout was closed.
     Closed,
     /// The process has ended. What it wrote may still be in the pipe.
@@ -262,6 +267,7 @@ pub(super) struct Process {
     stdin: Option<pipe::Sender>,
     unsent: BytesMut,
     close_when_sent: bool,
+    tell_sent: Option<usize>,
     stdout: Option<pipe::Receiver>,
     lines: Lines,
     read: Cell<usize>,
@@ -319,6 +325,21 @@ impl Process {
         !self.unsent.is_empty()
     }
 
+    /// Whether the plugin has so much to read that a further message would be of no use.
+    pub(super) fn is_choked(&self) -> bool {
+        self.unsent.len() > UNSENT_MAX
+    }
+
+    /// Bytes that the pipe has not taken.
+    pub(super) fn unsent(&self) -> usize {
+        self.unsent.len()
+    }
+
+    /// Lets [`Self::next`] tell once when fewer bytes than this are unsent.
+    pub(super) fn tell_sent(&mut self, below: usize) {
+        self.tell_sent = Some(below);
+    }
+
     /// Closes stdin when everything is written.
     pub(super) fn close_stdin(&mut self) {
         self.close_when_sent = true;
@@ -368,6 +389,10 @@ impl Process {
                     if ready.is_err() || self.write().is_err() {
                         self.stdin = None;
                         self.unsent.clear();
+                    }
+                    if self.tell_sent.is_some_and(|below| self.unsent.len() < below) {
+                        self.tell_sent = None;
+                        return Event::Sent;
                     }
                 }
                 count = read_some(&mut self.stderr_pipe, &mut self.stderr.buffer, &self.read) => {

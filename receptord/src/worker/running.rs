@@ -245,15 +245,26 @@ pub(super) struct Terms {
     pub payload: PayloadKind,
     /// Whether a job cut short may be run again.
     pub idempotent: bool,
+    /// The largest payload it takes, in bytes.
+    pub max_payload: Option<u64>,
     timeout_s: Option<u64>,
     idle_timeout_s: Option<u64>,
 }
 
 impl Terms {
+    /// How long a job may run, and how long it may be silent.
+    pub(super) fn limits(&self, config: &PluginConfig) -> (Option<Duration>, Option<Duration>) {
+        let seconds = |limit: Option<u64>| limit.map(Duration::from_secs);
+        let timeout = config.timeout.or(seconds(self.timeout_s));
+        let idle = config.idle_timeout.or(seconds(self.idle_timeout_s));
+        (timeout, idle)
+    }
+
     pub(super) fn of(action: &ActionDescriptor) -> Self {
         Self {
             payload: action.payload,
             idempotent: action.idempotent,
+            max_payload: action.max_payload,
             timeout_s: action.timeout_s,
             idle_timeout_s: action.idle_timeout_s,
         }
@@ -300,14 +311,14 @@ impl Running {
         config: &PluginConfig,
         now: Instant,
     ) -> Self {
-        let seconds = |limit: Option<u64>| limit.map(Duration::from_secs);
+        let (timeout, idle) = terms.limits(config);
         Self {
             work,
             id: work.to_string(),
             control,
             why: None,
-            timeout: config.timeout.or(seconds(terms.timeout_s)),
-            idle: config.idle_timeout.or(seconds(terms.idle_timeout_s)),
+            timeout,
+            idle,
             max_results: config.max_results,
             began: now,
             heard: now,

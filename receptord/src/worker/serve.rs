@@ -14,6 +14,8 @@
 //! waited for as long as `Times::serve_stall` says and then cancelled with `quota`. A job that ignores its
 //! cancel costs the process, and with it the other jobs.
 
+mod bundle;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -21,6 +23,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use receptor_proto::packet::Content;
 use receptor_proto::plugin::{
     Cancel, Data, ExecuteRef, HostMessage, MAX_LINE, Ping, PluginHello, PluginMessage, Shutdown,
     feature,
@@ -28,6 +31,7 @@ use receptor_proto::plugin::{
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 use tokio::sync::mpsc::error::TrySendError;
 
+use self::bundle::{Bundles, done_at_once, is_part};
 use super::alarm::Alarm;
 use super::api::{Job, JobPayload, Report};
 use super::config::{HostConfig, PluginConfig};
@@ -153,6 +157,8 @@ pub(super) async fn run(task: Task) -> ServerEnd {
         hello,
         own,
         jobs: ById::default(),
+        bundles: Bundles::default(),
+        part_id: String::new(),
         lines: Vec::new(),
         look_at: None,
         ended: VecDeque::new(),
@@ -239,6 +245,9 @@ async fn refuse_all(task: &Task, problem: &ErrorBody) {
             content,
             payload: super::api::ReportPayload::Inline(payload),
         };
+        if new.job.content == Content::Bundle {
+            task.shared.admission.end_bundle(&task.plugin.name);
+        }
         task.shared.admission.give_back(new.job.directive.plugin());
         let _ = task.shared.reports.send(report).await;
         task.shared.ends.push(TaskEnd::Served(new.job.work));
@@ -286,6 +295,9 @@ struct Serving<'a> {
     own: PluginConfig,
     places: Places,
     jobs: ById<Box<Entry>>,
+    bundles: Bundles,
+    /// Room to write the id of a part.
+    part_id: String,
     /// Jobs handed over and not written to the pipe yet.
     lines: Vec<u8>,
     /// No job has to be looked at for the time's sake before this. Deadlines that moved away or
@@ -311,7 +323,9 @@ impl Serving<'_> {
             self.now = Instant::now();
             self.take_new().await;
             self.obey().await;
+            self.hand_over_parts().await;
             self.hand_over();
+            self.tell_room();
             if let Err(problem) = self.read().await {
                 let what = problem.message.clone();
                 self.process.kill_if_alive().await;
@@ -323,17 +337,16 @@ impl Serving<'_> {
                 return self.exited().await;
             }
             if self.look_at.is_some_and(|at| now >= at) {
-                if self
-                    .jobs
-                    .values()
-                    .any(|job| job.stop_at.is_some_and(|at| now >= at))
-                {
+                let stuck = |job: &Entry| job.stop_at.is_some_and(|at| now >= at);
+                if self.jobs.values().any(|job| stuck(job)) || self.bundles.is_stuck(now) {
                     return self.give_up().await;
                 }
                 self.look_at_jobs(now);
             }
             self.look_at_held(now);
-            let idle = self.jobs.is_empty() && self.task.server.inbox.borrow().is_empty();
+            let idle = self.jobs.is_empty()
+                && self.bundles.is_empty()
+                && self.task.server.inbox.borrow().is_empty();
             let idle_at = self.idle_since + self.task.config.times.serve_idle;
             if idle && (now >= idle_at || self.task.server.is_closing()) {
                 self.part().await;
@@ -378,6 +391,16 @@ impl Serving<'_> {
         }
     }
 
+    /// Whether a message of the host has a chance to be read soon. That something of a bundle is on its
+    /// way says nothing.
+    fn hears(&self) -> bool {
+        if self.bundles.is_empty() {
+            !self.process.has_unsent()
+        } else {
+            !self.process.is_choked()
+        }
+    }
+
     fn may_read(&self) -> bool {
         self.outbox.is_empty() && self.held.is_none()
     }
@@ -399,6 +422,9 @@ impl Serving<'_> {
     }
 
     async fn take(&mut self, new: NewJob) {
+        if new.job.content == Content::Bundle {
+            return self.take_bundle(new);
+        }
         let NewJob {
             mut job,
             terms,
@@ -471,6 +497,9 @@ impl Serving<'_> {
     }
 
     async fn obey_for(&mut self, work: MessageId) {
+        if !self.bundles.is_empty() && self.obey_bundle(work) {
+            return;
+        }
         let Some(entry) = self.jobs.get_mut(&work) else {
             return;
         };
@@ -483,17 +512,29 @@ impl Serving<'_> {
             }
             (Some(reason), Stage::Executing) => self.end(work, Why::Cancel(reason)),
             (None, Stage::Ready(_)) if control.may_start() => {
-                let now = self.now;
-                match execute(entry, &mut self.lines, now) {
-                    Ok(()) => {
-                        let silent_at = now + self.task.config.times.ping_after;
-                        let deadline = entry.running.deadline();
-                        self.plan(deadline.map_or(silent_at, |at| at.min(silent_at)));
-                    }
-                    Err(problem) => self.finish(work, Outcome::Failed(problem)).await,
+                if self.bundles.is_behind() {
+                    self.bundles.wait(work);
+                } else {
+                    self.begin_job(work).await;
                 }
             }
             (None, Stage::Executing | Stage::Preparing | Stage::Ready(_)) => {}
+        }
+    }
+
+    /// Hands a job over that is ready and may start.
+    async fn begin_job(&mut self, work: MessageId) {
+        let Some(entry) = self.jobs.get_mut(&work) else {
+            return;
+        };
+        let now = self.now;
+        match execute(entry, &mut self.lines, now) {
+            Ok(()) => {
+                let silent_at = now + self.task.config.times.ping_after;
+                let deadline = entry.running.deadline();
+                self.plan(deadline.map_or(silent_at, |at| at.min(silent_at)));
+            }
+            Err(problem) => self.finish(work, Outcome::Failed(problem)).await,
         }
     }
 
@@ -515,13 +556,27 @@ impl Serving<'_> {
         let mut lines = self.process.take_lines();
         let result = self.read_lines(&mut lines).await;
         self.process.put_lines(lines);
+        if self.bundles.is_behind() {
+            // Places that were given back are for those who wait.
+            self.hand_over_parts().await;
+            self.hand_over();
+        }
+        self.tell_room();
         result
     }
 
     async fn read_lines(&mut self, lines: &mut Lines) -> Result<(), ErrorBody> {
         while self.may_read() {
             match lines.next_in_place(MAX_LINE) {
-                Ok(Some(line)) => self.message(line).await?,
+                Ok(Some(line)) => {
+                    if let Some(id) = done_at_once(line)
+                        && is_part(id)
+                        && self.part_is_done(id)
+                    {
+                        continue;
+                    }
+                    self.message(line).await?;
+                }
                 Ok(None) => return Ok(()),
                 Err(long) => {
                     let what = format!("a line is longer than {MAX_LINE} bytes");
@@ -542,6 +597,11 @@ impl Serving<'_> {
         // Only what is about a job has one.
         let mut about = MessageId::from_u128(0);
         if let Some(id) = message.id() {
+            if is_part(id) {
+                let id = id.to_owned();
+                self.part_message(&id, message);
+                return Ok(());
+            }
             let work = work_of(id);
             match work.and_then(|work| self.jobs.get_mut(&work)) {
                 Some(job) if matches!(job.stage, Stage::Executing) => {
@@ -632,7 +692,8 @@ impl Serving<'_> {
     fn end(&mut self, work: MessageId, why: Why) {
         // The plugin must know of the job before it is told to end it.
         self.hand_over();
-        let alone = self.jobs.len() == 1;
+        let alone = self.jobs.len() == 1 && self.bundles.is_empty();
+        let hears = self.hello.has(feature::CANCEL) && self.hears();
         let Some(job) = self.jobs.get_mut(&work) else {
             return;
         };
@@ -641,7 +702,7 @@ impl Serving<'_> {
         }
         let grace = self.task.config.times.cancel_grace;
         let mut stop_at = Instant::now() + grace;
-        if self.hello.has(feature::CANCEL) && !self.process.has_unsent() {
+        if hears {
             let cancel = HostMessage::Cancel(Cancel {
                 id: job.running.id.clone(),
                 reason: why.reason(),
@@ -715,11 +776,16 @@ impl Serving<'_> {
         for (work, why) in overdue {
             self.end(work, why);
         }
+        self.look_at_parts(now);
         self.keep_pinging(now);
         let jobs = self.jobs.values();
         let jobs = jobs.filter(|job| matches!(job.stage, Stage::Executing));
         let jobs = jobs.flat_map(|job| [job.running.deadline(), job.stop_at]);
-        self.look_at = jobs.chain([self.ping_at(), self.look_at]).flatten().min();
+        let bundles = self.bundles.deadline();
+        self.look_at = jobs
+            .chain([self.ping_at(), bundles, self.look_at])
+            .flatten()
+            .min();
     }
 
     /// The job whose results nobody takes.
@@ -743,7 +809,8 @@ impl Serving<'_> {
             .jobs
             .values()
             .filter(|j| matches!(j.stage, Stage::Executing));
-        let silent = executing.map(|job| job.running.last_heard()).min()?;
+        let silent = executing.map(|job| job.running.last_heard());
+        let silent = silent.chain(self.bundles.silent_since()).min()?;
         let since = self.ping.sent.map_or(silent, |sent| sent.max(silent));
         Some(since + self.task.config.times.ping_after)
     }
@@ -767,7 +834,7 @@ impl Serving<'_> {
             nonce: self.ping.nonce,
         });
         if let Ok(line) = ping.to_line()
-            && !self.process.has_unsent()
+            && self.hears()
         {
             self.process.send(&line);
         }
@@ -800,7 +867,7 @@ impl Serving<'_> {
         let lingers = self.process.status().is_none();
         self.process.kill_if_alive().await;
         let was_clean = self.process.status().is_some_and(|status| status.success());
-        if self.jobs.is_empty() && was_clean {
+        if self.jobs.is_empty() && self.bundles.is_empty() && was_clean {
             return ServerEnd::Stopped;
         }
         let problem = if lingers {
@@ -841,6 +908,7 @@ impl Serving<'_> {
             let problem = why.map_or_else(|| problem.clone(), |why| why.error());
             self.finish(work, Outcome::Failed(problem)).await;
         }
+        self.fail_bundles(problem);
     }
 
     /// Lets an idle process go.

@@ -240,6 +240,8 @@ fn statuses_are_thinned_and_the_latest_wins() {
             Report::Started { .. }
             | Report::Data { .. }
             | Report::Done { .. }
+            | Report::Room
+            | Report::Returned(_)
             | Report::Capabilities(_) => panic!("{report:?}"),
         });
         let texts: Vec<String> = texts.collect();

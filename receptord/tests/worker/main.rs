@@ -1,5 +1,6 @@
 //! The plugin host against plugins that keep the rules and one that breaks each of them.
 
+mod bundles;
 mod discovery;
 mod jobs;
 #[expect(

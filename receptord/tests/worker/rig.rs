@@ -50,6 +50,8 @@ pub(crate) struct Rig {
     pub(crate) capabilities: Option<Vec<Capability>>,
     /// Whether results are confirmed as they come.
     pub(crate) takes: Cell<bool>,
+    /// Bundles that came back.
+    pub(crate) returned: Vec<MessageId>,
     number: u128,
 }
 
@@ -156,6 +158,7 @@ impl Rig {
             works: HashMap::new(),
             capabilities: None,
             takes: Cell::new(true),
+            returned: Vec::new(),
             number: 0,
         }
     }
@@ -308,6 +311,8 @@ impl Rig {
                     bytes: read(payload),
                 });
             }
+            Report::Room => {}
+            Report::Returned(job) => self.returned.push(job.work),
             Report::Capabilities(capabilities) => self.capabilities = Some(capabilities),
         }
     }

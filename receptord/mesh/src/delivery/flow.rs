@@ -21,7 +21,7 @@ use core::time::Duration;
 use bytes::Bytes;
 use receptor_proto::ErrorCode;
 use receptor_proto::NodeId;
-use receptor_proto::packet::{Body, Message, MessageKind, Packet, Priority, Segment};
+use receptor_proto::packet::{Body, Content, Message, MessageKind, Packet, Priority, Segment};
 use receptor_proto::packet::{SEGMENT_MAX, SMALL_MAX};
 
 use super::RemoteId;
@@ -194,7 +194,9 @@ impl Outgoing {
     }
 
     fn class(&self) -> Class {
-        if self.message.size <= SMALL_MAX as u64 || self.is_large() {
+        let small =
+            self.message.size <= SMALL_MAX as u64 && self.message.content != Content::Bundle;
+        if small || self.is_large() {
             Class::Small
         } else {
             Class::Bulk

@@ -244,6 +244,7 @@ impl Router {
         let mut body = CapabilitiesBody {
             software: self.config.software.clone(),
             router: self.config.router,
+            bundles: true,
             metadata: self.own.metadata.clone(),
             plugins: self.own.plugins.clone(),
         };

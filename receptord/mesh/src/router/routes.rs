@@ -358,6 +358,13 @@ impl Router {
             .and_then(|index| self.route_view(index))
     }
 
+    /// Whether a node says that it takes requests in bundles.
+    pub(crate) fn takes_bundles(&mut self, node: &NodeId) -> bool {
+        let index = self.lsdb.find(node);
+        let capabilities = index.and_then(|index| self.lsdb.capabilities(index));
+        capabilities.is_some_and(|capabilities| capabilities.bundles)
+    }
+
     pub(crate) fn nodes(&self) -> Vec<NodeView> {
         let mut leaves: BTreeMap<Index, Vec<(NodeId, u32)>> = BTreeMap::new();
         for (_, node) in self.lsdb.iter() {

@@ -33,6 +33,32 @@ pub enum Content {
     Text,
     /// Anything.
     Bytes,
+    /// The payloads of many volatile requests that want no responses, see [`crate::bundle`]. Made by
+    /// nodes, for nodes that say that they take them; never by a client.
+    #[serde(skip)]
+    Bundle,
+}
+
+impl Content {
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Json => 1,
+            Self::Text => 2,
+            Self::Bytes => 3,
+            Self::Bundle => 4,
+        }
+    }
+
+    pub(crate) fn from_code(code: u8) -> Self {
+        match code {
+            0 => Self::None,
+            1 => Self::Json,
+            2 => Self::Text,
+            4 => Self::Bundle,
+            _ => Self::Bytes,
+        }
+    }
 }
 
 /// Why a cancel was asked for.
@@ -116,7 +142,8 @@ impl Message {
     /// Which queue it takes.
     #[must_use]
     pub fn priority(&self) -> Priority {
-        if self.body.len() <= SMALL_MAX {
+        // Bundles never overtake each other, however much is in them.
+        if self.body.len() <= SMALL_MAX && self.content != Content::Bundle {
             Priority::Small
         } else {
             Priority::Bulk
@@ -172,12 +199,7 @@ impl Message {
         };
         w.u8(kind);
         w.u8(flags);
-        w.u8(match self.content {
-            Content::None => 0,
-            Content::Json => 1,
-            Content::Text => 2,
-            Content::Bytes => 3,
-        });
+        w.u8(self.content.code());
         w.varint(self.epoch);
         w.varint(self.seq);
         w.varint(self.floor);
@@ -225,12 +247,7 @@ impl Message {
     pub(crate) fn decode_envelope(r: &mut Reader) -> Result<Self, DecodeError> {
         let kind = r.u8("message kind")?;
         let flags = r.u8("message flags")?;
-        let content = match r.u8("content")? {
-            0 => Content::None,
-            1 => Content::Json,
-            2 => Content::Text,
-            _ => Content::Bytes,
-        };
+        let content = Content::from_code(r.u8("content")?);
         let epoch = r.varint("epoch")?;
         let seq = r.varint("sequence")?;
         let floor = r.varint("floor")?;
@@ -271,6 +288,11 @@ impl Message {
                 });
             }
         };
+        let volatile = flags & flag::VOLATILE != 0;
+        let one_way = volatile && matches!(kind, MessageKind::Request { respond: false, .. });
+        if content == Content::Bundle && !one_way {
+            return Err(DecodeError::Bad { what: "bundle" });
+        }
         let name = if flags & flag::NAME == 0 {
             None
         } else {
@@ -282,7 +304,7 @@ impl Message {
             floor,
             work,
             kind,
-            volatile: flags & flag::VOLATILE != 0,
+            volatile,
             remaining_ms,
             content,
             name,
