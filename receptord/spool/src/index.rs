@@ -119,8 +119,8 @@ pub(crate) struct Index {
     pub(crate) flows: BTreeMap<(NodeId, u64), Flow>,
     pub(crate) segments: BTreeMap<u32, Segment>,
     pub(crate) payloads: BTreeMap<u64, Payload>,
-    /// Payloads whose files can go as soon as their removal is safe.
-    pub(crate) doomed: Vec<EntryId>,
+    /// Payloads, with their sizes, whose files can go as soon as their removal is safe.
+    pub(crate) doomed: Vec<(EntryId, u64)>,
     nodes: Nodes,
     total: Usage,
 }
@@ -299,8 +299,8 @@ impl Index {
         all
     }
 
-    /// Forgets an entry. True: its payload's file is nobody's now.
-    pub(crate) fn remove(&mut self, entry: EntryId) -> bool {
+    /// Forgets an entry. `Some`: its payload's file, of this size, is nobody's now.
+    pub(crate) fn remove(&mut self, entry: EntryId) -> Option<u64> {
         self.copies.remove(&entry.0);
         let slot = self.entries.remove(entry.0);
         if let Some(slot) = &slot {
@@ -315,7 +315,7 @@ impl Index {
         if let (Some(payload), None) = (payload, slot) {
             self.total.bytes -= payload.size;
         }
-        payload.is_some()
+        payload.map(|payload| payload.size)
     }
 
     /// A removal in `segment` keeps what is in `target` from coming back.

@@ -288,8 +288,8 @@ impl<F: DiskFile> Log<F> {
 
     /// Forgets an entry now.
     fn forget(&mut self, index: &mut Index, entry: EntryId) {
-        if index.remove(entry) {
-            index.doomed.push(entry);
+        if let Some(size) = index.remove(entry) {
+            index.doomed.push((entry, size));
         }
     }
 

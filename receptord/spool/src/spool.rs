@@ -24,6 +24,11 @@ use crate::segment::{FIRST, FrameWriter, GROUP_MAX, Place};
 const UNSETTLED_MAX: usize = 4096;
 /// Payload files that wait for a sync of something else before they are removed.
 const DOOMED_MAX: usize = 64;
+/// Bytes of such files that do. A disk with little room needs it back soon.
+const DOOMED_BYTES: u64 = 64 << 20;
+/// Freeing a file takes the system as long as its size demands. One larger than this is kept
+/// open when its name goes, so that it is freed by whoever closes it.
+const FREED_HERE: u64 = 16 << 20;
 /// The part of each limit that is left for what ends works: answers and cancels. A store full of
 /// requests could not take what empties it.
 const RESERVED: u64 = 8;
@@ -115,6 +120,8 @@ pub struct Spool<D: Disk> {
     pub(crate) log: Log<D::File>,
     /// Payloads that are being written.
     pub(crate) open: Vec<(EntryId, D::File)>,
+    /// See [`Self::take_freed`].
+    freed: Vec<D::File>,
     /// A payload's name may not be durable.
     pub(crate) is_payload_new: bool,
     /// What payloads that are being written are part of, by entry.
@@ -177,6 +184,7 @@ impl<D: Disk> Spool<D> {
             index,
             log,
             open: Vec::new(),
+            freed: Vec::new(),
             is_payload_new: true,
             notes,
             writable,
@@ -238,8 +246,11 @@ impl<D: Disk> Spool<D> {
         let _ = self
             .log
             .gather_removals(&self.disk, &mut self.index, results);
-        let sync =
-            writes || self.log.unsettled() > UNSETTLED_MAX || self.index.doomed.len() > DOOMED_MAX;
+        let doomed = &self.index.doomed;
+        let sync = writes
+            || self.log.unsettled() > UNSETTLED_MAX
+            || doomed.len() > DOOMED_MAX
+            || doomed.iter().map(|(_, size)| size).sum::<u64>() > DOOMED_BYTES;
         let flushed = self.log.flush(&self.disk, &mut self.index, results, sync);
         let failed = results.iter().any(|(_, result)| result.is_err());
         if flushed.is_err() || failed || !self.log.carry.is_empty() {
@@ -257,17 +268,29 @@ impl<D: Disk> Spool<D> {
     /// Removes files of payloads and segments that are needed no longer. Everything must be
     /// settled. What cannot be removed now is tried again.
     fn sweep(&mut self) {
-        for entry in std::mem::take(&mut self.index.doomed) {
+        for (entry, size) in std::mem::take(&mut self.index.doomed) {
+            let path = payload_path(entry);
+            if size > FREED_HERE
+                && let Ok(file) = self.disk.open(&path, Access::Read)
+            {
+                self.freed.push(file);
+            }
             self.open.retain(|(open, _)| *open != entry);
-            match self.disk.remove(&payload_path(entry)) {
+            match self.disk.remove(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    self.index.doomed.push(entry);
+                    self.index.doomed.push((entry, size));
                 }
                 _ => {}
             }
         }
         self.sweep_notes();
         let _ = self.log.collect(&self.disk, &mut self.index);
+    }
+
+    /// Large files that have lost their names. Closing one can take the disk a while, which
+    /// somebody else may do than who commits.
+    pub fn take_freed(&mut self) -> Vec<D::File> {
+        std::mem::take(&mut self.freed)
     }
 
     /// To be called now and then when there is nothing else to do: syncs removals, gives space

@@ -238,7 +238,7 @@ impl Keeper {
     /// Has so much of a payload synced, if there is so much.
     fn grow(&mut self, entry: EntryId, least: u64) {
         match self.spool.growing(entry, least) {
-            Ok(Some(file)) => self.syncer.push(file),
+            Ok(Some(file)) => self.syncer.sync(file),
             Ok(None) => {}
             // Whoever needs the payload meets the error again.
             Err(error) => self.failed(&error),
@@ -334,7 +334,10 @@ impl Keeper {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        for file in self.spool.take_freed() {
+            self.syncer.close(file);
+        }
         let usage = self.spool.usage();
         self.queue.set_usage(usage.entries, usage.bytes);
     }

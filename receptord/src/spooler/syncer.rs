@@ -1,4 +1,4 @@
-//! The thread that makes payloads durable while they are still being written.
+//! The thread that makes payloads durable while they are still being written, and frees them.
 //!
 //! A large payload takes the disk for as long as many small messages together; done by the thread
 //! that commits, they would all wait for it. Knows nothing of messages: it syncs one file after
@@ -14,14 +14,21 @@ use receptor_spool::Growing;
 
 use super::queue::{Job, Queue};
 
-/// Files that may wait for their sync. Of each payload there is one at most, and payloads are
-/// bounded by those who write them.
+/// Files that may wait. Of each payload there is one at most, and payloads are bounded by those
+/// who write them.
 const WAITING_MAX: usize = 4096;
+
+/// One thing to do.
+enum Task {
+    Sync(Growing<File>),
+    /// Its name is gone; the last to close it frees it.
+    Close(File),
+}
 
 /// See the module. Ends when it is dropped.
 #[derive(Debug)]
 pub(super) struct Syncer {
-    files: Option<SyncSender<Growing<File>>>,
+    files: Option<SyncSender<Task>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -36,10 +43,18 @@ impl Syncer {
         })
     }
 
-    pub(super) fn push(&self, file: Growing<File>) {
+    pub(super) fn sync(&self, file: Growing<File>) {
+        self.push(Task::Sync(file));
+    }
+
+    pub(super) fn close(&self, file: File) {
+        self.push(Task::Close(file));
+    }
+
+    fn push(&self, task: Task) {
         if let Some(files) = &self.files {
             // It only ends when this is dropped.
-            let _ = files.send(file);
+            let _ = files.send(task);
         }
     }
 }
@@ -53,9 +68,14 @@ impl Drop for Syncer {
     }
 }
 
-fn run(waiting: &Receiver<Growing<File>>, queue: &Queue) {
-    while let Ok(file) = waiting.recv() {
-        queue.push(Job::Synced(file.run()));
-        queue.wake();
+fn run(waiting: &Receiver<Task>, queue: &Queue) {
+    while let Ok(task) = waiting.recv() {
+        match task {
+            Task::Sync(file) => {
+                queue.push(Job::Synced(file.run()));
+                queue.wake();
+            }
+            Task::Close(file) => drop(file),
+        }
     }
 }
