@@ -5,7 +5,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -20,6 +20,8 @@ pub struct Relay {
 #[derive(Debug, Default)]
 struct Shared {
     ends: AtomicBool,
+    /// Bytes carried so far, there and back.
+    carried: [AtomicU64; 2],
     streams: Mutex<Vec<TcpStream>>,
 }
 
@@ -58,6 +60,13 @@ impl Relay {
         format!("rnp://{}", self.address)
     }
 
+    /// Bytes carried so far: from those who dialled, and to them.
+    #[must_use]
+    pub fn carried(&self) -> (u64, u64) {
+        let [there, back] = &self.shared.carried;
+        (there.load(Ordering::Relaxed), back.load(Ordering::Relaxed))
+    }
+
     /// Ends every connection. New ones are carried again.
     pub fn cut(&self) {
         for stream in self.shared.take() {
@@ -86,18 +95,20 @@ impl Shared {
     }
 
     /// Copies in both directions until either end closes.
-    fn carry(&self, near: &TcpStream, far: &TcpStream) {
+    fn carry(self: &Arc<Self>, near: &TcpStream, far: &TcpStream) {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        for (from, to) in [(near, far), (far, near)] {
+        for (way, from, to) in [(0, near, far), (1, far, near)] {
             let (Ok(mut from), Ok(mut to), Ok(kept)) =
                 (from.try_clone(), to.try_clone(), from.try_clone())
             else {
                 return;
             };
             streams.push(kept);
+            let shared = Arc::clone(self);
             std::thread::spawn(move || {
-                let mut buffer = [0; 16384];
+                let mut buffer = [0; 65536];
                 while let Ok(length @ 1..) = from.read(&mut buffer) {
+                    shared.carried[way].fetch_add(length as u64, Ordering::Relaxed);
                     if to.write_all(&buffer[..length]).is_err() {
                         break;
                     }

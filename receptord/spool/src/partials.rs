@@ -201,6 +201,13 @@ impl<D: Disk> Spool<D> {
         payload.is_some_and(|payload| payload.syncing)
     }
 
+    /// Bytes of a payload that are not known to be durable.
+    #[must_use]
+    pub fn unsynced(&self, entry: EntryId) -> u64 {
+        let payload = self.index.payloads.get(&entry.0);
+        payload.map_or(0, |payload| payload.size - payload.safe)
+    }
+
     /// A sync ended. `Ok(true)`: the payload is durable as far as it was written.
     ///
     /// # Errors

@@ -30,6 +30,9 @@ const DONE_MAX: usize = 64;
 /// Bytes of a growing payload that are synced at once: what a restart may cost of it, and small
 /// enough that a disk takes it in a moment.
 const SYNC_EVERY: u64 = 16 << 20;
+/// Bytes of a growing payload that may be written and not synced. Beyond that whoever writes
+/// waits, so that the disk's speed is felt at once and not at the end.
+const UNSYNCED_MAX: u64 = 2 * SYNC_EVERY;
 /// Quiet after which there is time to tidy up.
 const QUIET: Duration = Duration::from_millis(200);
 /// The pause after tidying up failed.
@@ -46,6 +49,8 @@ pub(super) struct Keeper {
     syncer: Syncer,
     /// Sizes of payloads that belong to a message to come, until they are complete.
     begun: BTreeMap<EntryId, u64>,
+    /// Who is told when less of a growing payload is not synced: up to which end, each.
+    held: BTreeMap<EntryId, Vec<(u64, Reply)>>,
     /// Who is told when a complete payload is durable.
     finishing: BTreeMap<EntryId, Finishing>,
     /// The disk failed when it was used last.
@@ -79,6 +84,7 @@ impl Keeper {
             spool,
             syncer,
             begun,
+            held: BTreeMap::new(),
             finishing: BTreeMap::new(),
             _ending: Ending(Arc::clone(&queue)),
             queue,
@@ -137,6 +143,7 @@ impl Keeper {
             Job::Remove(entry) => {
                 self.begun.remove(&entry);
                 self.finishing.remove(&entry);
+                self.held.remove(&entry);
                 self.batch.push(Op::Remove(entry));
             }
             Job::Begin(record) => {
@@ -170,14 +177,12 @@ impl Keeper {
                         return None;
                     }
                     self.grow(entry, SYNC_EVERY);
-                }
-                match reply {
-                    Reply::Engine => {
-                        let result = result.map_err(|error| refusal(&error));
-                        self.tell(Done::Appended(entry, end, result));
+                    if self.spool.is_syncing(entry) && self.spool.unsynced(entry) > UNSYNCED_MAX {
+                        self.held.entry(entry).or_default().push((end, reply));
+                        return None;
                     }
-                    Reply::Waiter(waiter) => answer(waiter, result.map(|()| Bytes::new())),
                 }
+                self.appended(entry, end, result, reply);
             }
             Job::Read {
                 entry,
@@ -235,6 +240,16 @@ impl Keeper {
         None
     }
 
+    fn appended(&mut self, entry: EntryId, end: u64, result: Result<(), SpoolError>, reply: Reply) {
+        match reply {
+            Reply::Engine => {
+                let result = result.map_err(|error| refusal(&error));
+                self.tell(Done::Appended(entry, end, result));
+            }
+            Reply::Waiter(waiter) => answer(waiter, result.map(|()| Bytes::new())),
+        }
+    }
+
     /// Has so much of a payload synced, if there is so much.
     fn grow(&mut self, entry: EntryId, least: u64) {
         match self.spool.growing(entry, least) {
@@ -258,6 +273,10 @@ impl Keeper {
         let result = self.spool.synced(synced);
         if let Err(error) = &result {
             self.failed(error);
+        }
+        for (end, reply) in self.held.remove(&entry).unwrap_or_default() {
+            let result = result.as_ref().map(|_| ()).map_err(Clone::clone);
+            self.appended(entry, end, result, reply);
         }
         if self.finishing.contains_key(&entry) {
             match result {
