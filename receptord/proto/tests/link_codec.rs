@@ -8,7 +8,7 @@ use receptor_proto::error::CODE_MAX;
 use receptor_proto::frame::{
     DIGEST_BUCKETS, Frame, Goodbye, HELLO_MAX, Hello, MAX_FRAME_FLOOR, TEXT_MAX,
 };
-use receptor_proto::lsa::{Lsa, LsaKey, LsaKind, LsaSummary};
+use receptor_proto::lsa::{Lsa, LsaKey, LsaKind, LsaSummary, Version};
 use receptor_proto::packet::{
     About, ActiveWork, Body, CONTROL_MAX, CancelReason, Content, Custody, EchoReply, Eof, Holding,
     Message, MessageKind, Packet, RANGES_MAX, Receipt, SEGMENT_MAX, Segment, Undeliverable,
@@ -38,12 +38,13 @@ fn id() -> impl Strategy<Value = MessageId> {
 }
 
 fn summary() -> impl Strategy<Value = LsaSummary> {
-    (node(), any::<u8>(), any::<u64>()).prop_map(|(node, kind, seq)| LsaSummary {
+    let version = (any::<u64>(), any::<u64>());
+    (node(), any::<u8>(), version).prop_map(|(node, kind, (seq, fingerprint))| LsaSummary {
         key: LsaKey {
             node,
             kind: LsaKind(kind),
         },
-        seq,
+        version: Version { seq, fingerprint },
     })
 }
 
@@ -55,9 +56,9 @@ fn lsa() -> impl Strategy<Value = Lsa> {
         vec(any::<u8>(), 0..200),
     )
         .prop_map(
-            |(LsaSummary { key, seq }, instance, remaining_s, body)| Lsa {
+            |(LsaSummary { key, version }, instance, remaining_s, body)| Lsa {
                 key,
-                seq,
+                seq: version.seq,
                 instance,
                 remaining_s,
                 body: body.into(),

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use fastrand::Rng;
 use receptor_proto::frame::{Frame, Goodbye, Hello, MAX_FRAME_FLOOR, SUMMARY_MAX};
-use receptor_proto::lsa::{LinkEntry, LinksBody, Lsa, LsaKey, LsaKind, LsaSummary};
+use receptor_proto::lsa::{LinkEntry, LinksBody, Lsa, LsaKey, LsaKind, LsaSummary, Version};
 use receptor_proto::packet::{About, Body, Packet, Receipt, Segment, Undeliverable};
 use receptor_proto::{ErrorCode, NodeId};
 
@@ -252,6 +252,13 @@ fn edge(rng: &mut Rng) -> u64 {
     }
 }
 
+fn version(rng: &mut Rng) -> Version {
+    Version {
+        seq: edge(rng),
+        fingerprint: edge(rng),
+    }
+}
+
 /// A well-formed frame that makes no sense.
 fn nonsense(rng: &mut Rng, nodes: usize) -> Frame {
     let [who, other] = [0; 2].map(|_| node_id(rng.usize(0..nodes + 3)));
@@ -274,7 +281,7 @@ fn nonsense(rng: &mut Rng, nodes: usize) -> Frame {
                         node: node_id(rng.usize(0..nodes * 2)),
                         kind,
                     },
-                    seq: edge(rng),
+                    version: version(rng),
                 })
                 .collect(),
         },
@@ -296,7 +303,7 @@ fn nonsense(rng: &mut Rng, nodes: usize) -> Frame {
         }
         5 => Frame::LsaAck(vec![LsaSummary {
             key: LsaKey { node: who, kind },
-            seq: edge(rng),
+            version: version(rng),
         }]),
         6 => Frame::Credit { total: edge(rng) },
         7 => Frame::Goodbye(Goodbye {

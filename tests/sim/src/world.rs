@@ -888,11 +888,10 @@ pub(crate) fn brief(frame: &Frame) -> String {
         ),
         Frame::LsaAck(entries) => format!(
             "LSA acks {}",
-            list(
-                &mut entries
-                    .iter()
-                    .map(|entry| format!("{}/{}:{}", entry.key.node, entry.key.kind.0, entry.seq))
-            )
+            list(&mut entries.iter().map(|entry| format!(
+                "{}/{}:{}",
+                entry.key.node, entry.key.kind.0, entry.version.seq
+            )))
         ),
         Frame::Credit { total } => format!("credit {total}"),
         Frame::Packet(packet) => crate::receipts::brief(packet),

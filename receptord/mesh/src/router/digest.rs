@@ -2,13 +2,13 @@
 //! nodes of any version must come to the same numbers.
 //!
 //! FNV-1a over the node id's bytes gives the node's state; its finished value's upper six bits
-//! are the node's bucket. An LSA continues that state with its kind byte and the eight
-//! big-endian bytes of its sequence number, and is finished likewise. A bucket's digest is the
+//! are the node's bucket. An LSA continues that state with its kind byte, the eight big-endian
+//! bytes of its sequence number and those of its fingerprint, and is finished likewise. A bucket's digest is the
 //! wrapping sum of its LSAs. Not meant against forgers: whoever can make LSAs needs no collision.
 
 use receptor_proto::NodeId;
 use receptor_proto::frame::DIGEST_BUCKETS;
-use receptor_proto::lsa::LsaKind;
+use receptor_proto::lsa::{LsaKind, Version};
 
 const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const PRIME: u64 = 0x0000_0100_0000_01b3;
@@ -29,9 +29,10 @@ impl NodeHash {
     }
 
     /// What an LSA of this node adds to the digest of its bucket.
-    pub(super) fn lsa(self, kind: LsaKind, seq: u64) -> u64 {
+    pub(super) fn lsa(self, kind: LsaKind, version: Version) -> u64 {
         let state = continued(self.0, &[kind.0]);
-        finished(continued(state, &seq.to_be_bytes()))
+        let state = continued(state, &version.seq.to_be_bytes());
+        finished(continued(state, &version.fingerprint.to_be_bytes()))
     }
 }
 
@@ -65,6 +66,10 @@ mod tests {
         let hash = NodeHash::new(&NodeId::new("node-a").unwrap());
         assert_eq!(hash.0, 0xe697_1cc2_2078_cb53);
         assert_eq!(hash.bucket(), 18);
-        assert_eq!(hash.lsa(LsaKind::LINKS, 1 << 20), 0x4d19_6b5a_e0d7_893e);
+        let version = Version {
+            seq: 1 << 20,
+            fingerprint: 7,
+        };
+        assert_eq!(hash.lsa(LsaKind::LINKS, version), 0xc765_79f9_27b6_2b4a);
     }
 }

@@ -18,7 +18,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use receptor_proto::frame::{DIGEST_BUCKETS, Frame, MAX_FRAME_FLOOR, SUMMARY_MAX};
-use receptor_proto::lsa::{Lsa, LsaKey, LsaSummary};
+use receptor_proto::lsa::{Lsa, LsaKey, LsaSummary, Version};
 use receptor_proto::{ErrorBody, ErrorCode};
 
 use super::link::Link;
@@ -45,7 +45,7 @@ const LSAS_FRAME: usize = 16 * 1024;
 /// A statement that was sent and not acknowledged.
 #[derive(Debug)]
 struct Sent {
-    seq: u64,
+    version: Version,
     at: Instant,
     tries: u32,
 }
@@ -82,11 +82,12 @@ impl Flood {
     }
 
     /// The peer has this version.
-    fn acknowledged(&mut self, key: Key, seq: u64, ours: u64) -> bool {
-        if seq >= ours {
+    fn acknowledged(&mut self, key: Key, version: Version, ours: Option<Version>) -> bool {
+        if Some(version) >= ours {
             self.dirty.remove(&key);
         }
-        let covers = self.unacked.get(&key).is_some_and(|sent| sent.seq <= seq);
+        let sent = self.unacked.get(&key);
+        let covers = sent.is_some_and(|sent| sent.version <= version);
         if covers {
             self.unacked.remove(&key);
         }
@@ -205,13 +206,18 @@ impl Link {
             }
             size += lsa.encoded_len();
             flood.dirty.remove(&key);
+            let version = lsa.version();
             let sent = flood.unacked.entry(key).or_insert(Sent {
-                seq: lsa.seq,
+                version,
                 at: now,
                 tries: 0,
             });
-            sent.tries = if sent.seq == lsa.seq { sent.tries } else { 0 };
-            sent.seq = lsa.seq;
+            sent.tries = if sent.version == version {
+                sent.tries
+            } else {
+                0
+            };
+            sent.version = version;
             sent.at = now;
             let due = now + Flood::retransmit_after(sent.tries, rtt);
             flood.retransmit_at = Some(flood.retransmit_at.map_or(due, |at| at.min(due)));
@@ -275,7 +281,7 @@ impl Link {
 }
 
 // The largest summary and the largest statement fit the smallest frame limit.
-const _: () = assert!(SUMMARY_MAX * (receptor_proto::id::NODE_ID_MAX + 13) < MAX_FRAME_FLOOR);
+const _: () = assert!(SUMMARY_MAX * (receptor_proto::id::NODE_ID_MAX + 21) < MAX_FRAME_FLOOR);
 const _: () = assert!(receptor_proto::lsa::LSA_BODY_MAX + 512 < MAX_FRAME_FLOOR);
 
 impl Router {
@@ -404,10 +410,10 @@ impl Router {
             return;
         };
         for entry in entries {
-            let (_, key) = self.lsdb.compare(&entry.key, entry.seq);
+            let (_, key) = self.lsdb.compare(&entry.key, entry.version);
             if let Some(key) = key {
-                let ours = self.lsdb.get(key).map_or(0, |stored| stored.seq);
-                link.flood.acknowledged(key, entry.seq, ours);
+                let ours = self.lsdb.get(key).map(|stored| stored.version);
+                link.flood.acknowledged(key, entry.version, ours);
             }
         }
     }
@@ -425,7 +431,7 @@ impl Router {
                 self.mistake(id, ErrorBody::new(ErrorCode::BadFrame, text), out);
                 continue;
             }
-            let (standing, key) = self.lsdb.weigh(&lsa);
+            let (standing, key) = self.lsdb.compare(&lsa.key, lsa.version());
             if key.is_some_and(|key| key.1 == OWN) {
                 self.handle_own_lsa(now, id, &lsa, standing, out);
                 continue;
@@ -481,7 +487,8 @@ impl Router {
                     return;
                 };
                 // Our own copy, if it is under way, answers theirs.
-                if !link.flood.acknowledged(key, lsa.seq, lsa.seq) {
+                let version = lsa.version();
+                if !link.flood.acknowledged(key, version, Some(version)) {
                     link.flood.acknowledge(now, lsa);
                 }
             }
@@ -495,8 +502,8 @@ impl Router {
             return;
         };
         let under_way = link.flood.unacked.get(&key).is_some_and(|sent| {
-            self.lsdb.get(key).is_some_and(|ours| ours.seq == sent.seq)
-                && now.since(sent.at) < RETRANSMIT
+            let ours = self.lsdb.get(key);
+            ours.is_some_and(|ours| ours.version == sent.version) && now.since(sent.at) < RETRANSMIT
         });
         if !under_way {
             link.flood.mark(key);
@@ -509,8 +516,8 @@ impl Router {
             return;
         };
         if let Some(key) = key {
-            let ours = self.lsdb.get(key).map_or(0, |stored| stored.seq);
-            link.flood.acknowledged(key, lsa.seq, ours);
+            let ours = self.lsdb.get(key).map(|stored| stored.version);
+            link.flood.acknowledged(key, lsa.version(), ours);
         }
         link.flood.acknowledge(now, lsa);
     }

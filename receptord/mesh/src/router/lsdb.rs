@@ -18,7 +18,7 @@ use core::time::Duration;
 use bytes::Bytes;
 use receptor_proto::NodeId;
 use receptor_proto::frame::DIGEST_BUCKETS;
-use receptor_proto::lsa::{CapabilitiesBody, LinksBody, Lsa, LsaKey, LsaKind, LsaSummary};
+use receptor_proto::lsa::{CapabilitiesBody, LinksBody, Lsa, LsaKey, LsaKind, LsaSummary, Version};
 use receptor_proto::wire::DecodeError;
 
 use super::digest::NodeHash;
@@ -48,7 +48,7 @@ pub(super) const SEQ_MAX: u64 = 1 << 63;
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) kind: LsaKind,
-    pub(super) seq: u64,
+    pub(super) version: Version,
     pub(super) instance: u64,
     pub(super) expires: Instant,
     /// Taken back by its originator; the body is empty.
@@ -172,7 +172,7 @@ impl Node {
         if lsa.purged || self.hidden {
             0
         } else {
-            self.hash.lsa(lsa.kind, lsa.seq)
+            self.hash.lsa(lsa.kind, lsa.version)
         }
     }
 
@@ -266,38 +266,22 @@ impl Lsdb {
     }
 
     /// How a version of the LSA with this key compares with what is here, and its key here.
-    pub(super) fn compare(&self, key: &LsaKey, seq: u64) -> (Standing, Option<Key>) {
+    /// Everywhere the same one of two counts, so that nobody is left with another when its
+    /// originator is gone. What states something counts before what takes it back, so that its
+    /// originator hears of it.
+    pub(super) fn compare(&self, key: &LsaKey, version: Version) -> (Standing, Option<Key>) {
         let Some(index) = self.find(&key.node) else {
             return (Standing::Unknown, None);
         };
         let standing = match self.get((key.kind, index)) {
             None => Standing::Unknown,
-            Some(stored) => match seq.cmp(&stored.seq) {
+            Some(stored) => match version.cmp(&stored.version) {
                 core::cmp::Ordering::Less => Standing::Older,
                 core::cmp::Ordering::Equal => Standing::Same,
                 core::cmp::Ordering::Greater => Standing::Newer,
             },
         };
         (standing, Some((key.kind, index)))
-    }
-
-    /// As [`Self::compare`], of a whole LSA. Two with one number and different content come from
-    /// two nodes with one id, or from somebody who speaks for another: everywhere the same one
-    /// of them counts, so that nobody is left with the other when they are gone. What states
-    /// something counts before what takes it back, so that its originator hears of it.
-    pub(super) fn weigh(&self, lsa: &Lsa) -> (Standing, Option<Key>) {
-        let (standing, key) = self.compare(&lsa.key, lsa.seq);
-        let stored = key.and_then(|key| self.get(key));
-        let (Standing::Same, Some(stored)) = (standing, stored) else {
-            return (standing, key);
-        };
-        let theirs = (lsa.remaining_s > 0, lsa.instance);
-        let standing = match theirs.cmp(&(!stored.purged, stored.instance)) {
-            core::cmp::Ordering::Less => Standing::Older,
-            core::cmp::Ordering::Equal => Standing::Same,
-            core::cmp::Ordering::Greater => Standing::Newer,
-        };
-        (standing, key)
     }
 
     /// Puts an LSA in the place of an older one or of none.
@@ -346,7 +330,7 @@ impl Lsdb {
         };
         let stored = Stored {
             kind,
-            seq: lsa.seq,
+            version: lsa.version(),
             instance: lsa.instance,
             expires: now + lifetime,
             purged,
@@ -437,7 +421,7 @@ impl Lsdb {
                 node: node.id.clone(),
                 kind: key.0,
             },
-            seq: stored.seq,
+            seq: stored.version.seq,
             instance: stored.instance,
             remaining_s: if stored.purged { 0 } else { remaining },
             body: stored.body.clone(),
@@ -477,7 +461,8 @@ impl Lsdb {
                 if found.len() == max {
                     return (found, true);
                 }
-                found.push(LsaSummary { key, seq: lsa.seq });
+                let version = lsa.version;
+                found.push(LsaSummary { key, version });
             }
         }
         (found, false)
@@ -492,9 +477,9 @@ impl Lsdb {
         entries: &[LsaSummary],
         more: bool,
     ) -> Vec<Key> {
-        let theirs: BTreeMap<&LsaKey, u64> = entries
+        let theirs: BTreeMap<&LsaKey, Version> = entries
             .iter()
-            .map(|entry| (&entry.key, entry.seq))
+            .map(|entry| (&entry.key, entry.version))
             .collect();
         let last = if more { entries.last() } else { None };
         let mut missing = Vec::new();
@@ -509,7 +494,7 @@ impl Lsdb {
                     continue;
                 }
                 match theirs.get(&key) {
-                    Some(seq) if *seq >= lsa.seq => {}
+                    Some(version) if *version >= lsa.version => {}
                     // Nobody needs to be told that what it never heard of was taken back.
                     None if lsa.purged => {}
                     Some(_) | None => missing.push((lsa.kind, index)),
@@ -658,7 +643,7 @@ mod tests {
     }
 
     fn offer(lsdb: &mut Lsdb, lsa: &Lsa) {
-        match lsdb.compare(&lsa.key, lsa.seq).0 {
+        match lsdb.compare(&lsa.key, lsa.version()).0 {
             Standing::Unknown | Standing::Newer => {
                 lsdb.install(Instant::default(), lsa).unwrap();
             }
@@ -666,7 +651,7 @@ mod tests {
         }
     }
 
-    fn content(lsdb: &Lsdb) -> Vec<(NodeId, u8, u64, bool, Vec<NodeId>)> {
+    fn content(lsdb: &Lsdb) -> Vec<(NodeId, u8, Version, bool, Vec<NodeId>)> {
         let mut all: Vec<_> = lsdb
             .iter()
             .flat_map(|(_, node)| {
@@ -674,8 +659,8 @@ mod tests {
                 let mut edges: Vec<NodeId> = edges.map(|node| node.id.clone()).collect();
                 edges.sort();
                 node.lsas.iter().map(move |lsa| {
-                    let (kind, seq) = (lsa.kind.0, lsa.seq);
-                    (node.id.clone(), kind, seq, lsa.purged, edges.clone())
+                    let (kind, version) = (lsa.kind.0, lsa.version);
+                    (node.id.clone(), kind, version, lsa.purged, edges.clone())
                 })
             })
             .collect();
@@ -684,9 +669,10 @@ mod tests {
     }
 
     fn lsa() -> impl Strategy<Value = Lsa> {
-        (0..6u64, 1..5u64, 0..4u8).prop_map(|(node, seq, kind)| {
-            // One key and sequence number is always one statement.
-            let mut lsa = links(node, seq, &[(node + seq) % 6, (node * seq) % 6]);
+        (0..6u64, 1..5u64, 0..4u8, 0..3u64).prop_map(|(node, seq, kind, other)| {
+            // Two nodes with one id state different things under one number.
+            let mut lsa = links(node, seq, &[(node + seq + other) % 6, (node * seq) % 6]);
+            lsa.instance = 1 + other % 2;
             if kind == 0 {
                 lsa.key.kind = LsaKind(77);
             }
@@ -752,7 +738,7 @@ mod tests {
             for (index, node) in one.iter() {
                 for lsa in &node.lsas {
                     let key = LsaKey { node: node.id.clone(), kind: lsa.kind };
-                    let expected = match two.compare(&key, lsa.seq).0 {
+                    let expected = match two.compare(&key, lsa.version).0 {
                         Standing::Unknown => !lsa.purged,
                         Standing::Newer => true,
                         Standing::Same | Standing::Older => false,
@@ -821,9 +807,10 @@ mod tests {
         let swept = lsdb.sweep(later, retention, &BTreeSet::new());
         assert_eq!(swept.forgotten, [id(1)]);
         assert_eq!(lsdb.digests(), empty(10).digests());
-        let key = links(1, 1, &[]).key;
+        let again = links(1, 1, &[]);
         // A neighbor that is slower offers it again: it is no news.
-        assert_eq!(lsdb.compare(&key, 1).0, Standing::Same);
+        let standing = lsdb.compare(&again.key, again.version()).0;
+        assert_eq!(standing, Standing::Same);
         assert!(
             lsdb.sweep(later, retention, &BTreeSet::new())
                 .forgotten

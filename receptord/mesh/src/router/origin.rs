@@ -198,7 +198,10 @@ impl Router {
 
     /// Puts a statement of this node above all earlier ones and floods it.
     fn publish(&mut self, now: Instant, kind: LsaKind, remaining_s: u32, body: Bytes) {
-        let stored = self.lsdb.get((kind, OWN)).map_or(0, |stored| stored.seq);
+        let stored = self
+            .lsdb
+            .get((kind, OWN))
+            .map_or(0, |stored| stored.version.seq);
         let seq = match self.own.statement(kind) {
             Some(statement) => {
                 statement.seq = statement.seq.max(stored) + 1;
