@@ -16,6 +16,7 @@ const MESSAGE_LINES: usize = 20;
 #[derive(Debug)]
 pub(crate) struct Out {
     stdout: BufWriter<StdoutLock<'static>>,
+    is_terminal: bool,
     colour: bool,
 }
 
@@ -24,11 +25,17 @@ impl Out {
         let stdout = io::stdout().lock();
         // no-color.org: any value but the empty one counts.
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let colour = stdout.is_terminal() && !plain;
+        let is_terminal = stdout.is_terminal();
         Self {
             stdout: BufWriter::new(stdout),
-            colour,
+            is_terminal,
+            colour: is_terminal && !plain,
         }
+    }
+
+    /// Whether a person sees what is written.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.is_terminal
     }
 
     /// Writes bytes as they are.

@@ -8,12 +8,15 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use receptor_tests::relay::Relay;
 use receptor_tests::traffic::peak_kib;
 use receptor_tests::{Control, DEADLINE, Daemon, Mesh, Node, program, wait_for};
@@ -336,6 +339,87 @@ fn a_large_payload_and_its_response_go_on_where_they_stopped() {
             (payloads(daemon, &none) == 0).then_some(())
         });
     }
+}
+
+/// What a terminal shows.
+struct Terminal(Arc<Mutex<String>>);
+
+impl Terminal {
+    /// A terminal, and the end of it that a program has.
+    fn open() -> (Self, OwnedFd) {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let shown = Arc::new(Mutex::new(String::new()));
+        let (text, mut master) = (Arc::clone(&shown), File::from(pty.master));
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // Linux says EIO when the last program has closed it.
+            while let Ok(length @ 1..) = master.read(&mut buffer) {
+                let more = String::from_utf8_lossy(&buffer[..length]);
+                text.lock().unwrap().push_str(&more);
+            }
+        });
+        (Self(shown), pty.slave)
+    }
+
+    fn shows(&self, text: &str) -> Option<()> {
+        self.0.lock().unwrap().contains(text).then_some(())
+    }
+}
+
+#[test]
+fn a_terminal_shows_how_far_a_payload_is() {
+    let size = 64 << 20;
+    let mesh = Mesh::new();
+    let path = mesh.dir().join("source");
+    source(&path, size);
+    let chain = Chain::start(&mesh, size);
+    let (terminal, slave) = Terminal::open();
+    let mut send = Command::new(program("receptorctl"))
+        .arg("--socket-path")
+        .arg(chain.a.socket_path())
+        .args([
+            "send",
+            "--directive",
+            "mirror:turn",
+            "--recipient",
+            "c",
+            "-",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(slave)
+        .spawn()
+        .unwrap();
+    // Its pace is ours: nothing goes on before it was shown.
+    let mut to = send.stdin.take().unwrap();
+    let mut from = File::open(&path).unwrap();
+    let mut piece = vec![0; 128 << 10];
+    wait_for("the upload", || {
+        from.read_exact(&mut piece).unwrap();
+        to.write_all(&piece).unwrap();
+        terminal.shows("upload ")
+    });
+    chain.b.signal(Signal::SIGSTOP);
+    io::copy(&mut from, &mut to).unwrap();
+    drop(to);
+    wait_for("the way there", || terminal.shows("to c ["));
+    let request = all_payloads(&chain.a);
+    chain.b.signal(Signal::SIGCONT);
+    chain.wait_payload(&chain.a, &request, 1);
+    chain.b.signal(Signal::SIGSTOP);
+    wait_for("the way back", || terminal.shows("from c ["));
+    chain.b.signal(Signal::SIGCONT);
+    let mut stdout = send.stdout.take().unwrap();
+    wait_for("the download", || {
+        stdout.read_exact(&mut piece).unwrap();
+        terminal.shows("download [")
+    });
+    io::copy(&mut stdout, &mut io::sink()).unwrap();
+    assert!(send.wait().unwrap().success());
+    let shown = terminal.0.lock().unwrap();
+    assert!(shown.contains("% of 64.0 MiB"), "{shown}");
+    let last = shown.rsplit('\r').next().unwrap();
+    assert_eq!(last, "\u{1b}[K", "the line is taken away: {shown}");
 }
 
 #[test]

@@ -18,7 +18,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::poll::PollFlags;
 use receptor_proto::control::{
-    CancelCommand, CancelReply, ResultsCommand, SendCommand, SendReply, SendResponse,
+    CancelCommand, CancelReply, ResultsCommand, SendCommand, SendReply, SendResponse, WorkRole,
+    WorksCommand, WorksReply,
 };
 use receptor_proto::packet::Content;
 use receptor_proto::{ErrorBody, IdPrefix, MessageId, NodeId};
@@ -31,7 +32,8 @@ use crate::args::Send;
 use crate::client::{Answer, Connection, Deadline, error_in, parse, wait};
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupts;
-use crate::output::{Out, in_words, note, size};
+use crate::output::{Out, in_words, note};
+use crate::progress::{self, Progress};
 
 /// How long Ctrl-C waits for the work's end: a plugin's grace time and a little for the way.
 const CANCEL_WAIT: Duration = Duration::from_secs(12);
@@ -41,10 +43,10 @@ const CHUNK: usize = 64 * 1024;
 const BASE64_CHUNK: usize = CHUNK / 3 * 3;
 /// Lines of a plugin's stderr that are shown; all of them are in the daemon's journal there.
 const STDERR_LINES: usize = 10;
-/// Uploads that are over sooner show no progress.
-const PROGRESS_AFTER: Duration = Duration::from_millis(500);
-/// Progress is drawn this often.
-const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// The daemon is asked this often how far a payload is.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
+/// A daemon that does not say so within this time has other things to do.
+const WATCH_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) fn run(context: &Context, args: Send) -> Result<Exit, Failure> {
     let detach = args.detach;
@@ -68,6 +70,7 @@ pub(super) fn run(context: &Context, args: Send) -> Result<Exit, Failure> {
         accepted: None,
         interrupted: None,
         body: None,
+        watch: None,
         chunk: Vec::new(),
     };
     exchange.run()
@@ -93,6 +96,7 @@ pub(super) fn results(context: &Context, id: IdPrefix, follow: bool) -> Result<E
         accepted: None,
         interrupted: None,
         body: None,
+        watch: None,
         chunk: Vec::new(),
     };
     exchange.run()
@@ -180,7 +184,7 @@ impl Upload {
             buffer: Vec::new(),
             sent: 0,
             done: left == Some(0),
-            progress: Progress::new(left),
+            progress: Progress::new("upload", left),
         }
     }
 
@@ -234,63 +238,86 @@ impl Upload {
     }
 }
 
-/// A line on stderr that says how far an upload is, when stderr is a terminal.
-struct Progress {
-    total: Option<u64>,
-    start: Instant,
-    drawn: Option<Instant>,
-    wanted: bool,
+/// How far large payloads are beyond the daemon, asked on a connection of its own.
+struct Watch {
+    work: MessageId,
+    recipient: NodeId,
+    connection: Connection,
+    /// When to ask next.
+    due: Instant,
+    shown: Option<(Leg, Progress)>,
 }
 
-impl Progress {
-    fn new(total: Option<u64>) -> Self {
-        Self {
-            total,
-            start: Instant::now(),
-            drawn: None,
-            wanted: io::stderr().is_terminal(),
+/// A part of the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leg {
+    There,
+    Back,
+}
+
+impl Watch {
+    /// `None`: there is nobody to show it to, or the daemon takes no more clients.
+    fn open(context: &Context, work: MessageId, recipient: &NodeId) -> Option<Self> {
+        if !progress::is_wanted() {
+            return None;
         }
+        let patience = Deadline::after(Some(WATCH_PATIENCE));
+        let connection = Connection::open(&context.global.socket_path, patience).ok()?;
+        Some(Self {
+            work,
+            recipient: recipient.clone(),
+            connection,
+            due: Instant::now() + progress::AFTER,
+            shown: None,
+        })
     }
 
-    fn draw(&mut self, sent: u64) {
-        let elapsed = self.start.elapsed();
-        let due = self.drawn.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY);
-        if self.wanted && elapsed >= PROGRESS_AFTER && due {
-            self.drawn = Some(Instant::now());
-            Self::write(&format!("\r\x1b[K{}", self.line(sent, elapsed)));
+    /// Asks, and draws. False: there is no more to know.
+    fn look(&mut self) -> bool {
+        self.due = Instant::now() + WATCH_EVERY;
+        self.connection
+            .set_deadline(Deadline::after(Some(WATCH_PATIENCE)));
+        let answer: Result<Answer<WorksReply>, Failure> = self.connection.ask(&With {
+            command: "works",
+            fields: WorksCommand {
+                id: Some(self.work.into()),
+            },
+        });
+        let Ok(Answer { value, .. }) = answer else {
+            return false;
+        };
+        let mut works = value.works.into_iter();
+        let work = works.find(|work| work.role == WorkRole::Sent);
+        let leg = work
+            .as_ref()
+            .and_then(|work| match (work.sent, work.coming) {
+                (Some((done, all)), _) if done < all => Some((Leg::There, done, all)),
+                (_, Some((done, all))) => Some((Leg::Back, done, all)),
+                (_, None) => None,
+            });
+        let Some((leg, done, all)) = leg else {
+            self.shown = None;
+            return true;
+        };
+        if self.shown.as_ref().is_none_or(|(shown, _)| *shown != leg) {
+            let label = match leg {
+                Leg::There => format!("to {}", self.recipient),
+                Leg::Back => format!("from {}", self.recipient),
+            };
+            self.shown = Some((leg, Progress::new(label, Some(all))));
         }
-    }
-
-    fn line(&self, sent: u64, elapsed: Duration) -> String {
-        let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-        let rate = size(sent.saturating_mul(1000) / ms.max(1));
-        let done = size(sent);
-        match self.total {
-            Some(total) => {
-                let percent = sent.saturating_mul(100).checked_div(total).unwrap_or(100);
-                format!("{percent}%  {done} of {}  {rate}/s", size(total))
-            }
-            None => format!("{done}  {rate}/s"),
+        if let Some((_, progress)) = &mut self.shown {
+            progress.draw(done);
         }
-    }
-
-    fn clear(&mut self) {
-        if self.drawn.take().is_some() {
-            Self::write("\r\x1b[K");
-        }
-        self.wanted = false;
-    }
-
-    fn write(text: &str) {
-        let mut stderr = io::stderr().lock();
-        // A terminal that went away shows no progress.
-        let _ = io::Write::write_all(&mut stderr, text.as_bytes());
+        true
     }
 }
 
 /// The raw payload of a response, as far as it is still to come.
 struct Body {
     left: u64,
+    size: u64,
+    progress: Progress,
     form: Form,
     last_byte: Option<u8>,
     /// What to do once it is complete: set on the last response.
@@ -319,6 +346,7 @@ struct Exchange<'a> {
     /// Ctrl-C came; wait for the end of the work until then.
     interrupted: Option<Deadline>,
     body: Option<Body>,
+    watch: Option<Watch>,
     chunk: Vec<u8>,
 }
 
@@ -364,10 +392,24 @@ impl Exchange<'_> {
             (source, source_flags),
             (keyboard, keyboard_flags),
         ];
+        let due = self.watch.as_ref().map(|watch| watch.due);
+        let patience = match due {
+            Some(due) if self.body.is_none() => {
+                let left = due.saturating_duration_since(Instant::now());
+                Deadline::after(Some(deadline.left_up_to(left)))
+            }
+            Some(_) | None => deadline,
+        };
         let [socket, source, keyboard] =
-            wait(fds, deadline).map_err(|e| Failure::system("cannot wait", &e))?;
+            wait(fds, patience).map_err(|e| Failure::system("cannot wait", &e))?;
         if deadline.is_over() {
             return Err(self.timed_out(deadline));
+        }
+        if self.body.is_none()
+            && due.is_some_and(|due| due <= Instant::now())
+            && !self.watch.as_mut().is_some_and(Watch::look)
+        {
+            self.watch = None;
         }
         if self.interrupted.is_none() && !keyboard.is_empty() {
             self.cancel()?;
@@ -445,6 +487,9 @@ impl Exchange<'_> {
                     self.clear_progress();
                     note(&format!("accepted {id}"));
                 }
+                if !eof {
+                    self.watch = Watch::open(self.context, id, &recipient);
+                }
                 self.accepted = Some((id, recipient));
                 Ok(eof.then_some(Exit::Done))
             }
@@ -480,14 +525,18 @@ impl Exchange<'_> {
                 let text = matches!(response.content, Some(Content::Json | Content::Text));
                 Form::Plain { text }
             };
+            self.clear_progress();
             self.body = Some(Body {
                 left,
+                size: left,
+                progress: Progress::new("download", Some(left)),
                 form,
                 last_byte: None,
                 end: response.eof.then_some(response),
             });
             return Ok(None);
         }
+        self.clear_progress();
         if json {
             self.out.line(line)?;
         } else if let Some(data) = &response.data {
@@ -510,6 +559,10 @@ impl Exchange<'_> {
         body.left -= u64::try_from(self.chunk.len()).unwrap_or(0);
         body.last_byte = self.chunk.last().copied().or(body.last_byte);
         let complete = body.left == 0;
+        // A terminal that shows the payload itself needs nothing else.
+        if !self.out.is_terminal() {
+            body.progress.draw(body.size - body.left);
+        }
         match &mut body.form {
             Form::Plain { text } => {
                 self.out.bytes(&self.chunk)?;
@@ -642,6 +695,12 @@ impl Exchange<'_> {
         if let Some(upload) = &mut self.upload {
             upload.progress.clear();
         }
+        if let Some(body) = &mut self.body {
+            body.progress.clear();
+        }
+        if let Some(watch) = &mut self.watch {
+            watch.shown = None;
+        }
     }
 }
 
@@ -678,19 +737,6 @@ fn last_word(last: &SendResponse) -> Option<Word> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn progress_lines() {
-        let half = Duration::from_millis(500);
-        let line = |total, sent| Progress::new(total).line(sent, half);
-        assert_eq!(
-            line(Some(4 << 20), 1 << 20),
-            "25%  1.0 MiB of 4.0 MiB  2.0 MiB/s"
-        );
-        assert_eq!(line(Some(0), 0), "100%  0 B of 0 B  0 B/s");
-        assert_eq!(line(None, 1 << 20), "1.0 MiB  2.0 MiB/s");
-        assert_eq!(Progress::new(None).line(0, Duration::ZERO), "0 B  0 B/s");
-    }
 
     #[test]
     fn details_that_help_are_told() {

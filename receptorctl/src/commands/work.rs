@@ -117,6 +117,11 @@ fn one(out: &mut Out, work: &WorkStatus) -> Result<(), Failure> {
     if let Some((done, all)) = work.progress {
         fields.push(("progress", format!("{done} of {all}")));
     }
+    for (name, part) in [("arrived", work.sent), ("coming", work.coming)] {
+        if let Some((done, all)) = part {
+            fields.push((name, format!("{} of {}", size(done), size(all))));
+        }
+    }
     fields.push(("responses", work.responses.to_string()));
     if work.role == WorkRole::Sent {
         fields.push(("kept", kept(work)));

@@ -275,6 +275,20 @@ impl Mesh {
         self.delivery.in_custody()
     }
 
+    /// Bytes that the recipient has of the large payload of a work that was sent from here, and
+    /// its size; `None` when there is none, or it has arrived.
+    #[must_use]
+    pub fn sent(&self, work: MessageId) -> Option<(u64, u64)> {
+        self.delivery.sent(work)
+    }
+
+    /// Bytes that are here of a large response to a work that was sent from here, and its size,
+    /// while one comes.
+    #[must_use]
+    pub fn coming(&self, work: MessageId) -> Option<(u64, u64)> {
+        self.delivery.coming(work)
+    }
+
     /// Requests that wait in the store alone, and the bytes of memory that this takes.
     #[must_use]
     pub fn paged(&self) -> (usize, usize) {

@@ -908,6 +908,13 @@ pub struct WorkStatus {
     /// Steps done, and steps in all; known where it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<(u64, u64)>,
+    /// Bytes of a large payload that its recipient has, and all; known to who sent it, until
+    /// that one has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<(u64, u64)>,
+    /// Bytes of a large response that are here, and all; known to who sent it, while one comes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coming: Option<(u64, u64)>,
     /// At its end: 0 when it went well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u32>,

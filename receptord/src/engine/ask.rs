@@ -167,6 +167,10 @@ impl Engine {
         let mut works = self
             .keeper
             .statuses(&node, only, |work| self.mesh.has_arrived(work));
+        for work in works.iter_mut().filter(|work| work.ended_ms.is_none()) {
+            work.sent = self.mesh.sent(work.id);
+            work.coming = self.mesh.coming(work.id);
+        }
         let here = match only {
             None => self.mesh.works(WORKS_MAX).0,
             Some(work) => self.mesh.work(work).into_iter().collect(),
@@ -210,6 +214,8 @@ impl Engine {
             ended_ms: None,
             message: told.and_then(|told| told.message.clone()),
             progress: told.and_then(|told| told.progress),
+            sent: None,
+            coming: None,
             code: None,
             error: None,
             responses: view.responses,
@@ -350,6 +356,8 @@ impl Ended {
             ended_ms: Some(now.saturating_sub(self.at_ms)),
             message: self.told.as_ref().and_then(|told| told.message.clone()),
             progress: self.told.as_ref().and_then(|told| told.progress),
+            sent: None,
+            coming: None,
             code: Some(self.eof.code),
             error: self.eof.error.clone(),
             responses: self.responses,

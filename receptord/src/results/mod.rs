@@ -431,6 +431,8 @@ impl Keeper {
                 ended_ms: work.end.as_ref().map(|(_, at)| now.saturating_sub(*at)),
                 message: None,
                 progress: None,
+                sent: None,
+                coming: None,
                 code: work.end.as_ref().map(|(end, _)| end.code),
                 error: work.end.as_ref().and_then(|(end, _)| end.error.clone()),
                 responses: work.last,

@@ -179,6 +179,11 @@ impl Outgoing {
         self.fetched || self.transfer.is_some()
     }
 
+    /// Bytes of a large payload that the recipient has, and all.
+    pub(crate) fn transferred(&self) -> Option<(u64, u64)> {
+        self.transfer.as_ref().map(|transfer| transfer.progressed())
+    }
+
     /// A request that may arrive at most once must not be sent a second time: the recipient
     /// remembers it until it restarts and no longer.
     fn once(&self) -> bool {

@@ -123,6 +123,17 @@ impl Partials {
             .map(|((_, key), _)| *key)
     }
 
+    /// How much is written of one of this node, and its size.
+    pub(crate) fn progress(
+        &self,
+        remote: RemoteId,
+        which: impl Fn(&Message) -> bool,
+    ) -> Option<(u64, u64)> {
+        let mut partials = self.of(remote).map(|(_, partial)| partial);
+        let partial = partials.find(|partial| which(&partial.message))?;
+        Some((partial.written, partial.message.size))
+    }
+
     /// One whose time is over.
     pub(crate) fn expired(&self, now: Instant) -> Option<(RemoteId, Key)> {
         self.by_key

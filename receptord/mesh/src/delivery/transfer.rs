@@ -69,6 +69,11 @@ impl Transfer {
         usize::try_from(self.asked - self.acked).unwrap_or(usize::MAX)
     }
 
+    /// Bytes that the recipient has, and all.
+    pub(crate) fn progressed(&self) -> (u64, u64) {
+        (self.acked, self.size)
+    }
+
     pub(crate) fn needs_head(&self) -> bool {
         matches!(self.phase, Phase::Head { .. })
     }

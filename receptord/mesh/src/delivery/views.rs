@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use receptor_proto::packet::{CancelReason, MessageKind};
 use receptor_proto::{ErrorCode, MessageId};
 
-use super::flow::{GivenUp, Key};
+use super::flow::{GivenUp, Key, Outgoing};
 use super::works::State;
 use super::{Cx, Delivery, Out, RemoteId};
 use crate::wiring::Net;
@@ -58,6 +58,19 @@ impl Delivery {
             cancelled: work.cancelled,
             volatile: work.volatile,
             responses: work.serial,
+        })
+    }
+
+    pub(crate) fn sent(&self, work: MessageId) -> Option<(u64, u64)> {
+        let request = self.requests.get(work)?;
+        let flow = &self.remotes[request.remote.0].flow;
+        flow.get(request.key).and_then(Outgoing::transferred)
+    }
+
+    pub(crate) fn coming(&self, work: MessageId) -> Option<(u64, u64)> {
+        let request = self.requests.get(work)?;
+        self.partials.progress(request.remote, |message| {
+            message.work == work && matches!(message.kind, MessageKind::Response { .. })
         })
     }
 
