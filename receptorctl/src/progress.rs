@@ -14,9 +14,12 @@ pub(crate) const AFTER: Duration = Duration::from_millis(500);
 /// It is drawn this often.
 const EVERY: Duration = Duration::from_millis(100);
 /// Characters of the bar: with everything else less than 80, for whatever a label is short.
-const BAR: u64 = 20;
+const BAR: u64 = 16;
 /// The longest label that is shown whole.
-const LABEL_MAX: usize = 20;
+const LABEL_MAX: usize = 14;
+
+/// Seconds beyond which nobody waits for the end: a hundred hours.
+const FORETOLD_MAX: u64 = 360_000;
 
 /// See the module.
 #[derive(Debug)]
@@ -78,8 +81,8 @@ impl Progress {
         let filled = usize::try_from(part(BAR)).unwrap_or(0);
         let bar = "=".repeat(filled);
         let left = match total.saturating_sub(done).checked_div(rate) {
-            Some(seconds) => format!("  {} left", clock(seconds)),
-            None => String::new(),
+            Some(seconds) if seconds < FORETOLD_MAX => format!("  {} left", clock(seconds)),
+            Some(_) | None => String::new(),
         };
         let width = usize::try_from(BAR).unwrap_or(0);
         let all = size(total);
@@ -125,15 +128,15 @@ mod tests {
         let line = |total, before, done| Progress::new("to c", total).line(before, done, half);
         assert_eq!(
             line(Some(4 << 20), 0, 1 << 20),
-            "to c [=====               ]  25% of 4.0 MiB  2.0 MiB/s  0:01 left"
+            "to c [====            ]  25% of 4.0 MiB  2.0 MiB/s  0:01 left"
         );
         assert_eq!(
             line(Some(400 << 20), 100 << 20, 101 << 20),
-            "to c [=====               ]  25% of 400.0 MiB  2.0 MiB/s  2:29 left"
+            "to c [====            ]  25% of 400.0 MiB  2.0 MiB/s  2:29 left"
         );
         assert_eq!(
             line(Some(0), 0, 0),
-            "to c [====================] 100% of 0 B  0 B/s"
+            "to c [================] 100% of 0 B  0 B/s"
         );
         assert_eq!(line(None, 0, 1 << 20), "to c  1.0 MiB  2.0 MiB/s");
         let long = Progress::new("x".repeat(200), Some(u64::MAX));
