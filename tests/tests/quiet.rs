@@ -18,13 +18,13 @@ import json, os, sys
 mode = "serve" if "serve" in sys.argv[0] else "job"
 print(json.dumps({"type": "hello", "protocol": 1, "name": os.path.basename(sys.argv[0]), "version": "1", "mode": mode,
     "max_jobs": JOBS, "actions": {"down": {"payload": "json"}}}), flush=True)
+file = open("FILE", "a", buffering=1)
 for line in sys.stdin:
     message = json.loads(line)
     if message["type"] != "execute":
         continue
-    with open("FILE", "a") as file:
-        file.write(f"{os.getpid()} {message['payload']}\n")
-    print(json.dumps({"type": "data", "id": message["id"], "text": "noted"}), flush=True)
+    file.write(f"{os.getpid()} {message['payload']}\n")
+    print(json.dumps({"type": "data", "id": message["id"], "text": "noted"}))
     print(json.dumps({"type": "done", "id": message["id"], "code": 0}), flush=True)
     if mode == "job":
         break

@@ -126,7 +126,7 @@ fn the_crates_without_std_use_crates_without_std() {
         (
             "receptor-proto",
             &[
-                "base64",
+                "base64-simd",
                 "bytes",
                 "serde",
                 "serde_json",

@@ -39,17 +39,15 @@ impl Output {
 
     /// Sends a message now.
     pub(crate) fn send(&self, message: &PluginMessage) -> Result<(), SendError> {
-        let line = message.to_line()?;
         let mut inner = self.lock();
-        inner.pending.extend_from_slice(&line);
+        message.put_line(&mut inner.pending)?;
         Ok(inner.flush()?)
     }
 
     /// Sends a message with the next flush at the latest.
     pub(crate) fn queue(&self, message: &PluginMessage) -> Result<(), SendError> {
-        let line = message.to_line()?;
         let mut inner = self.lock();
-        inner.pending.extend_from_slice(&line);
+        message.put_line(&mut inner.pending)?;
         if inner.pending.len() >= PENDING {
             inner.flush()?;
         }

@@ -28,10 +28,15 @@ impl BundleWriter {
     /// One without payloads; these are going to be `content`, which is not a bundle itself.
     #[must_use]
     pub fn new(content: Content) -> Self {
-        Self {
-            body: alloc::vec![content.code()],
-            count: 0,
-        }
+        Self::with_room(content, 0)
+    }
+
+    /// As [`Self::new`], when a body of so many bytes is to be expected.
+    #[must_use]
+    pub fn with_room(content: Content, bytes: usize) -> Self {
+        let mut body = Vec::with_capacity(bytes.clamp(1, BUNDLE_MAX));
+        body.push(content.code());
+        Self { body, count: 0 }
     }
 
     /// Adds a payload. False: it does not fit any more, and nothing was added.
@@ -49,6 +54,12 @@ impl BundleWriter {
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// Bytes of the body so far.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.body.len()
     }
 
     /// The body.

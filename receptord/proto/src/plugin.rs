@@ -389,6 +389,35 @@ impl PluginMessage {
         to_line(self, matches!(self, Self::Hello(_)))
     }
 
+    /// Adds the line to others, as [`Self::to_line`] writes it. The plain end of a job, which every
+    /// one has, is written straight.
+    ///
+    /// # Errors
+    /// [`EncodeError`] when the line would be too long; `lines` is then as it was.
+    pub fn put_line(&self, lines: &mut Vec<u8>) -> Result<(), EncodeError> {
+        match self {
+            Self::Done(Done {
+                id,
+                code: 0,
+                result: None,
+            }) if is_job_id(id) => {
+                lines.extend_from_slice(b"{\"type\":\"done\",\"id\":\"");
+                lines.extend_from_slice(id.as_bytes());
+                lines.extend_from_slice(b"\",\"code\":0}\n");
+            }
+            Self::Hello(_)
+            | Self::Data(_)
+            | Self::Status(_)
+            | Self::Log(_)
+            | Self::Done(_)
+            | Self::Error(_)
+            | Self::Ready(_)
+            | Self::Pong(_)
+            | Self::Unknown { .. } => lines.extend_from_slice(&self.to_line()?),
+        }
+        Ok(())
+    }
+
     /// The job that the message is about.
     pub fn id(&self) -> Option<&str> {
         match self {

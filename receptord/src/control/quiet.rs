@@ -29,6 +29,8 @@ pub(super) struct Gathering {
     /// The line of the last message, with its end, and the size of the payload behind it.
     line: Vec<u8>,
     size: usize,
+    /// Bytes of the last bundle: the next is about as large.
+    last: usize,
 }
 
 /// What all messages of a bundle have in common.
@@ -57,7 +59,7 @@ impl Gathering {
     /// Adds a message. False: it cannot go with the others.
     pub(super) fn add(&mut self, kind: &Kind, payload: &[u8], tag: Option<&RawValue>) -> bool {
         let open = self.open.get_or_insert_with(|| Open {
-            writer: BundleWriter::new(kind.content),
+            writer: BundleWriter::with_room(kind.content, self.last),
             kind: kind.clone(),
             tags: Vec::new(),
         });
@@ -110,6 +112,7 @@ impl Gathering {
     /// What was gathered, as one message.
     pub(super) fn part(&mut self, mailbox: &Rc<Mailbox>) -> Option<Submit> {
         let Open { kind, writer, tags } = self.open.take()?;
+        self.last = writer.size();
         let quiet = Quiet::new(tags, &self.taking);
         let submission = Submission {
             id: new_id(),

@@ -243,8 +243,20 @@ impl Works {
                     return None;
                 };
                 first = Some(whole);
-                // It was looked through when it came.
-                queue.parts.insert(Bundle::decode(body.clone()).ok()?)
+                match Bundle::decode(body.clone()) {
+                    Ok(parts) => queue.parts.insert(parts),
+                    Err(_) => {
+                        // The host knows what to say of what is no bundle.
+                        let mut job = queue.held.pop_front()?;
+                        job.admitted = admitted;
+                        queue.at_host += usize::from(!admitted);
+                        if !admitted && let Some(entry) = self.table.get_mut(&whole) {
+                            entry.queued_for = Some(plugin.to_owned());
+                        }
+                        self.pending.push_back(Command::Run(job));
+                        return Some(first);
+                    }
+                }
             }
         };
         let content = parts.content();
@@ -390,13 +402,6 @@ impl Engine {
         }
         tracing::debug!(%work, %sender, %directive, attempt, "work");
         let is_bundle = job.content == Content::Bundle;
-        if is_bundle
-            && let JobPayload::Inline(body) = &job.payload
-            && let Err(problem) = Bundle::decode(body.clone())
-        {
-            let error = ErrorBody::new(ErrorCode::ProtocolError, problem.to_string());
-            return self.end_work(work, error);
-        }
         let entry = Work {
             run: self.works.gone + self.works.pending.len() as u64,
             order: self.works.next_order,
@@ -622,6 +627,13 @@ impl Engine {
     /// A bundle that the host cannot use as it is goes where it came from.
     fn take_back(&mut self, mut job: Box<Job>) {
         self.works.left_queue(job.work);
+        if let JobPayload::Inline(body) = &job.payload
+            && let Err(problem) = Bundle::decode(body.clone())
+        {
+            let error = ErrorBody::new(ErrorCode::ProtocolError, problem.to_string());
+            self.works.table.remove(&job.work);
+            return self.end_work(job.work, error);
+        }
         let Some(order) = self.works.table.get(&job.work).map(|entry| entry.order) else {
             return;
         };

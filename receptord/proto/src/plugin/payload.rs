@@ -11,7 +11,7 @@ use alloc::{
 };
 use core::fmt;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use base64_simd::{AsOut as _, STANDARD as BASE64};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{DeserializeOwned, Error as _},
@@ -252,10 +252,8 @@ impl ExecuteRef<'_> {
                 out.extend_from_slice(b",\"payload_base64\":\"");
                 let start = out.len();
                 out.resize(start + bytes.len().div_ceil(3) * 4, b'=');
-                if let Some(room) = out.get_mut(start..)
-                    && BASE64.encode_slice(bytes, room).is_err()
-                {
-                    return Err(serde_json::Error::custom("base64 has another length"));
+                if let Some(room) = out.get_mut(start..) {
+                    let _ = BASE64.encode(bytes, room.as_out());
                 }
                 out.push(b'"');
             }
@@ -327,7 +325,7 @@ fn exactly_one(
         (None, Some(text), None, None) => Payload::Text(text),
         (None, None, Some(base64), None) => Payload::Bytes(
             BASE64
-                .decode(base64.as_bytes())
+                .decode_to_vec(base64.as_bytes())
                 .map_err(|e| e.to_string())?,
         ),
         (None, None, None, Some(file)) => Payload::File(file),
@@ -395,7 +393,7 @@ impl Serialize for Execute {
             Some(Payload::Json(json)) => s.serialize_field("payload", json)?,
             Some(Payload::Text(text)) => s.serialize_field("payload_text", text)?,
             Some(Payload::Bytes(bytes)) => {
-                s.serialize_field("payload_base64", &BASE64.encode(bytes))?;
+                s.serialize_field("payload_base64", &BASE64.encode_to_string(bytes))?;
             }
             Some(Payload::File(file)) => {
                 s.serialize_field("payload_file", &file.path)?;
@@ -451,7 +449,9 @@ impl Serialize for Data {
         match &self.body {
             Payload::Json(json) => s.serialize_field("data", json)?,
             Payload::Text(text) => s.serialize_field("text", text)?,
-            Payload::Bytes(bytes) => s.serialize_field("base64", &BASE64.encode(bytes))?,
+            Payload::Bytes(bytes) => {
+                s.serialize_field("base64", &BASE64.encode_to_string(bytes))?;
+            }
             Payload::File(file) => {
                 s.serialize_field("file", &file.path)?;
                 if let Some(name) = &file.name {

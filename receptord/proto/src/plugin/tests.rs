@@ -261,6 +261,9 @@ proptest! {
     fn plugin_messages_read_back(message in plugin_message()) {
         let line = message.to_line().unwrap();
         prop_assert!(is_line(&line));
+        let mut lines = line.clone();
+        message.put_line(&mut lines).unwrap();
+        prop_assert_eq!(&lines[line.len()..], &line[..]);
         prop_assert_eq!(PluginMessage::decode(&line).unwrap(), message);
     }
 

@@ -326,7 +326,6 @@ impl Serving<'_> {
 
     /// Adds the line of one part.
     async fn hand_over_part(&mut self, carried: &Carried, part: Bytes) -> Result<(), ErrorBody> {
-        use std::fmt::Write as _;
         let index = match self.bundles.free.pop() {
             Some(index) => index,
             None => {
@@ -338,8 +337,7 @@ impl Serving<'_> {
             return Ok(());
         };
         let mut id = std::mem::take(&mut self.part_id);
-        id.clear();
-        let _ = write!(id, "{index}.{}", slot.generation);
+        put_id(&mut id, index, slot.generation);
         let reads_files = self.hello.has(feature::FILE);
         let payload = JobPayload::Inline(part);
         let (content, kind) = (carried.parts.content(), carried.terms.payload);
@@ -639,6 +637,22 @@ impl Serving<'_> {
     }
 }
 
+/// The id of a part, which [`slot_of`] understands. Written for every part, so that it is done by hand.
+fn put_id(id: &mut String, slot: usize, generation: u32) {
+    id.clear();
+    put_digits(id, u64::try_from(slot).unwrap_or(u64::MAX));
+    id.push('.');
+    put_digits(id, generation.into());
+}
+
+fn put_digits(text: &mut String, number: u64) {
+    if number >= 10 {
+        put_digits(text, number / 10);
+    }
+    let digit = u8::try_from(number % 10).unwrap_or_default();
+    text.push(char::from(b'0' + digit));
+}
+
 fn part_file(index: usize) -> String {
     format!("{index}.part")
 }
@@ -664,6 +678,12 @@ mod tests {
 
     #[test]
     fn ids_name_a_slot_and_its_generation() {
+        let mut id = String::new();
+        for (slot, generation) in [(0, 0), (7, 10), (1023, u32::MAX)] {
+            put_id(&mut id, slot, generation);
+            assert_eq!(id, format!("{slot}.{generation}"));
+            assert_eq!(slot_of(&id), Some((slot, generation)));
+        }
         assert_eq!(slot_of("12.3"), Some((12, 3)));
         for id in ["", ".", "1.", ".2", "1.x", "1.99999999999"] {
             assert_eq!(slot_of(id), None, "{id}");
