@@ -36,6 +36,14 @@ impl Usage {
         self.bytes += bytes;
     }
 
+    /// What is left when this is gone.
+    pub(crate) fn without(self, gone: Self) -> Self {
+        Self {
+            entries: self.entries.saturating_sub(gone.entries),
+            bytes: self.bytes.saturating_sub(gone.bytes),
+        }
+    }
+
     fn sub(&mut self, bytes: u64) {
         self.entries = self.entries.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
@@ -170,6 +178,17 @@ impl Index {
     fn size(&self, entry: EntryId, slot: &Slot) -> u64 {
         let payload = self.payloads.get(&entry.0).map_or(0, |p| p.size);
         u64::from(slot.place.length) + payload
+    }
+
+    /// What the removal of an entry would give back, and for whom.
+    pub(crate) fn usage_of(&self, entry: EntryId) -> Option<(Usage, Option<&NodeId>)> {
+        let Some(slot) = self.entries.get(entry.0) else {
+            let bytes = self.payloads.get(&entry.0)?.size;
+            return Some((Usage { entries: 0, bytes }, None));
+        };
+        let bytes = self.size(entry, slot);
+        let usage = Usage { entries: 1, bytes };
+        Some((usage, self.nodes.name(slot.node)))
     }
 
     /// More bytes of a payload that is not yet a message's.
@@ -399,6 +418,11 @@ impl Nodes {
         let number = self.numbers.get(node);
         let found = number.and_then(|number| self.list.get(*number as usize)?.as_ref());
         found.map_or_else(Usage::default, |(_, usage)| *usage)
+    }
+
+    fn name(&self, number: u32) -> Option<&NodeId> {
+        let place = self.list.get(number as usize)?;
+        place.as_ref().map(|(node, _)| node)
     }
 
     fn add(&mut self, number: u32, bytes: u64) {

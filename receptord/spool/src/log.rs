@@ -115,6 +115,8 @@ pub(crate) struct Log<F> {
     pub(crate) fresh: BTreeSet<u64>,
     /// The last segment written to before, and how much of it is safe.
     pub(crate) last: Option<(u32, u32)>,
+    /// How often what was gathered became the index's, or was given up.
+    pub(crate) flushes: u64,
     pub(crate) next: u32,
     pub(crate) spares: Vec<u32>,
     salts: Rng,
@@ -180,6 +182,7 @@ impl<F: DiskFile> Log<F> {
             effects: Vec::new(),
             fresh: BTreeSet::new(),
             last: None,
+            flushes: 0,
             next: 1,
             spares: Vec::new(),
             salts: Rng::with_seed(salt),
@@ -468,6 +471,7 @@ impl<F: DiskFile> Log<F> {
         self.buffer.clear();
         self.buffer.shrink_to(BUFFER_KEPT);
         self.fresh.clear();
+        self.flushes += 1;
         let number = active.number;
         if let Err(error) = written {
             let error = SpoolError::io(format!("writing {}", segment_path(number)), &error);

@@ -130,12 +130,55 @@ pub struct Spool<D: Disk> {
     _lock: D::Lock,
 }
 
-/// What a batch has taken of the limits so far.
+/// What a batch has taken of the limits so far, and the index does not know of.
 #[derive(Default)]
 struct Taken {
+    freed: Freed,
     total: Usage,
     nodes: BTreeMap<NodeId, Usage>,
     flows: BTreeSet<(NodeId, u64)>,
+}
+
+impl Taken {
+    /// Everything so far became the index's, or was given up.
+    fn settle(&mut self, index: &Index) {
+        let mut freed = std::mem::take(self).freed;
+        freed.settle(index);
+        self.freed = freed;
+    }
+}
+
+/// What the removals of a batch give back, of what is in the index.
+#[derive(Default)]
+struct Freed {
+    entries: BTreeSet<u64>,
+    total: Usage,
+    nodes: BTreeMap<NodeId, Usage>,
+}
+
+impl Freed {
+    fn count(&mut self, index: &Index, entry: EntryId) {
+        let Some((usage, node)) = index.usage_of(entry) else {
+            return;
+        };
+        if !self.entries.insert(entry.0) {
+            return;
+        }
+        self.total.entries += usage.entries;
+        self.total.bytes += usage.bytes;
+        if let Some(node) = node {
+            let sum = self.nodes.entry(node.clone()).or_default();
+            sum.entries += usage.entries;
+            sum.bytes += usage.bytes;
+        }
+    }
+
+    /// Counts anew: the index may have forgotten some of them meanwhile.
+    fn settle(&mut self, index: &Index) {
+        for entry in std::mem::take(self).entries {
+            self.count(index, EntryId(entry));
+        }
+    }
 }
 
 impl<D: Disk> std::fmt::Debug for Spool<D> {
@@ -220,6 +263,7 @@ impl<D: Disk> Spool<D> {
                 }
                 Op::Remove(entry) if self.writable => {
                     self.forget_note(*entry);
+                    taken.freed.count(&self.index, *entry);
                     self.log.remove(*entry);
                 }
                 Op::Remove(_) => {}
@@ -486,8 +530,14 @@ impl<D: Disk> Spool<D> {
             effects.push(Effect::Group(at));
             effects
         };
-        self.log
-            .gather(&self.disk, &mut self.index, results, frame, true, effects)?;
+        let flushes = self.log.flushes;
+        let gathered = self
+            .log
+            .gather(&self.disk, &mut self.index, results, frame, true, effects);
+        if self.log.flushes != flushes {
+            taken.settle(&self.index);
+        }
+        gathered?;
         self.log.fresh.extend(messages);
         taken.total.entries += group.total.entries;
         taken.total.bytes += group.total.bytes;
@@ -512,7 +562,7 @@ impl<D: Disk> Spool<D> {
     ) -> Result<(), SpoolError> {
         let usable = |max: u64| if is_work { max - max / RESERVED } else { max };
         group.total.add(length);
-        let total = self.index.total();
+        let total = self.index.total().without(taken.freed.total);
         let Limits {
             max_bytes,
             max_entries,
@@ -530,7 +580,8 @@ impl<D: Disk> Spool<D> {
         let Some(node) = node else {
             return Ok(());
         };
-        let mut sum = self.index.of(node);
+        let freed = taken.freed.nodes.get(node).copied().unwrap_or_default();
+        let mut sum = self.index.of(node).without(freed);
         let own = group.nodes.entry(node.clone()).or_default();
         own.add(length + payload);
         let before = taken.nodes.get(node).copied().unwrap_or_default();

@@ -410,6 +410,50 @@ fn each_limit_refuses_with_its_name() {
 }
 
 #[test]
+fn what_a_batch_removes_makes_room_for_what_it_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = Options::new(1);
+    // Small segments, so that batches end in the middle of one.
+    options.segment_bytes = 16 << 10;
+    options.limits.max_entries = 16;
+    options.limits.max_entries_per_recipient = 8;
+    let (mut spool, _) = Spool::open(FsDisk::new(dir.path()), &options).unwrap();
+    let write = |entry: u64| Op::Write {
+        token: entry,
+        records: vec![outgoing(entry, "a", &[1; 900])],
+    };
+    let first: Vec<Op> = (1..=8).map(write).collect();
+    assert!(
+        spool.commit(0, &first)[7].result.is_err(),
+        "an eighth is left"
+    );
+    for round in 0..10 {
+        let first = 1 + round * 7;
+        let batch: Vec<Op> = (first..first + 7)
+            .flat_map(|entry| [Op::Remove(EntryId(entry)), write(entry + 7)])
+            .collect();
+        let outcomes = spool.commit(0, &batch);
+        assert!(
+            outcomes.iter().all(|outcome| outcome.result.is_ok()),
+            "{outcomes:?}"
+        );
+        // Twice removed is one place.
+        let twice = [
+            Op::Remove(EntryId(first + 7)),
+            Op::Remove(EntryId(first + 7)),
+            write(1000 + round * 2),
+            write(1001 + round * 2),
+        ];
+        let outcomes = spool.commit(0, &twice);
+        assert_eq!(outcomes[0].result, Ok(()));
+        assert!(outcomes[1].result.is_err());
+        let back = [Op::Remove(EntryId(1000 + round * 2)), write(first + 7)];
+        assert_eq!(spool.commit(0, &back)[0].result, Ok(()));
+        assert_eq!(spool.usage().entries, 7);
+    }
+}
+
+#[test]
 fn a_page_has_one_recipient_s_messages_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let mut options = Options::new(7);

@@ -164,7 +164,12 @@ impl Keeper {
                 reply,
             } => {
                 self.settle(entry);
-                let result = self.spool.append(entry, offset, &bytes);
+                let mut result = self.spool.append(entry, offset, &bytes);
+                if matches!(result, Err(SpoolError::Full { .. })) && !self.batch.is_empty() {
+                    // What the batch removes makes room.
+                    self.commit();
+                    result = self.spool.append(entry, offset, &bytes);
+                }
                 if let Err(error) = &result {
                     self.failed(error);
                 }
