@@ -130,7 +130,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
     }
 
     let settings = Rc::new(RefCell::new(settings));
-    let keeper = Keeper::open(&data_dir, Rc::clone(&settings))
+    let keeper = Keeper::open(&data_dir, Rc::clone(&settings), store.clone())
         .map_err(|error| failed(Exit::Unavailable, error))?;
     let host_config = HostConfig::from_settings(
         handles.node_id.clone(),

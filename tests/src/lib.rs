@@ -18,6 +18,7 @@ mod control;
 pub mod netns;
 pub mod relay;
 pub mod traffic;
+pub mod volume;
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
@@ -128,7 +129,7 @@ impl Mesh {
             arguments: Vec::new(),
             environment: Vec::new(),
             config: String::new(),
-            netns: None,
+            wrapper: Vec::new(),
         }
     }
 }
@@ -143,15 +144,28 @@ pub struct Node {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     config: String,
-    netns: Option<String>,
+    wrapper: Vec<String>,
 }
 
 impl Node {
     /// Runs in this network namespace.
     #[must_use]
     pub fn netns(mut self, name: &str) -> Self {
-        self.netns = Some(name.to_owned());
+        self.wrapper = ["ip", "netns", "exec", name].map(str::to_owned).to_vec();
         self
+    }
+
+    /// Has its data directory on this volume.
+    #[must_use]
+    pub fn volume(mut self, volume: &volume::Volume) -> Self {
+        self.wrapper = volume.enter();
+        self
+    }
+
+    /// Where its data are.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.home.join("data")
     }
 
     /// Dials this daemon.
@@ -255,13 +269,12 @@ impl Daemon {
             .append(true)
             .open(&self.log)
             .expect("a log file");
-        let mut command = match &self.node.netns {
+        let mut command = match self.node.wrapper.split_first() {
             None => Command::new(program("receptord")),
-            Some(name) => {
+            Some((wrapper, arguments)) => {
                 // It becomes the daemon: the process id stays.
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", name]);
-                command.arg(program("receptord"));
+                let mut command = Command::new(wrapper);
+                command.args(arguments).arg(program("receptord"));
                 command
             }
         };

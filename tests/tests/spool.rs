@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use receptor_tests::volume::Volume;
 use receptor_tests::{Daemon, Mesh, program, wait_for};
 use serde_json::{Value, json};
 
@@ -20,7 +22,7 @@ fn send(at: &Daemon, recipient: &str, payload: &str) -> Result<String, Value> {
     let reply = ask(
         at,
         &json!({
-            "command": "send", "directive": "echo:echo", "recipient": recipient, "text": payload,
+            "command": "send", "directive": "echo:discard", "recipient": recipient, "text": payload,
             "detach": true, "wait": true,
         }),
     );
@@ -72,8 +74,10 @@ fn a_stopped_daemons_spool_is_read_as_a_running_ones() {
     }
     let given_up = send(&a, "c", "too late").unwrap();
     ask(&a, &json!({"command": "spool-drop", "id": given_up}));
-    let running = ask(&a, &json!({"command": "spool"}));
-    assert_eq!(running["total"], 4, "{running}");
+    let running = wait_for("what was dropped is gone", || {
+        let running = ask(&a, &json!({"command": "spool"}));
+        (running["total"] == 4).then_some(running)
+    });
     let dir = a.data_dir();
     for command in [["spool", "list"], ["dead-letter", "list"]] {
         let refused = receptorctl(&command, &dir);
@@ -171,4 +175,183 @@ fn what_is_damaged_in_a_stopped_daemons_spool_is_shown() {
             .next()
             .is_some()
     );
+}
+
+/// A volume for a node, or `None` where there can be none: then the test says so and ends.
+fn volume(mesh: &Mesh, node: &str, mebibytes: u32) -> Option<Volume> {
+    let dir = mesh.node(node).data_dir();
+    match Volume::new(&dir, mebibytes) {
+        Ok(volume) => Some(volume),
+        Err(why) => {
+            let _ = writeln!(std::io::stderr(), "not tested: {why}");
+            None
+        }
+    }
+}
+
+fn total(at: &Daemon) -> u64 {
+    ask(at, &json!({"command": "spool"}))["total"]
+        .as_u64()
+        .unwrap()
+}
+
+fn state(at: &Daemon, id: &str) -> Option<String> {
+    let reply = ask(at, &json!({"command": "works", "id": id}));
+    Some(reply["works"][0]["state"].as_str()?.to_owned())
+}
+
+#[test]
+fn a_full_disk_refuses_with_its_reason_and_loses_nothing() {
+    let mesh = Mesh::new();
+    let Some(volume) = volume(&mesh, "a", 64) else {
+        return;
+    };
+    let mut a = mesh.node("a").volume(&volume).start();
+    let payload = format!("\"{}\"", "x".repeat(60_000));
+    let mut ids = Vec::new();
+    let refusal = loop {
+        match send(&a, "z", &payload) {
+            Ok(id) => ids.push(id),
+            Err(refusal) => break refusal,
+        }
+        assert!(ids.len() < 2000, "64 MiB hold no more");
+    };
+    assert!(ids.len() > 300, "only {} were taken", ids.len());
+    assert_eq!(refusal["error"]["code"], "busy", "{refusal}");
+    let text = refusal["error"]["message"].as_str().unwrap();
+    assert!(text.contains("the spool's disk is full"), "{text}");
+    assert_eq!(total(&a), ids.len() as u64);
+    a.wait_log("nothing new is kept until the spool can be written");
+    // What needs no disk goes on.
+    a.wait_ping("a");
+    a.kill();
+    a.restart();
+    assert_eq!(total(&a), ids.len() as u64, "what was accepted is there");
+    // The new segment may have found some room left, but not for long.
+    while let Ok(id) = send(&a, "z", &payload) {
+        ids.push(id);
+        assert!(ids.len() < 2000, "64 MiB hold no more");
+    }
+
+    // The recipient comes: everything is run, and there is room again by itself.
+    let _z = mesh.node("z").peer(&a).start();
+    wait_for("everything is delivered", || {
+        let status = a.control().json("status");
+        let kept = status["receptor"]["spool"]["entries"].as_u64().unwrap();
+        (kept == 0).then_some(())
+    });
+    wait_for("everything has its result", || {
+        let works = ask(&a, &json!({"command": "works"}));
+        let works = works["works"].as_array()?;
+        let done = works
+            .iter()
+            .filter(|work| work["state"] == "succeeded" && work["role"] == "sent");
+        (done.count() == ids.len()).then_some(())
+    });
+    let last = wait_for("there is room again", || send(&a, "z", "\"again\"").ok());
+    wait_for("the last", || {
+        (state(&a, &last)? == "succeeded").then_some(())
+    });
+}
+
+#[test]
+fn a_full_disk_keeps_responses_waiting_and_loses_none() {
+    let mesh = Mesh::new();
+    let Some(volume) = volume(&mesh, "a", 64) else {
+        return;
+    };
+    let a = mesh.node("a").volume(&volume).start();
+    let _z = mesh.node("z").peer(&a).start();
+    a.wait_reachable("z");
+    wait_for("the plugin on z", || send(&a, "z", "\"first\"").ok());
+    // All that is left is in the spool's own files; what is kept of results is in others.
+    volume.fill(100_000);
+    let command = json!({
+        "command": "send", "directive": "echo:flood", "recipient": "z", "detach": true,
+        "payload": {"count": 100, "size": 30_000},
+    });
+    let flood = ask(&a, &command);
+    let flood = flood["id"].as_str().unwrap().to_owned();
+    a.wait_log("it is tried again");
+    a.wait_ping("z");
+    assert_ne!(state(&a, &flood).unwrap(), "succeeded");
+    volume.relieve();
+    wait_for("all responses", || {
+        (state(&a, &flood)? == "succeeded").then_some(())
+    });
+    let mut control = a.control();
+    control.write(format!(
+        "{}\n",
+        json!({"command": "results", "id": flood, "follow": true})
+    ));
+    let mut serial = 0;
+    loop {
+        let line = control.reply();
+        if let Some(size) = line["size"].as_u64() {
+            control.raw(size.try_into().unwrap());
+        }
+        serial += 1;
+        assert_eq!(line["serial"], serial, "{line}");
+        if line["eof"] == true {
+            assert_eq!(line["code"], 0, "{line}");
+            break;
+        }
+    }
+    assert_eq!(serial, 101);
+}
+
+#[test]
+fn a_spool_that_cannot_be_written_refuses_clearly_and_goes_on_when_it_can() {
+    let mesh = Mesh::new();
+    let mut a = mesh.node("a").start();
+    let payload = "x".repeat(60_000);
+    let mut ids = vec![send(&a, "z", &payload).unwrap()];
+    // The directory is gone for whoever makes a new file there.
+    let spool = a.data_dir().join("spool");
+    let (segments, aside) = (spool.join("segments"), spool.join("aside"));
+    fs::rename(&segments, &aside).unwrap();
+    fs::write(&segments, "").unwrap();
+    let refusal = loop {
+        match send(&a, "z", &payload) {
+            Ok(id) => ids.push(id),
+            Err(refusal) => break refusal,
+        }
+        assert!(ids.len() < 1000, "a segment does not hold that");
+    };
+    let text = refusal["error"]["message"].as_str().unwrap();
+    assert!(
+        text.contains("of the spool") && text.contains("segments/"),
+        "{text}"
+    );
+    a.wait_log("nothing new is kept until the spool can be written");
+    a.wait_ping("a");
+    assert_eq!(total(&a), ids.len() as u64);
+    fs::remove_file(&segments).unwrap();
+    fs::rename(&aside, &segments).unwrap();
+    ids.push(wait_for("it is written again", || {
+        send(&a, "z", &payload).ok()
+    }));
+    a.wait_log("the spool can be written again");
+    a.kill();
+    a.restart();
+    assert_eq!(total(&a), ids.len() as u64);
+
+    // It cannot even be opened.
+    a.stop();
+    fs::rename(&segments, &aside).unwrap();
+    fs::write(&segments, "").unwrap();
+    let output = Command::new(program("receptord"))
+        .args(["--node-id", "a", "--data-dir"])
+        .arg(a.data_dir())
+        .arg("--socket-path")
+        .arg(mesh.dir().join("other"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(69), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("segments of the spool"), "{text}");
+    fs::remove_file(&segments).unwrap();
+    fs::rename(&aside, &segments).unwrap();
+    a.restart();
+    assert_eq!(total(&a), ids.len() as u64);
 }

@@ -11,7 +11,7 @@ use receptor_proto::record::Label;
 
 use crate::disk::Disk;
 use crate::error::SpoolError;
-use crate::log::{Effect, REMOVED, Results, decode_removed, encode_removed};
+use crate::log::{Effect, REMOVED, Reserve, Results, decode_removed, encode_removed};
 use crate::segment::{FrameWriter, Header, Place, Scan};
 use crate::spool::Spool;
 
@@ -95,8 +95,14 @@ impl<D: Disk> Spool<D> {
                 })
                 .collect()
         };
-        self.log
-            .gather(&self.disk, &mut self.index, results, frame, false, placed)
+        self.log.gather(
+            &self.disk,
+            &mut self.index,
+            results,
+            frame,
+            Reserve::Nothing,
+            placed,
+        )
     }
 
     /// What is to be written of a record elsewhere, and what that does.
@@ -213,7 +219,7 @@ mod tests {
                 &mut spool.index,
                 &mut Results::new(),
                 frame,
-                false,
+                Reserve::Nothing,
                 effects,
             )
             .unwrap();

@@ -63,9 +63,9 @@
 //! needed as long as one of them exists. A segment that holds nothing needed is renamed to be
 //! used again or removed, but only when everything that says so is safe; and when the segments
 //! take more than three times what is needed of them and four segments, the next commit copies
-//! what is needed out of the emptiest ([`Spool::maintain`] begins at half of that). One spare
-//! segment is always kept before anything is written, so that removals can be written, and space
-//! be won back, when the disk is full.
+//! what is needed out of the emptiest ([`Spool::maintain`] begins at half of that). Two spare
+//! segments are kept before new work is written: when the disk is full, one is for answers and what
+//! else ends work, the other for removals, so that space can be won back.
 
 #![forbid(unsafe_code)]
 

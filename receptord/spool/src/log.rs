@@ -27,8 +27,8 @@ pub(crate) const SEGMENTS: &str = "segments";
 const GROWTH: u64 = 1 << 20;
 /// Bytes of the write buffer that are kept between two batches.
 const BUFFER_KEPT: usize = 2 << 20;
-/// Empty segments kept for later: one so that a full disk can be emptied, the others because
-/// their place on the disk is known already.
+/// Empty segments kept for later: some so that a full disk can be emptied ([`Reserve`]), one more
+/// because its place on the disk is known already.
 const SPARES_MAX: usize = 3;
 /// The highest number of a segment: more than a disk can write in its life.
 pub(crate) const NUMBER_MAX: u32 = u32::MAX - 1;
@@ -38,6 +38,25 @@ const MARK_APART: u64 = 8192;
 const REMOVED_MAX: usize = 16;
 /// Removals in one frame.
 const REMOVED_AT_ONCE: usize = 4096;
+
+/// What is left to others when the disk is full, in empty segments kept for later: what brings new
+/// work must not take the place of what ends it, nor that of what gives space back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reserve {
+    /// New work leaves something to answers, and to removals.
+    Answers = 2,
+    /// Answers and notes leave something to removals.
+    Removals = 1,
+    /// Removals, and copies that make room, take what there is.
+    Nothing = 0,
+}
+
+impl Reserve {
+    /// Segments that are left.
+    fn segments(self) -> usize {
+        self as usize
+    }
+}
 
 /// What becomes true when what was gathered is written.
 #[derive(Debug)]
@@ -129,6 +148,8 @@ pub(crate) struct Log<F> {
     removing: Vec<EntryId>,
     /// The active segment's name may not be durable.
     is_new: bool,
+    /// The disk was full once: nothing is kept that is not needed.
+    is_tight: bool,
 }
 
 /// How the groups of a batch ended, by their place in it.
@@ -191,6 +212,7 @@ impl<F: DiskFile> Log<F> {
             carry: Vec::new(),
             removing: Vec::new(),
             is_new: false,
+            is_tight: false,
         }
     }
 
@@ -225,12 +247,12 @@ impl<F: DiskFile> Log<F> {
         index: &mut Index,
         results: &mut Results,
         mut frame: FrameWriter,
-        needs_reserve: bool,
+        reserve: Reserve,
         effects: impl FnOnce(Vec<Place>) -> Vec<Effect>,
     ) -> Result<(), SpoolError> {
         // Nothing overtakes a removal.
         self.gather_removals(disk, index, results)?;
-        self.make_room(disk, index, results, frame.length(), !needs_reserve)?;
+        self.make_room(disk, index, results, frame.length(), reserve)?;
         let Some(active) = &self.active else {
             return Err(SpoolError::DiskFull);
         };
@@ -304,7 +326,7 @@ impl<F: DiskFile> Log<F> {
         removed: &[(EntryId, u32)],
     ) -> Result<(), SpoolError> {
         let most = 64 + REMOVED_MAX * removed.len();
-        self.make_room(disk, index, results, most, true)?;
+        self.make_room(disk, index, results, most, Reserve::Nothing)?;
         let Some(active) = &self.active else {
             return Err(SpoolError::DiskFull);
         };
@@ -326,11 +348,9 @@ impl<F: DiskFile> Log<F> {
         index: &mut Index,
         results: &mut Results,
         length: usize,
-        may_use_reserve: bool,
+        reserve: Reserve,
     ) -> Result<(), SpoolError> {
-        if !may_use_reserve {
-            self.keep_reserve(disk)?;
-        }
+        self.keep_reserve(disk, reserve)?;
         if let Some(active) = &self.active {
             let end = u64::from(active.tail) + (self.buffer.len() + length) as u64;
             if end <= active.limit {
@@ -338,15 +358,22 @@ impl<F: DiskFile> Log<F> {
             }
         }
         self.flush(disk, index, results, true)?;
-        self.roll(disk, index, length, may_use_reserve)
+        self.roll(disk, index, length, reserve)
     }
 
-    /// Makes sure that there is an empty segment to which removals can be written when the disk
-    /// is full.
-    fn keep_reserve<D: Disk<File = F>>(&mut self, disk: &D) -> Result<(), SpoolError> {
-        if !self.spares.is_empty() {
-            return Ok(());
+    /// Makes sure that there is what must be left when the disk is full.
+    fn keep_reserve<D: Disk<File = F>>(
+        &mut self,
+        disk: &D,
+        reserve: Reserve,
+    ) -> Result<(), SpoolError> {
+        while self.spares.len() < reserve.segments() {
+            self.make_spare(disk)?;
         }
+        Ok(())
+    }
+
+    fn make_spare<D: Disk<File = F>>(&mut self, disk: &D) -> Result<(), SpoolError> {
         let number = self.number()?;
         let path = spare_path(number);
         let made = disk.open(&path, Access::Create).and_then(|file| {
@@ -359,6 +386,7 @@ impl<F: DiskFile> Log<F> {
                 Ok(())
             }
             Err(error) => {
+                self.is_tight = true;
                 let _ = disk.remove(&path);
                 Err(SpoolError::io(format!("making {path}"), &error))
             }
@@ -382,7 +410,7 @@ impl<F: DiskFile> Log<F> {
         disk: &D,
         index: &mut Index,
         length: usize,
-        may_use_reserve: bool,
+        reserve: Reserve,
     ) -> Result<(), SpoolError> {
         Self::clean(disk, index);
         let mut seals: Vec<(u32, u32)> = index
@@ -406,8 +434,7 @@ impl<F: DiskFile> Log<F> {
         let is_large = most > self.segment_bytes;
         let number = self.number()?;
         let path = segment_path(number);
-        let keep = if may_use_reserve { 0 } else { 1 };
-        let opened = if !is_large && self.spares.len() > keep {
+        let opened = if !is_large && self.spares.len() > reserve.segments() {
             let spare = self.spares[0];
             let opened = disk.rename(&spare_path(spare), &path).and_then(|()| {
                 self.spares.remove(0);
@@ -519,6 +546,7 @@ impl<F: DiskFile> Log<F> {
         let Some(active) = self.active.take() else {
             return;
         };
+        self.is_tight |= *error == SpoolError::DiskFull;
         let segment = index.segment(active.number);
         segment.length = active.durable;
         segment.file = active.size;
@@ -558,7 +586,7 @@ impl<F: DiskFile> Log<F> {
         }
         self.active.is_some()
             || self
-                .roll(disk, index, 0, true)
+                .roll(disk, index, 0, Reserve::Nothing)
                 .and_then(|()| self.flush(disk, index, results, true))
                 .is_ok()
     }
@@ -618,11 +646,16 @@ impl<F: DiskFile> Log<F> {
                 return Ok(());
             }
             let mut spares = Vec::new();
+            // What is beyond the reserve may be what others of this disk lack.
+            let most = if self.is_tight {
+                Reserve::Answers.segments()
+            } else {
+                SPARES_MAX
+            };
             for &number in &idle {
                 let path = segment_path(number);
                 let size = index.segment(number).file;
-                let keep =
-                    self.spares.len() + spares.len() < SPARES_MAX && size == self.segment_bytes;
+                let keep = self.spares.len() + spares.len() < most && size == self.segment_bytes;
                 let done = if keep {
                     let renamed = disk.rename(&path, &spare_path(number));
                     if renamed.is_ok() {
@@ -641,6 +674,31 @@ impl<F: DiskFile> Log<F> {
                 index.retire(number);
             }
         }
+    }
+
+    /// Keeps no more than is needed, from here on: others lack room on this disk. What they write
+    /// ends work as well, so that they get the place of answers.
+    pub(crate) fn tighten<D: Disk<File = F>>(&mut self, disk: &D) {
+        self.is_tight = true;
+        while self.spares.len() > Reserve::Removals.segments()
+            && let Some(spare) = self.spares.pop()
+        {
+            if gone(disk.remove(&spare_path(spare))).is_err() {
+                self.spares.push(spare);
+                return;
+            }
+        }
+        // The segment that is written to grows again when it must, or the next takes its place.
+        if let Some(active) = &mut self.active {
+            let size = u64::from(active.tail).next_multiple_of(GROWTH) + GROWTH;
+            if size < active.size && active.file.set_len(size).is_ok() {
+                active.size = size;
+            }
+        }
+    }
+
+    pub(crate) fn is_tight(&self) -> bool {
+        self.is_tight
     }
 
     /// Says in the active segment how much of it is safe, in two places: what is damaged later

@@ -13,7 +13,7 @@ use receptor_proto::record::{self, EntryId, Record};
 use crate::disk::{Access, Disk, read_full};
 use crate::error::SpoolError;
 use crate::index::{Index, Usage};
-use crate::log::{Effect, Log, Results, segment_path};
+use crate::log::{Effect, Log, Reserve, Results, segment_path};
 use crate::partials::Note;
 use crate::payloads::payload_path;
 use crate::records::Records;
@@ -35,6 +35,8 @@ const RESERVED: u64 = 8;
 /// Segments whose files may be empty in part, whatever is in them: the one written to, and
 /// those that are being emptied.
 const SEGMENTS_FREE: u64 = 4;
+/// The same when the disk was full.
+const SEGMENTS_FREE_TIGHT: u64 = 1;
 /// Bytes of segments for each needed byte before a commit itself copies what is needed out of
 /// one; half as much is enough for [`Spool::maintain`].
 const SPREAD_MAX: u64 = 3;
@@ -302,7 +304,7 @@ impl<D: Disk> Spool<D> {
         }
         if self.log.is_settled() {
             self.sweep();
-            if self.spread() > SPREAD_MAX * self.needed() + SEGMENTS_FREE * self.segment_bytes {
+            if self.spread() > SPREAD_MAX * self.needed() + self.free() {
                 // What cannot be copied stays where it is.
                 let _ = self.compact();
             }
@@ -363,11 +365,28 @@ impl<D: Disk> Spool<D> {
             return Ok(false);
         }
         self.sweep();
-        let free = SEGMENTS_FREE * self.segment_bytes / 2;
-        if 2 * self.spread() <= SPREAD_MAX * self.needed() + free {
+        if 2 * self.spread() <= SPREAD_MAX * self.needed() + self.free() / 2 {
             return Ok(false);
         }
         self.compact()
+    }
+
+    /// Others lack room on this disk: what is kept for speed alone is given back, from here on.
+    /// [`Self::maintain`] goes on with that.
+    pub fn tighten(&mut self) {
+        if self.writable {
+            self.log.tighten(&self.disk);
+        }
+    }
+
+    /// Bytes of segments that may be empty.
+    fn free(&self) -> u64 {
+        let segments = if self.log.is_tight() {
+            SEGMENTS_FREE_TIGHT
+        } else {
+            SEGMENTS_FREE
+        };
+        segments * self.segment_bytes
     }
 
     /// Bytes of all segments but the one that is written to.
@@ -471,6 +490,7 @@ impl<D: Disk> Spool<D> {
                 });
             }
         }
+        let mut reserve = Reserve::Removals;
         for (record, length) in &planned {
             let (node, entry, message) = match record {
                 Record::Outgoing {
@@ -485,6 +505,9 @@ impl<D: Disk> Spool<D> {
             // One that has arrived is only waiting for its answer.
             let is_work = matches!(message.kind, MessageKind::Request { .. })
                 && !(node.is_some() && started.contains(&entry.0));
+            if is_work {
+                reserve = Reserve::Answers;
+            }
             let payload = self.index.payloads.get(&entry.0).map_or(0, |p| p.size);
             self.admit(
                 u64::from(*length),
@@ -531,9 +554,14 @@ impl<D: Disk> Spool<D> {
             effects
         };
         let flushes = self.log.flushes;
-        let gathered = self
-            .log
-            .gather(&self.disk, &mut self.index, results, frame, true, effects);
+        let gathered = self.log.gather(
+            &self.disk,
+            &mut self.index,
+            results,
+            frame,
+            reserve,
+            effects,
+        );
         if self.log.flushes != flushes {
             taken.settle(&self.index);
         }

@@ -50,8 +50,8 @@ const WORKS_MAX: usize = 20_000;
 const ENDED_MAX: usize = 10_000;
 /// When room is made, a tenth of the limit is freed, so that not every response has to make some.
 const MAKE_ROOM: u64 = 10;
-/// How long after a failed write the next is tried.
-const AGAIN: Duration = Duration::from_secs(2);
+/// How long after a failed write the next is tried: room is often made by what was written last.
+const AGAIN: Duration = Duration::from_millis(500);
 /// Between two log lines about failed writes or dropped responses.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// The longest and shortest time between two looks for what has been kept long enough.
@@ -83,6 +83,7 @@ struct Inner {
     disk: Disk,
     letters: DeadLetters,
     settings: Rc<RefCell<Settings>>,
+    store: Store,
     complained: Cell<Option<Instant>>,
 }
 
@@ -98,6 +99,9 @@ struct State {
     /// for each new one would cost the more the more there are.
     look_at_ended: usize,
     look_at_works: usize,
+    /// Works whose responses could not be written, or that came while that was so: all are tried
+    /// again together.
+    stalled: BTreeSet<MessageId>,
     on_change: Option<OnChange>,
 }
 
@@ -162,7 +166,11 @@ impl Keeper {
     ///
     /// When a directory cannot be made or read. A file that makes no sense is left alone and
     /// logged.
-    pub(crate) fn open(data_dir: &Path, settings: Rc<RefCell<Settings>>) -> io::Result<Self> {
+    pub(crate) fn open(
+        data_dir: &Path,
+        settings: Rc<RefCell<Settings>>,
+        store: Store,
+    ) -> io::Result<Self> {
         let dir = make_dir(data_dir, "kept")?;
         let letters = DeadLetters::open(make_dir(data_dir, "dead-letters")?)?;
         let mut state = State::default();
@@ -175,6 +183,7 @@ impl Keeper {
             disk: Disk::new(dir),
             letters,
             settings,
+            store,
             complained: Cell::new(None),
         }));
         Ok(keeper)
@@ -447,10 +456,15 @@ impl Keeper {
     /// Writes what came of a work, when it is time for that.
     fn spill(&self, id: MessageId, store: &Store) {
         let mut state = self.0.state.borrow_mut();
+        let state = &mut *state;
         let Some(work) = state.works.get_mut(&id) else {
             return;
         };
         if work.writing.is_some() || !work.wants_disk() {
+            return;
+        }
+        if !state.stalled.is_empty() {
+            state.stalled.insert(id);
             return;
         }
         let mut bytes = Vec::new();
@@ -538,6 +552,9 @@ impl Keeper {
             Err(error) => {
                 if self.may_complain() {
                     tracing::warn!(work = %id, %error, "responses were not kept; it is tried again");
+                    if is_full(&error) {
+                        self.0.store.tighten();
+                    }
                 }
                 let text = format!("what is known of the work cannot be kept: {error}");
                 Err(ErrorBody::new(ErrorCode::Internal, text))
@@ -545,13 +562,28 @@ impl Keeper {
         };
         drop(state);
         if told.is_err() {
-            let keeper = self.clone();
-            task::spawn("results-again", async move {
-                tokio::time::sleep(AGAIN).await;
-                keeper.tell(id, Ok(()));
-            });
+            self.try_again(id);
         }
         self.tell(id, told);
+    }
+
+    /// Tries again later to write the responses of a work, and those of all others that come
+    /// until then.
+    fn try_again(&self, id: MessageId) {
+        let mut state = self.0.state.borrow_mut();
+        let is_first = state.stalled.is_empty();
+        state.stalled.insert(id);
+        if !is_first {
+            return;
+        }
+        let keeper = self.clone();
+        task::spawn("results-again", async move {
+            tokio::time::sleep(AGAIN).await;
+            let stalled = std::mem::take(&mut keeper.0.state.borrow_mut().stalled);
+            for id in stalled {
+                keeper.tell(id, Ok(()));
+            }
+        });
     }
 
     fn tell(&self, id: MessageId, result: Result<(), ErrorBody>) {
@@ -743,6 +775,13 @@ impl State {
             self.look_at_works = self.works.len() + WORKS_MAX / 10;
         }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// When a message without a key was made: its id is a UUID of version 7.

@@ -226,6 +226,7 @@ impl Keeper {
                 });
                 self.tell(Done::Page(token, page));
             }
+            Job::Tighten => self.spool.tighten(),
             Job::Adopt { entry, from, size } => {
                 self.settle(entry);
                 if let Err(error) = self.spool.adopt(entry, &from, size) {

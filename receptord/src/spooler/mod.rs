@@ -362,6 +362,11 @@ impl Store {
         Ok(())
     }
 
+    /// Others lack room on the disk: the spool gives back what it can do without.
+    pub(crate) fn tighten(&self) {
+        self.push(Job::Tighten);
+    }
+
     /// Reads a small file and removes it; [`Done::Loaded`] follows.
     pub(crate) fn load(&self, work: MessageId, from: PathBuf) {
         self.push(Job::Load { work, from });

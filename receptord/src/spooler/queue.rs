@@ -42,6 +42,8 @@ pub(super) enum Job {
         length: usize,
         reply: Reply,
     },
+    /// Others lack room on the disk.
+    Tighten,
     /// At most so many records, and so many bytes of bodies.
     Page {
         token: LoadToken,
@@ -83,6 +85,7 @@ impl Job {
             Self::Append { bytes, .. } => bytes.len() as u64,
             Self::Adopt { size, .. } => *size,
             Self::Remove(_)
+            | Self::Tighten
             | Self::Begin(_)
             | Self::Finish { .. }
             | Self::Synced(_)
