@@ -75,8 +75,10 @@ fn a_stopped_daemons_spool_is_read_as_a_running_ones() {
     let given_up = send(&a, "c", "too late").unwrap();
     ask(&a, &json!({"command": "spool-drop", "id": given_up}));
     let running = wait_for("what was dropped is gone", || {
+        let status = a.control().json("status");
         let running = ask(&a, &json!({"command": "spool"}));
-        (running["total"] == 4).then_some(running)
+        let kept = &status["receptor"]["spool"]["entries"];
+        (running["total"] == 4 && *kept == 4).then_some(running)
     });
     let dir = a.data_dir();
     for command in [["spool", "list"], ["dead-letter", "list"]] {
