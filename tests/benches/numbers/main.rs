@@ -18,6 +18,7 @@
 )]
 
 mod durable;
+mod large;
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -37,12 +38,14 @@ fn main() {
         .filter(|a| !a.starts_with('-'))
         .collect();
     let bench = Bench::new();
-    let all: [(&str, Measure); 23] = [
+    let all: [(&str, Measure); 25] = [
         ("N1", n1_request_reply),
         ("N1-p99", n1_tail),
         ("N3", n3_requests_in_flight),
         ("N4-128", |b| n4_one_way(b, 128)),
         ("N4-1024", |b| n4_one_way(b, 1024)),
+        ("N5-64k", large::n5_messages),
+        ("N5-1G", large::n5_payload),
         ("N7", durable::n7_accept),
         ("N8", durable::n8_end_to_end),
         ("N9", durable::n9_request_reply),
