@@ -292,8 +292,11 @@ impl Router {
                 Some(queued)
             } else if link.pump_flood(now, &self.lsdb, &mut self.counters, out) {
                 continue;
-            } else {
+            } else if link.has_room() {
                 link.queue.pop_data()
+            } else {
+                // Acknowledgements took the last of it.
+                None
             };
             let Some(queued) = queued else { break };
             link.transmit(now, Frame::Packet(queued.packet), out);
