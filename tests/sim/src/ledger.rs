@@ -168,6 +168,15 @@ impl Letter {
         }
     }
 
+    /// The plugin, or its host, says the last word. One after another comes of a node that forgot
+    /// the first, which may still be on its way.
+    pub(crate) fn say_last(&mut self, eof: Eof, size: u64) {
+        if self.said.last_word.is_some() {
+            self.forgotten.push(std::mem::take(&mut self.said));
+        }
+        self.said.last_word = Some((eof, size));
+    }
+
     fn deliver(&mut self, work: MessageId, life: Life, what: &Delivered<'_>) -> Result<(), String> {
         let serial = what.serial;
         if self.refused.is_some() {

@@ -231,7 +231,7 @@ impl World {
             return;
         };
         if let Some(letter) = self.ledger.letters.get_mut(&work) {
-            letter.said.last_word = Some((eof.clone(), size));
+            letter.say_last(eof.clone(), size);
         }
         let payload = self.stored_payload(node, payload(work, job.serial + 1, size));
         let content = if size == 0 {

@@ -220,9 +220,11 @@ impl Delivery {
         self.keeper.size()
     }
 
-    /// What an operator may see of them, in order of arrival.
+    /// What an operator may see of those that are on the disk, in order of arrival.
     pub(super) fn view_kept(&self, now: Instant) -> impl Iterator<Item = WaitingView> {
-        self.keeper.kept.values().map(move |kept| WaitingView {
+        let kept = self.keeper.kept.values();
+        let written = kept.filter(|kept| kept.state != State::Writing);
+        written.map(move |kept| WaitingView {
             work: kept.message.work,
             recipient: kept.name.1.clone(),
             origin: Some(kept.name.0.clone()),
