@@ -330,6 +330,26 @@ fn a_work_cut_short_is_run_again_only_when_it_may_be() {
     assert_eq!(runs.len(), 3);
 }
 
+#[test]
+fn a_client_that_leaves_during_the_last_response_leaves_nothing_in_the_spool() {
+    let mesh = Mesh::new();
+    let c = node(&mesh, "c").start();
+    let (_counter, b) = Counter::install(&mesh, node(&mesh, "b").peer(&c), "b");
+    let b = b.start();
+    wait_counter(&c, "b");
+    for _ in 0..40 {
+        let mut control = c.control();
+        post(&mut control, "b", false);
+        assert_eq!(control.reply()["type"], "accepted");
+    }
+    for daemon in [&c, &b] {
+        wait_for("empty spools", || {
+            let status = daemon.control().json("status");
+            (status["receptor"]["spool"]["entries"] == 0).then_some(())
+        });
+    }
+}
+
 /// A small file system of its own; unmounted when dropped.
 struct Tmpfs(PathBuf);
 

@@ -84,6 +84,8 @@ pub(super) struct Outlet {
     lines: RefCell<VecDeque<Line>>,
     lines_bytes: Cell<usize>,
     sends: RefCell<HashMap<MessageId, Sending>>,
+    /// Works whose last response was put together and not reported as consumed yet.
+    ending: RefCell<Vec<MessageId>>,
     /// Sends that are not accepted yet.
     unaccepted: Cell<usize>,
     arrived: Rc<Notify>,
@@ -102,6 +104,7 @@ impl Outlet {
             lines: RefCell::default(),
             lines_bytes: Cell::new(0),
             sends: RefCell::default(),
+            ending: RefCell::default(),
             unaccepted: Cell::new(0),
             arrived,
             room: Notify::new(),
@@ -226,9 +229,12 @@ impl Outlet {
         self.arrived.notify_one();
     }
 
-    /// The works whose replies have not ended: what the engine is told when the client is gone.
+    /// The works whose replies have not ended, or may not have been written to the end: what the
+    /// engine is told when the client is gone.
     pub(super) fn unfinished(&self) -> Vec<MessageId> {
-        self.sends.borrow().keys().copied().collect()
+        let open = self.sends.borrow();
+        let ending = self.ending.borrow();
+        open.keys().chain(ending.iter()).copied().collect()
     }
 
     /// Writes until finished or the client is gone.
@@ -277,6 +283,7 @@ impl Outlet {
                     // Responses of sends that ended here already.
                     let consumed = std::mem::take(&mut consumed);
                     gone(engine.send(Input::Consumed(consumed)).await)?;
+                    self.ending.borrow_mut().clear();
                     continue;
                 }
                 if self.finished.get() && self.sends.borrow().is_empty() && self.running.get() == 0
@@ -303,6 +310,7 @@ impl Outlet {
             if !consumed.is_empty() {
                 let consumed = std::mem::take(&mut consumed);
                 gone(engine.send(Input::Consumed(consumed)).await)?;
+                self.ending.borrow_mut().clear();
             }
         }
     }
@@ -361,6 +369,9 @@ impl Outlet {
             }
             News::Response(response) => {
                 let eof = response.eof.is_some();
+                if eof {
+                    self.ending.borrow_mut().push(work);
+                }
                 file = put_response(buffer, sending.tag.as_deref(), work, response);
                 eof
             }
