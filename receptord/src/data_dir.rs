@@ -144,6 +144,10 @@ impl DataDir {
                     .mode(0o700)
                     .create(path)
                     .map_err(io("create data directory"))?;
+                if let Some(parent) = path.canonicalize().ok().as_deref().and_then(Path::parent) {
+                    // One that cannot be opened belongs to somebody else, who made it before.
+                    let _ = File::open(parent).and_then(|parent| parent.sync_all());
+                }
                 fs::metadata(path)
             }
             other => other,

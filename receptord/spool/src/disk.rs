@@ -177,17 +177,15 @@ impl Disk for FsDisk {
     type Lock = Flock<File>;
 
     fn prepare(&self, dirs: &[&str]) -> io::Result<()> {
-        let mut made = make_dir(&self.root)?;
-        if made && let Some(parent) = self.root.parent() {
+        make_dir(&self.root)?;
+        for dir in dirs {
+            make_dir(&self.root.join(dir))?;
+        }
+        // Also when all was there: whoever made it may have been killed before this.
+        if let Some(parent) = self.root.parent() {
             sync_dir(parent)?;
         }
-        for dir in dirs {
-            made |= make_dir(&self.root.join(dir))?;
-        }
-        if made {
-            sync_dir(&self.root)?;
-        }
-        Ok(())
+        sync_dir(&self.root)
     }
 
     fn lock(&self, exclusive: bool) -> io::Result<Self::Lock> {
@@ -271,12 +269,10 @@ impl DiskFile for File {
     }
 }
 
-/// Whether it had to be made.
-fn make_dir(path: &Path) -> io::Result<bool> {
+fn make_dir(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -173,6 +173,8 @@ impl Keeper {
     ) -> io::Result<Self> {
         let dir = make_dir(data_dir, "kept")?;
         let letters = DeadLetters::open(make_dir(data_dir, "dead-letters")?)?;
+        // Also when they were there: whoever made them may have been killed before this.
+        File::open(data_dir)?.sync_all()?;
         let mut state = State::default();
         load(&dir, &mut state)?;
         if state.files > 0 {
