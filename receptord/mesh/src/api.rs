@@ -172,6 +172,9 @@ pub struct Submission {
     pub respond: bool,
     /// How long the message is worth delivering.
     pub expiry: Duration,
+    /// Not to be sent before it is on the disk: should this node lose it, it may be submitted
+    /// again with the same id.
+    pub repeatable: bool,
 }
 
 /// What the driver must do, in this order.

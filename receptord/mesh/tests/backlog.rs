@@ -94,6 +94,7 @@ fn submission(n: u64) -> Submission {
         volatile: false,
         respond: true,
         expiry: DAY,
+        repeatable: false,
     }
 }
 
@@ -287,6 +288,7 @@ fn every_sender_is_told_when_a_page_expires() {
             mesh.handle_loaded(now, token, Ok(loaded));
         }
     }
-    assert!(now < at(6_000_000), "{now:?}");
+    // Those that an earlier run may have sent are given some time for a receipt.
+    assert!(now < at(9_000_000), "{now:?}");
     assert_eq!((mesh.paged().0, mesh.outstanding(&node("away"))), (0, 0));
 }

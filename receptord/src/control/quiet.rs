@@ -123,6 +123,7 @@ impl Gathering {
             volatile: true,
             respond: false,
             expiry: kind.expiry,
+            repeatable: false,
         };
         Some(Submit {
             submission,

@@ -163,6 +163,7 @@ pub(super) async fn retry(
         expiry: command
             .expires_ms
             .map_or(default_expiry, Duration::from_millis),
+        repeatable: false,
     };
     let id = submission.id;
     let arrived = Rc::new(Notify::new());

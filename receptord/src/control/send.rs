@@ -68,6 +68,7 @@ pub(super) async fn prepare(
         volatile: command.volatile,
         respond: command.respond,
         expiry,
+        repeatable: command.key.is_some(),
     };
     Ok(Submit {
         submission,

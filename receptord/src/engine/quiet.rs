@@ -147,6 +147,7 @@ impl Engine {
                 volatile: true,
                 respond: false,
                 expiry: bundle.expiry,
+                repeatable: false,
             };
             if let Err(error) = self.mesh.submit(self.now, submission) {
                 refused.push(place);

@@ -120,6 +120,7 @@ impl World {
             volatile,
             respond,
             expiry: Duration::from_millis(expiry_ms),
+            repeatable: false,
         };
         let clock = self.clock(node);
         let Some(mesh) = self.hosts[node].mesh.as_mut() else {

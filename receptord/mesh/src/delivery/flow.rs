@@ -42,6 +42,9 @@ const TURN: usize = 128 * 1024;
 const VOLATILE_PATIENCE: Duration = Duration::from_secs(1);
 /// The same in retransmission times, where those are long.
 const VOLATILE_ROUNDS: u32 = 4;
+/// How long after its lifetime the recipient of a request that may have arrived is asked whether
+/// it did: long enough for a link to come back and several tries.
+const DOUBT: Duration = Duration::from_secs(5);
 /// How long what may be lost waits for a way to come back.
 pub(crate) const VOLATILE_GRACE: Duration = Duration::from_secs(10);
 /// The longest wait after a refusal, of a response or large payload.
@@ -86,6 +89,10 @@ pub(crate) struct Outgoing {
     pub(crate) stored: bool,
     /// A cancel of a request that has arrived: there is nothing to remember it for.
     pub(crate) moot: bool,
+    /// An earlier run of this node may have sent it.
+    pub(crate) restored: bool,
+    /// Its lifetime is over, and its recipient has still to say whether it came in time.
+    doubted: bool,
     /// It stands for responses that were given up; when it is, nothing takes its place.
     pub(crate) last_word: bool,
     /// The body is in the store only.
@@ -137,6 +144,8 @@ impl Outgoing {
             expires,
             stored: false,
             moot: false,
+            restored: false,
+            doubted: false,
             last_word: false,
             absent: false,
             fetched: false,
@@ -172,6 +181,12 @@ impl Outgoing {
     /// Whether it left this node, as far as this start of it knows.
     pub(crate) fn was_sent(&self) -> bool {
         self.attempts > 0
+    }
+
+    /// Whether its recipient may have it, and only the recipient knows.
+    fn is_doubtful(&self) -> bool {
+        let kept = self.entry.is_some() && self.is_request() && !self.message.volatile;
+        kept && (self.restored || self.was_sent())
     }
 
     /// Whether the store was ever asked for its payload.

@@ -115,7 +115,9 @@ impl Delivery {
             request.ends = submission.volatile.then_some(expires);
             self.requests.insert(id, request);
         }
-        self.send(cx, to, Outgoing::new(message, entry, expires));
+        let outgoing = Outgoing::new(message, entry, expires);
+        let behind = submission.repeatable && outgoing.is_pageable();
+        self.send_after(cx, to, outgoing, behind);
         Ok(())
     }
 
@@ -162,7 +164,12 @@ impl Delivery {
 
     /// Hands a message to its flow.
     pub(super) fn send(&mut self, cx: &Cx<'_>, to: RemoteId, outgoing: Outgoing) {
-        let behind = self.goes_behind(to, &outgoing);
+        self.send_after(cx, to, outgoing, false);
+    }
+
+    /// The same, perhaps not before it is written.
+    fn send_after(&mut self, cx: &Cx<'_>, to: RemoteId, outgoing: Outgoing, written: bool) {
+        let behind = written || self.goes_behind(to, &outgoing);
         self.kept += 1;
         self.kept_bytes += outgoing.message.size;
         let remote = &mut self.remotes[to.0];
@@ -674,7 +681,7 @@ fn reason(code: &ErrorCode) -> ErrorBody {
     } else if *code == ErrorCode::Cancelled {
         "cancelled before it was sent"
     } else if *code == ErrorCode::Lost {
-        "no receipt came, and the message may arrive at most once"
+        "no receipt came, so that it is not known whether the recipient had the message"
     } else if *code == ErrorCode::NoSuchNode {
         "the recipient is not known in the mesh any more"
     } else {

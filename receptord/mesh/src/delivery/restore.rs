@@ -263,6 +263,7 @@ impl Delivery {
         let mut outgoing = Outgoing::new(message, Some(entry), expires);
         outgoing.stored = true;
         outgoing.note_absent();
+        outgoing.restored = true;
         outgoing.moot = moot;
         let mut out = Out::new();
         let mut net = NoNet;

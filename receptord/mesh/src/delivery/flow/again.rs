@@ -10,9 +10,9 @@ use receptor_proto::packet::Receipt;
 use receptor_proto::{ErrorCode, NodeId};
 
 use super::{
-    CONGESTED, Due, ENTRUST, ENTRUST_AGAIN, FOREVER, Flow, GivenUp, HELD_MOST, IN_CUSTODY, Key,
-    NO_WAY_MOST, Outgoing, REFUSED_MOST, State, VOLATILE_GRACE, VOLATILE_PATIENCE, VOLATILE_ROUNDS,
-    Why,
+    CONGESTED, DOUBT, Due, ENTRUST, ENTRUST_AGAIN, FOREVER, Flow, GivenUp, HELD_MOST, IN_CUSTODY,
+    Key, NO_WAY_MOST, Outgoing, REFUSED_MOST, State, VOLATILE_GRACE, VOLATILE_PATIENCE,
+    VOLATILE_ROUNDS, Why,
 };
 use crate::Instant;
 
@@ -432,14 +432,26 @@ impl Flow {
     /// their queues.
     pub(crate) fn timeout(&mut self, now: Instant, given_up: &mut Vec<GivenUp>) -> Due {
         while let Some(key) = self.expiry.pop_due(now) {
-            if let Some(outgoing) = self.outstanding.get(&key)
-                && outgoing.expires <= now
-                && let Some(outgoing) = self.remove(key)
-            {
-                given_up.push(GivenUp {
-                    outgoing,
-                    code: ErrorCode::Expired,
-                });
+            let Some(outgoing) = self.outstanding.get_mut(&key) else {
+                continue;
+            };
+            if outgoing.expires > now {
+                continue;
+            }
+            if outgoing.is_doubtful() && !outgoing.doubted {
+                // That it came too late would be a lie if only its receipt did.
+                outgoing.doubted = true;
+                outgoing.expires = now + DOUBT;
+                self.expiry.push(outgoing.expires, key);
+                continue;
+            }
+            let code = if outgoing.doubted && outgoing.was_sent() {
+                ErrorCode::Lost
+            } else {
+                ErrorCode::Expired
+            };
+            if let Some(outgoing) = self.remove(key) {
+                given_up.push(GivenUp { outgoing, code });
             }
         }
         let mut due = Due {

@@ -233,7 +233,8 @@ impl Flow {
             return Ok(());
         };
         let remaining = outgoing.expires.since(pipe.now);
-        outgoing.message.remaining_ms = if outgoing.moot { 0 } else { millis(remaining) };
+        let over = outgoing.moot || outgoing.doubted;
+        outgoing.message.remaining_ms = if over { 0 } else { millis(remaining) };
         match pipe.message(&outgoing.message) {
             Ok(()) => {
                 self.used = true;
