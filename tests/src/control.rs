@@ -83,13 +83,22 @@ impl Control {
 
     /// So many raw bytes.
     ///
+    /// # Errors
+    ///
+    /// When they do not come in time.
+    pub fn try_raw(&mut self, size: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; size];
+        self.stream.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// So many raw bytes.
+    ///
     /// # Panics
     ///
     /// When they do not come in time.
     pub fn raw(&mut self, size: usize) -> Vec<u8> {
-        let mut bytes = vec![0; size];
-        self.stream.read_exact(&mut bytes).expect("raw bytes");
-        bytes
+        self.try_raw(size).expect("raw bytes")
     }
 
     /// Sends one command and gives the line that answers.

@@ -14,8 +14,10 @@
 //! b.wait_ping("a");
 //! ```
 
+pub mod chaos;
 mod control;
 pub mod netns;
+pub mod power;
 pub mod relay;
 pub mod traffic;
 pub mod volume;
@@ -58,6 +60,7 @@ pub fn program(name: &str) -> PathBuf {
     let program = profile.join(name);
     let package = match name {
         "receptord" | "receptorctl" => name.to_owned(),
+        "libreceptor_power.so" => "receptor-power".to_owned(),
         other => format!("receptor-plugin-{other}"),
     };
     assert!(
