@@ -183,10 +183,12 @@ impl Outgoing {
         self.attempts > 0
     }
 
-    /// Whether its recipient may have it, and only the recipient knows.
+    /// Whether its recipient may have it, and only the recipient knows. One that nobody answers
+    /// is over with its lifetime: a refusal of it would not be heard of.
     fn is_doubtful(&self) -> bool {
-        let kept = self.entry.is_some() && self.is_request() && !self.message.volatile;
-        kept && (self.restored || self.was_sent())
+        let answered = matches!(self.message.kind, MessageKind::Request { respond: true, .. });
+        let kept = self.entry.is_some() && !self.message.volatile;
+        answered && kept && (self.restored || self.was_sent())
     }
 
     /// Whether the store was ever asked for its payload.
