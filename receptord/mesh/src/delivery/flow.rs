@@ -186,7 +186,10 @@ impl Outgoing {
     /// Whether its recipient may have it, and only the recipient knows. One that nobody answers
     /// is over with its lifetime: a refusal of it would not be heard of.
     fn is_doubtful(&self) -> bool {
-        let answered = matches!(self.message.kind, MessageKind::Request { respond: true, .. });
+        let answered = matches!(
+            self.message.kind,
+            MessageKind::Request { respond: true, .. }
+        );
         let kept = self.entry.is_some() && !self.message.volatile;
         answered && kept && (self.restored || self.was_sent())
     }
