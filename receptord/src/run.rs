@@ -106,8 +106,17 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
     let signals = Signals::new().map_err(|error| failed(Exit::Internal, error))?;
     allow_open_files(&settings);
     let data_dir = handles.data_dir.path().to_owned();
+    if Store::is_used(&data_dir) {
+        handles.notifier.status("reading the spool");
+    }
     let (store, recovered) =
         Store::open(&data_dir, &settings.spool).map_err(|error| spool_failed(&data_dir, error))?;
+    let kept = store.usage().entries;
+    if kept > 0 {
+        let entries = if kept == 1 { "entry" } else { "entries" };
+        let text = format!("reading the spool, {kept} {entries}");
+        handles.notifier.status(&text);
+    }
     let instance = instance::next(&data_dir).map_err(|error| failed(Exit::Unavailable, error))?;
     let mesh = mesh_config(&settings, &handles.node_id, instance);
 

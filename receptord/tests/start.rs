@@ -11,11 +11,15 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use receptor_proto::packet::{Content, Message, MessageKind};
+use receptor_proto::record::{EntryId, Record};
+use receptor_proto::{Directive, MessageId};
+use receptor_spool::{FsDisk, Op, Options, Spool};
 
 /// Far longer than any step takes, so that a slow machine does not fail a test.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -133,6 +137,55 @@ fn it_says_when_it_is_ready_reloading_and_stopping() {
     ] {
         assert!(log.contains(expected), "{expected:?} is missing in {log}");
     }
+}
+
+#[test]
+fn it_says_what_it_reads_before_it_is_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    fs::create_dir(&data).unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
+    let disk = FsDisk::new(data.join("spool"));
+    let (mut spool, _) = Spool::open(disk, &Options::new(1)).unwrap();
+    let message = |entry: u64| Record::Outgoing {
+        entry: EntryId(entry),
+        recipient: "b".parse().unwrap(),
+        message: Message {
+            epoch: 1,
+            seq: entry,
+            floor: 1,
+            work: MessageId::from_u128(u128::from(entry)),
+            kind: MessageKind::Request {
+                directive: Directive::new("echo:echo").unwrap(),
+                respond: false,
+            },
+            volatile: false,
+            remaining_ms: 3_600_000,
+            content: Content::None,
+            name: None,
+            size: 0,
+            body: bytes::Bytes::new(),
+        },
+    };
+    let records = vec![message(1), message(2)];
+    // The clock of the messages' lifetime.
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = since.unwrap().as_millis().try_into().unwrap();
+    let outcomes = spool.commit(now, &[Op::Write { token: 1, records }]);
+    assert_eq!(outcomes[0].result, Ok(()));
+    spool.close().unwrap();
+
+    let mut command = receptord();
+    command.arg("--node-id=node-a").arg("-d").arg(&data);
+    let mut daemon = Daemon::start(dir.path(), command);
+    assert_eq!(daemon.said, "STATUS=reading the spool\n");
+    assert_eq!(daemon.next(), "STATUS=reading the spool, 2 entries\n");
+    let ready = daemon.next();
+    let expected =
+        "READY=1\nSTATUS=node node-a, 0 listening, 0 configured peers, 2 messages kept\n";
+    assert_eq!(ready, expected);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0));
 }
 
 #[test]

@@ -26,13 +26,13 @@ use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use receptor_mesh::{EntryId, LoadToken, Loaded, PersistToken, Record};
 use receptor_proto::packet::Message;
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
-use receptor_spool::{FsDisk, Limits, Options, Spool, SpoolError};
+use receptor_spool::{FsDisk, Limits, Options, Report, Spool, SpoolError};
 use tokio::sync::{mpsc, oneshot};
 
 use self::keeper::Keeper;
@@ -47,6 +47,11 @@ const DIR: &str = "spool";
 const QUEUE_MAX: u64 = 64 << 20;
 /// What a record counts in the queue beside its body.
 const RECORD: u64 = 256;
+/// How long the start waits for somebody who reads the spool, such as `receptorctl spool list
+/// --data-dir`: a million messages are read in a few seconds.
+const READER_PATIENCE: Duration = Duration::from_secs(15);
+/// How often it is looked meanwhile.
+const READER_PAUSE: Duration = Duration::from_millis(20);
 /// Reports that may wait for the engine, each of a whole batch. The thread waits then.
 const REPORTS: usize = 64;
 
@@ -137,6 +142,12 @@ impl Recovered {
 }
 
 impl Store {
+    /// Whether an earlier run left something to be read at the start.
+    pub(crate) fn is_used(data_dir: &Path) -> bool {
+        let segments = std::fs::read_dir(data_dir.join(DIR).join("segments"));
+        segments.is_ok_and(|mut names| names.next().is_some())
+    }
+
     /// Opens the spool in a data directory and recovers what an earlier run left there. Nothing
     /// is done of what is asked until [`Self::start`].
     ///
@@ -155,8 +166,8 @@ impl Store {
             max_bytes_per_recipient: config.max_bytes_per_recipient,
             max_entries_per_recipient: config.max_entries_per_recipient,
         };
-        let began = std::time::Instant::now();
-        let (spool, report) = Spool::open(FsDisk::new(&dir), &options)?;
+        let began = Instant::now();
+        let (spool, report) = open(&dir, &options)?;
         for damage in &report.damage {
             let kept = damage.kept.as_ref().map(|kept| dir.join(kept));
             let kept = kept.as_ref().map(|kept| kept.display().to_string());
@@ -407,6 +418,23 @@ impl Store {
             self.0.unseen.set(true);
         } else {
             self.0.queue.wake();
+        }
+    }
+}
+
+/// Opens the spool, and waits for one who reads it: no other daemon has this data directory.
+fn open(dir: &Path, options: &Options) -> Result<(Spool<FsDisk>, Report), SpoolError> {
+    let deadline = Instant::now() + READER_PATIENCE;
+    let mut told = false;
+    loop {
+        match Spool::open(FsDisk::new(dir), options) {
+            Err(SpoolError::InUse) if Instant::now() < deadline => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!("the spool is being read by another process; waiting for that");
+                }
+                std::thread::sleep(READER_PAUSE);
+            }
+            opened => return opened,
         }
     }
 }

@@ -108,15 +108,28 @@ async fn what_was_persisted_is_there_after_an_end_of_any_kind() {
         .await
         .unwrap();
     drop(running);
-    let records = loop {
-        // The thread lets go of the lock when it notices.
-        match Store::open(dir.path(), &config(1 << 30)) {
-            Ok((_, recovered)) => break recovered.records().collect::<Vec<_>>(),
-            Err(SpoolError::InUse) => tokio::task::yield_now().await,
-            Err(error) => panic!("{error}"),
-        }
-    };
-    assert_eq!(records.len(), 2);
+    // The thread lets go of the lock when it notices.
+    let (_, recovered) = Store::open(dir.path(), &config(1 << 30)).unwrap();
+    assert_eq!(recovered.records().count(), 2);
+}
+
+#[tokio::test]
+async fn the_start_waits_for_one_who_reads_the_spool() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, _) = Running::open(dir.path(), &config(1 << 30));
+    running.store.close().await;
+    let (reader, _) = Spool::open_read_only(FsDisk::new(dir.path().join(DIR))).unwrap();
+    let (opened, when) = std::sync::mpsc::sync_channel(1);
+    let path = dir.path().to_owned();
+    let starter = std::thread::spawn(move || {
+        let result = Store::open(&path, &config(1 << 30)).map(|_| ());
+        opened.send(result).unwrap();
+    });
+    let early = when.recv_timeout(Duration::from_millis(200));
+    assert!(early.is_err(), "{early:?}");
+    drop(reader);
+    assert_eq!(when.recv().unwrap(), Ok(()));
+    starter.join().unwrap();
 }
 
 #[tokio::test]
