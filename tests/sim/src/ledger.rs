@@ -65,7 +65,7 @@ pub(crate) struct Letter {
 }
 
 /// What a plugin answered in one run.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Said {
     /// Sizes of the responses.
     pub(crate) responses: Vec<u64>,
@@ -169,10 +169,10 @@ impl Letter {
     }
 
     /// The plugin, or its host, says the last word. One after another comes of a node that forgot
-    /// the first, which may still be on its way.
+    /// the first, or could not write it; that one may still be on its way.
     pub(crate) fn say_last(&mut self, eof: Eof, size: u64) {
         if self.said.last_word.is_some() {
-            self.forgotten.push(std::mem::take(&mut self.said));
+            self.forgotten.push(self.said.clone());
         }
         self.said.last_word = Some((eof, size));
     }
