@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::unistd::Uid;
 
-/// A tmpfs that only processes that [`Self::enter`] see.
+/// A tmpfs that only processes that `enter` see.
 #[derive(Debug)]
 pub struct Volume {
     holder: Child,
