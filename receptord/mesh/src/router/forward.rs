@@ -305,7 +305,7 @@ impl Router {
             kind::ECHO => true,
             kind::MESSAGE | kind::SEGMENT => self.transit.may_notify(now, source, destination),
             // A leaf has no other way to learn that another of its routers may do better.
-            kind::RECEIPT | kind::ECHO_REPLY => {
+            kind::RECEIPT | kind::ECHO_REPLY | kind::CUSTODY | kind::ENTRUSTED => {
                 self.is_own_leaf(source) && self.transit.may_notify(now, source, destination)
             }
             _ => false,
@@ -323,15 +323,12 @@ impl Router {
                 epoch: segment.epoch,
                 seq: segment.seq,
             },
-            Ok(Body::EchoReply(_) | Body::Receipt(_)) => NOTHING,
             Ok(
-                Body::Undeliverable(_)
-                | Body::Kept { .. }
-                | Body::Custody(_)
-                | Body::Entrusted { .. }
-                | Body::Unknown { .. },
-            )
-            | Err(_) => return,
+                Body::EchoReply(_) | Body::Receipt(_) | Body::Custody(_) | Body::Entrusted { .. },
+            ) => NOTHING,
+            Ok(Body::Undeliverable(_) | Body::Kept { .. } | Body::Unknown { .. }) | Err(_) => {
+                return;
+            }
         };
         let body = Body::Undeliverable(Undeliverable {
             code,
