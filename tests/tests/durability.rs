@@ -380,7 +380,8 @@ impl Drop for Tmpfs {
 #[test]
 fn a_full_disk_refuses_what_is_durable_and_nothing_else() {
     let mesh = Mesh::new();
-    let Some(disk) = Tmpfs::mount(&mesh.dir().join("c/data"), "24m") else {
+    // Room for a segment to write to and for those that are set aside before new work is kept.
+    let Some(disk) = Tmpfs::mount(&mesh.dir().join("c/data"), "64m") else {
         return;
     };
     let c = node(&mesh, "c").start();

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use receptor_mesh::{
-    Config, EntryId, Event, Instant, Mesh, Output, Payload, Recipient, Record, Submission,
+    Config, EntryId, Event, Instant, Mesh, Output, Payload, PersistToken, Recipient, Record,
+    Submission,
 };
 use receptor_proto::packet::{Content, Message, MessageKind};
-use receptor_proto::{Directive, ErrorCode, MessageId, NodeId};
+use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
 const LIFETIME_MS: u64 = 1000;
 
@@ -43,21 +44,24 @@ fn given_up(mesh: &mut Mesh) -> (Instant, ErrorCode) {
     panic!("never given up");
 }
 
-#[test]
-fn what_was_never_sent_expires_in_time() {
-    let mut mesh = mesh([]);
-    let submission = Submission {
+fn submission(recipient: &str, respond: bool) -> Submission {
+    Submission {
         id: MessageId::from_u128(1),
-        recipient: Recipient::Node(node("away")),
+        recipient: Recipient::Node(node(recipient)),
         directive: Directive::new("a:b").unwrap(),
         content: Content::Bytes,
         payload: Payload::Inline(Bytes::new()),
         volatile: false,
-        respond: true,
+        respond,
         expiry: Duration::from_millis(LIFETIME_MS),
         repeatable: false,
-    };
-    mesh.submit(at(0), submission).unwrap();
+    }
+}
+
+#[test]
+fn what_was_never_sent_expires_in_time() {
+    let mut mesh = mesh([]);
+    mesh.submit(at(0), submission("away", true)).unwrap();
     assert_eq!(given_up(&mut mesh), (at(LIFETIME_MS), ErrorCode::Expired));
 }
 
@@ -85,4 +89,81 @@ fn what_an_earlier_run_may_have_sent_is_not_called_expired_at_once() {
     };
     let (when, _) = given_up(&mut mesh([record]));
     assert!(when >= at(LIFETIME_MS), "{when:?}");
+}
+
+/// What the core wants written, and how often a client was told that it is.
+#[derive(Default)]
+struct Wanted {
+    writes: Vec<(PersistToken, Vec<Record>)>,
+    accepted: usize,
+}
+
+impl Wanted {
+    /// Takes what the core gives; the store does everything but hold the client's own message.
+    fn take(&mut self, mesh: &mut Mesh, now: Instant) {
+        while let Some(output) = mesh.poll_output() {
+            if let Output::Accepted { .. } = output {
+                self.accepted += 1;
+            }
+            if let Output::Persist { token, records } = output {
+                let is_own = |record: &Record| matches!(record, Record::Outgoing { .. });
+                if records.iter().any(is_own) {
+                    self.writes.push((token, records));
+                } else {
+                    mesh.handle_persisted(now, token);
+                }
+            }
+        }
+    }
+}
+
+/// A node that sends to itself a message which arrives before the write of it fails.
+fn arrived_and_not_written(respond: bool) -> (Mesh, Wanted) {
+    let mut mesh = mesh([]);
+    let mut wanted = Wanted::default();
+    mesh.submit(at(0), submission("here", respond)).unwrap();
+    wanted.take(&mut mesh, at(0));
+    let (token, records) = wanted.writes.remove(0);
+    assert!(matches!(&records[..], [Record::Outgoing { .. }]));
+    assert_eq!(wanted.accepted, 0);
+    let error = ErrorBody::new(ErrorCode::Busy, "the disk is full");
+    mesh.handle_persist_failed(at(1), token, error);
+    wanted.take(&mut mesh, at(1));
+    (mesh, wanted)
+}
+
+#[test]
+fn what_arrived_and_could_not_be_written_is_written_as_arrived() {
+    let (mut mesh, mut wanted) = arrived_and_not_written(true);
+    let mut now = at(1);
+    for _ in 0..100 {
+        if !wanted.writes.is_empty() {
+            break;
+        }
+        now = mesh.poll_timeout().unwrap().max(now);
+        mesh.handle_timeout(now);
+        wanted.take(&mut mesh, now);
+    }
+    let (token, records) = wanted.writes.remove(0);
+    let entry = records.iter().find_map(|record| match record {
+        Record::Outgoing { entry, .. } => Some(*entry),
+        Record::Incoming { .. }
+        | Record::Transit { .. }
+        | Record::Started { .. }
+        | Record::Received { .. } => None,
+    });
+    let note =
+        |record: &Record| matches!(record, Record::Started { entry: of } if Some(*of) == entry);
+    assert!(records.iter().any(note), "{records:?}");
+    assert_eq!(wanted.accepted, 0);
+    mesh.handle_persisted(now, token);
+    wanted.take(&mut mesh, now);
+    assert_eq!(wanted.accepted, 1);
+}
+
+#[test]
+fn what_arrived_and_is_not_answered_need_not_be_written() {
+    let (_, wanted) = arrived_and_not_written(false);
+    assert!(wanted.writes.is_empty());
+    assert_eq!(wanted.accepted, 1);
 }

@@ -250,8 +250,13 @@ impl Delivery {
             return;
         };
         if request.arrived {
-            // It is safe elsewhere; the client hears of it when it is here too.
-            self.journal.again(cx.now, Done::Request(id));
+            // It is safe elsewhere; the client hears of it when that an answer is waited for is
+            // safe here too.
+            if request.respond {
+                self.journal.again(cx.now, Done::Request(id));
+            } else {
+                self.request_written(cx, id);
+            }
             return;
         }
         let (to, key) = (request.remote, request.key);
@@ -410,7 +415,10 @@ impl Delivery {
                         recipient: request.recipient.clone(),
                         message: (**message).clone(),
                     };
-                    self.journal.write(record, done);
+                    self.journal.note(record);
+                    // It has arrived. Said in the same step, because a store that is full has
+                    // room for what ends work when it has none for what is still to be done.
+                    self.journal.write(Record::Started { entry }, done);
                 }
             }
             Done::OwnEnd {
