@@ -126,6 +126,8 @@ struct Remote {
     is_touched: bool,
     /// It is in `blocked`.
     is_blocked: bool,
+    /// A receipt for it found no way: it is owed one as soon as there is one.
+    is_unreceipted: bool,
     /// A message of it was taken, so that works and requests may refer to it.
     is_known: bool,
     /// When its timer is set.
@@ -299,6 +301,11 @@ impl Delivery {
         self.send_all_kept(cx);
         let mut given_up = Vec::new();
         for at in 1..self.remotes.len() {
+            let remote = &mut self.remotes[at];
+            if remote.is_unreceipted && cx.net.path(&remote.node) != 0 {
+                remote.is_unreceipted = false;
+                self.receipt_again(RemoteId(at));
+            }
             let remote = &mut self.remotes[at];
             if remote.flow.is_empty() && remote.waiting == 0 {
                 continue;
@@ -516,8 +523,10 @@ impl Delivery {
                     self.hop_limit,
                     &body,
                 );
-                // A receipt that cannot be sent is asked for again by a repeat.
-                if cx.net.send(cx.now, packet).is_err() {
+                // For lack of room: it is asked for again by a repeat.
+                if let Err(code) = cx.net.send(cx.now, packet) {
+                    remote.is_unreceipted |=
+                        matches!(code, ErrorCode::NoRoute | ErrorCode::NoSuchNode);
                     break;
                 }
             }
@@ -666,6 +675,7 @@ impl Delivery {
             is_ready: false,
             is_touched: false,
             is_blocked: false,
+            is_unreceipted: false,
             is_known: false,
             timer: None,
         };
@@ -686,6 +696,18 @@ impl Delivery {
             self.owed.push(id);
         }
         acks
+    }
+
+    /// Says once more what was received of a node that could not be told: it may have been told that
+    /// others keep its messages, and then repeats none for long.
+    fn receipt_again(&mut self, id: RemoteId) {
+        let mut lasts: Vec<Key> = Vec::new();
+        for (epoch, received) in &self.remotes[id.0].received {
+            lasts.extend(received.lasts().map(|last| (*epoch, last)));
+        }
+        for key in lasts {
+            self.acks(id).received(key);
+        }
     }
 
     /// Forgets what no repeat can need any more: flows of old epochs, early cancels, nodes that

@@ -142,6 +142,11 @@ impl Received {
         self.keep_until <= now && self.pending.is_empty()
     }
 
+    /// The last number of every run that is safe.
+    pub(crate) fn lasts(&self) -> impl Iterator<Item = u64> {
+        self.acked.runs().iter().map(|(_, last)| *last)
+    }
+
     /// Floor and runs, for a record.
     pub(crate) fn snapshot(&self) -> (u64, Vec<(u64, u64)>) {
         let mut whole = self.acked.clone();
