@@ -73,7 +73,10 @@ const EARLY_MAX: usize = 1024;
 const EARLY_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How often what is not needed any more is looked for.
 const SWEEP: Duration = Duration::from_secs(600);
-/// The same while there are early cancels.
+/// How soon early cancels are looked at when something comes from another node: it may have been
+/// the last that was missing before one. Messages come in bursts, and one look is enough for each.
+const EARLY_LOOK: Duration = Duration::from_millis(100);
+/// How often it is looked for early cancels whose lifetime is over.
 const EARLY_SWEEP: Duration = Duration::from_secs(30);
 /// How long a response is kept for a sender who cannot be reached.
 const RESPONSE_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -190,6 +193,8 @@ pub(crate) struct Delivery {
     /// What a restart has to say first.
     restored: Out,
     sweep_at: Option<Instant>,
+    /// When early cancels are looked at.
+    early_at: Option<Instant>,
     deadline: Option<Instant>,
     retransmitted: u64,
     duplicates: u64,
@@ -240,6 +245,7 @@ impl Delivery {
             kept_bytes: 0,
             restored: VecDeque::new(),
             sweep_at: None,
+            early_at: None,
             deadline: None,
             retransmitted: 0,
             duplicates: 0,
@@ -384,6 +390,9 @@ impl Delivery {
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.sweep(now);
         }
+        if self.early_at.is_some_and(|at| at <= now) {
+            self.sweep_early(now);
+        }
     }
 
     /// When [`Self::handle_timeout`] wants to be called; right after [`Self::flush`].
@@ -441,6 +450,7 @@ impl Delivery {
             self.partials.deadline(),
             self.keeper.deadline(),
             self.sweep_at,
+            self.early_at,
         ]
         .into_iter()
         .flatten()
@@ -710,8 +720,8 @@ impl Delivery {
         }
     }
 
-    /// Forgets what no repeat can need any more: flows of old epochs, early cancels, nodes that
-    /// nothing was ever sent to.
+    /// Forgets what no repeat can need any more: flows of old epochs, nodes that nothing was ever
+    /// sent to.
     fn sweep(&mut self, now: Instant) {
         self.sweep_at = None;
         let mut kept = false;
@@ -748,6 +758,15 @@ impl Delivery {
                 self.free.push(RemoteId(at));
             }
         }
+        if kept {
+            self.sweep_at = Some(now + SWEEP);
+        }
+    }
+
+    /// Forgets cancels whose requests cannot come any more: everything before them has come, or
+    /// their lifetime is over.
+    fn sweep_early(&mut self, now: Instant) {
+        self.early_at = None;
         let remotes = &self.remotes;
         self.early.retain(|_, early| {
             let received = &remotes[early.remote.0].received;
@@ -773,10 +792,12 @@ impl Delivery {
             keep
         });
         if !self.early.is_empty() {
-            self.sweep_at = Some(now + EARLY_SWEEP);
-        } else if kept {
-            self.sweep_at = Some(now + SWEEP);
+            self.plan_early(now + EARLY_SWEEP);
         }
+    }
+
+    fn plan_early(&mut self, at: Instant) {
+        self.early_at = Some(self.early_at.map_or(at, |planned| planned.min(at)));
     }
 
     fn plan_sweep(&mut self, at: Instant) {

@@ -89,6 +89,8 @@ pub(crate) struct Outgoing {
     pub(crate) stored: bool,
     /// A cancel of a request that has arrived: there is nothing to remember it for.
     pub(crate) moot: bool,
+    /// A cancel that was sent while it was not known whether its request had arrived.
+    pub(crate) open: bool,
     /// An earlier run of this node may have sent it.
     pub(crate) restored: bool,
     /// Its lifetime is over, and its recipient has still to say whether it came in time.
@@ -144,6 +146,7 @@ impl Outgoing {
             expires,
             stored: false,
             moot: false,
+            open: false,
             restored: false,
             doubted: false,
             last_word: false,

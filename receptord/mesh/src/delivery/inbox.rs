@@ -81,6 +81,9 @@ pub(crate) struct Request {
     /// It was given up and wants no responses; only its own write is still waited for.
     pub(crate) over: bool,
     pub(crate) cancelled: bool,
+    /// Its durable cancel, which its recipient may remember until it is told that the request
+    /// arrived.
+    pub(crate) open_cancel: Option<Key>,
     /// A volatile request's end, whatever happens.
     pub(crate) ends: Option<Instant>,
     next_serial: u64,
@@ -129,6 +132,7 @@ impl Request {
             instance: 0,
             over: false,
             cancelled: false,
+            open_cancel: None,
             ends: None,
             next_serial: 1,
             held: BTreeMap::new(),

@@ -19,7 +19,7 @@ use super::partial::{Part, Room};
 use super::received::{EPOCHS_MAX, Received, Verdict};
 use super::works::{NewWork, State};
 use super::{BUSY, Cx, DISK_BUSY, Delivery, EARLY_KEPT, EARLY_MAX, Early, LIFETIME_MOST};
-use super::{EARLY_SWEEP, Out, RemoteId, SWEEP, millis};
+use super::{EARLY_LOOK, Out, RemoteId, SWEEP, millis};
 use crate::wiring::Net;
 use crate::{EntryId, Instant, Output, Payload, Record};
 use alloc::boxed::Box;
@@ -34,6 +34,9 @@ impl Delivery {
         let key = (message.epoch, message.seq);
         self.heard(from);
         self.heard_instance(cx, from, message.epoch);
+        if !self.early.is_empty() {
+            self.plan_early(cx.now + EARLY_LOOK);
+        }
         if message.epoch < self.remotes[from.0].first_epoch {
             self.duplicates += 1;
             self.acks(from).received(key);
@@ -677,6 +680,10 @@ impl Delivery {
             self.cancel_partial(cx, from, other, key, message.volatile);
             return;
         }
+        if message.remaining_ms == 0 && self.early.get(&id).is_some_and(|e| e.remote == from) {
+            // The request was here, as its origin knows now.
+            self.forget_early(cx, id);
+        }
         let remote = &self.remotes[from.0];
         let complete = remote
             .received
@@ -720,7 +727,7 @@ impl Delivery {
             }
         }
         self.early.insert(id, early);
-        self.plan_sweep(cx.now + EARLY_SWEEP);
+        self.plan_early(cx.now + EARLY_LOOK);
     }
 
     pub(super) fn forget_early(&mut self, cx: &Cx<'_>, id: MessageId) {

@@ -247,6 +247,12 @@ impl Delivery {
         if let Some(outgoing) = self.remotes[to.0].flow.get_mut(cancel) {
             outgoing.moot = arrived;
         }
+        if durable
+            && !arrived
+            && let Some(request) = self.requests.get_mut(work)
+        {
+            request.open_cancel = Some(cancel);
+        }
         Ok(())
     }
 
@@ -303,11 +309,30 @@ impl Delivery {
                 let eof = eof.is_some();
                 self.response_arrived(cx, &outgoing, serial, eof);
             }
-            MessageKind::Cancel { .. } => {
+            MessageKind::Cancel { reason } => {
                 if let Some(entry) = outgoing.entry {
                     self.journal.remove(entry);
                 }
+                if outgoing.open && outgoing.moot {
+                    self.close_cancel(cx, to, outgoing.message.work, reason);
+                }
             }
+        }
+    }
+
+    /// A recipient that has a cancel may keep it for a request that it had long before, and only
+    /// this node knows it had: says so. Should this be lost, the cancel goes with its lifetime.
+    fn close_cancel(
+        &mut self,
+        cx: &mut Cx<'_>,
+        to: RemoteId,
+        work: MessageId,
+        reason: CancelReason,
+    ) {
+        let expires = cx.now + CANCEL_LIFETIME;
+        let key = self.send_cancel(cx, to, work, reason, false, expires);
+        if let Some(outgoing) = self.remotes[to.0].flow.get_mut(key) {
+            outgoing.moot = true;
         }
     }
 
@@ -318,6 +343,16 @@ impl Delivery {
         };
         request.arrived = true;
         request.instance = instance;
+        let cancel = request.open_cancel.take();
+        if let Some(cancel) = cancel {
+            match self.remotes[to.0].flow.get_mut(cancel) {
+                Some(outgoing) => outgoing.moot = true,
+                None => self.close_cancel(cx, to, work, CancelReason::User),
+            }
+        }
+        let Some(request) = self.requests.get_mut(work) else {
+            return;
+        };
         if !request.accepted {
             request.unwritten = Some(Box::new(message));
             return;

@@ -19,7 +19,7 @@ use super::inbox::{Request, Response, Stored};
 use super::partial::Room;
 use super::received::{Received, Verdict};
 use super::works::{NewWork, State};
-use super::{Delivery, EARLY_KEPT, EARLY_SWEEP, Early, LIFETIME_MOST, Out, RemoteId};
+use super::{Delivery, EARLY_KEPT, EARLY_LOOK, Early, LIFETIME_MOST, Out, RemoteId, SWEEP};
 use crate::{EntryId, Instant, LinkId, Output, Payload, Reachability, Record};
 
 /// What a store gave back beside outgoing messages, sorted.
@@ -90,8 +90,11 @@ impl Delivery {
             self.early.insert(work, early);
         }
         self.restore_responses(now, responses, &stock.started);
+        if !self.early.is_empty() {
+            self.plan_early(now + EARLY_LOOK);
+        }
         if self.remotes.iter().any(|remote| remote.is_known) {
-            self.plan_sweep(now + EARLY_SWEEP);
+            self.plan_sweep(now + SWEEP);
         }
     }
 
@@ -253,6 +256,7 @@ impl Delivery {
                 moot = match self.requests.get_mut(message.work) {
                     Some(request) => {
                         request.cancelled = true;
+                        request.open_cancel = Some(key);
                         request.arrived
                     }
                     // A cancel is only sent of what was sent: it is too late to let that wait.
@@ -265,6 +269,7 @@ impl Delivery {
         outgoing.note_absent();
         outgoing.restored = true;
         outgoing.moot = moot;
+        outgoing.open = matches!(outgoing.message.kind, MessageKind::Cancel { .. });
         let mut out = Out::new();
         let mut net = NoNet;
         let cx = super::Cx {
@@ -456,7 +461,12 @@ impl Delivery {
             // A response, or this node's own word, says more than a receipt.
             request.arrived = true;
             let (to, key) = (request.remote, request.key);
-            if let Some(outgoing) = self.remotes[to.0].flow.remove(key) {
+            let cancel = request.open_cancel.take();
+            let flow = &mut self.remotes[to.0].flow;
+            if let Some(cancel) = cancel.and_then(|key| flow.get_mut(key)) {
+                cancel.moot = true;
+            }
+            if let Some(outgoing) = flow.remove(key) {
                 self.left(to, &outgoing);
             }
         }

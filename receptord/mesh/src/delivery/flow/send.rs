@@ -146,6 +146,7 @@ impl Flow {
             outgoing.message.floor = floor;
             let remaining = outgoing.expires.since(pipe.now);
             outgoing.message.remaining_ms = if outgoing.moot { 0 } else { millis(remaining) };
+            outgoing.open |= !outgoing.moot;
             if pipe.entrust(&trustee, &outgoing.message).is_err() {
                 self.trustee = None;
                 return Pumped::Idle;
@@ -234,6 +235,7 @@ impl Flow {
         };
         let remaining = outgoing.expires.since(pipe.now);
         let over = outgoing.moot || outgoing.doubted;
+        outgoing.open |= !over;
         outgoing.message.remaining_ms = if over { 0 } else { millis(remaining) };
         match pipe.message(&outgoing.message) {
             Ok(()) => {

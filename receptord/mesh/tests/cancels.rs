@@ -1,0 +1,248 @@
+//! A cancel that may have come before its request is remembered only as long as that request can
+//! still come.
+
+#![expect(clippy::unwrap_used, reason = "tests, also in their helpers")]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use receptor_mesh::{
+    Config, EntryId, Instant, LinkId, LinkInfo, Mesh, Output, Payload, Recipient, Record,
+    Submission,
+};
+use receptor_proto::frame::Frame;
+use receptor_proto::packet::{Body, CancelReason, Content, Message, MessageKind, Packet};
+use receptor_proto::{Directive, MessageId, NodeId};
+
+const LINK: LinkId = LinkId(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY_MS: u64 = 24 * 3_600_000;
+/// When a cancel that nothing more is to be remembered for is gone at the latest.
+const SOON_MS: u64 = 1000;
+const INSTANCE: u64 = 5;
+
+fn node(name: &str) -> NodeId {
+    NodeId::new(name).unwrap()
+}
+
+fn at(ms: u64) -> Instant {
+    Instant::from_micros(ms * 1000)
+}
+
+fn id(n: u128) -> MessageId {
+    MessageId::from_u128(n)
+}
+
+/// A node, the clock, what it keeps and the packets it wants to send.
+struct Host {
+    mesh: Mesh,
+    now: u64,
+    kept: BTreeSet<EntryId>,
+    frames: Vec<Frame>,
+}
+
+impl Host {
+    fn new(name: &str, records: impl IntoIterator<Item = Record>) -> Self {
+        let mut host = Self {
+            mesh: Mesh::new(Config::new(node(name), INSTANCE, 1), at(0), records),
+            now: 0,
+            kept: BTreeSet::new(),
+            frames: Vec::new(),
+        };
+        let info = LinkInfo {
+            cost: 1,
+            proven: None,
+            address: "wire".to_owned(),
+            dialled: name == "here",
+        };
+        host.mesh.handle_link_up(at(0), LINK, info);
+        host.mesh.handle_room(at(0), LINK, 1 << 20);
+        host.drain();
+        host
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.mesh.poll_output() {
+            if let Output::Transmit { frame, .. } = output {
+                let size = frame.encoded_len();
+                self.mesh.handle_room(at(self.now), LINK, size);
+                self.frames.push(frame);
+            } else if let Output::Persist { token, records } = output {
+                for record in records {
+                    if let Record::Incoming { entry, .. } | Record::Outgoing { entry, .. } = record
+                    {
+                        self.kept.insert(entry);
+                    }
+                }
+                self.mesh.handle_persisted(at(self.now), token);
+            } else if let Output::Remove { entry } = output {
+                self.kept.remove(&entry);
+            }
+        }
+    }
+
+    fn hear(&mut self, frame: Frame) {
+        self.mesh.handle_frame(at(self.now), LINK, frame);
+        self.drain();
+    }
+
+    fn run_until(&mut self, end: u64) {
+        while let Some(next) = self.mesh.poll_timeout().filter(|next| *next <= at(end)) {
+            self.mesh.handle_timeout(next);
+            self.drain();
+        }
+        self.now = end;
+    }
+}
+
+fn message(seq: u64, floor: u64, work: u128, kind: MessageKind, remaining_ms: u64) -> Message {
+    Message {
+        epoch: INSTANCE,
+        seq,
+        floor,
+        work: id(work),
+        kind,
+        volatile: remaining_ms == 0,
+        remaining_ms,
+        content: Content::None,
+        name: None,
+        size: 0,
+        body: Bytes::new(),
+    }
+}
+
+fn cancel(seq: u64, floor: u64, work: u128, remaining_ms: u64) -> Message {
+    let reason = CancelReason::User;
+    let kind = MessageKind::Cancel { reason };
+    message(seq, floor, work, kind, remaining_ms)
+}
+
+fn packet(message: &Message) -> Frame {
+    Frame::Packet(Packet::with_message(
+        node("here"),
+        node("there"),
+        30,
+        message,
+    ))
+}
+
+/// Two neighbors that know of each other.
+fn pair() -> (Host, Host) {
+    let mut pair = (Host::new("here", []), Host::new("there", []));
+    for ms in 1..200 {
+        exchange(&mut pair, ms);
+    }
+    pair
+}
+
+fn exchange((here, there): &mut (Host, Host), ms: u64) {
+    here.run_until(ms);
+    there.run_until(ms);
+    for frame in std::mem::take(&mut here.frames) {
+        there.hear(frame);
+    }
+    for frame in std::mem::take(&mut there.frames) {
+        here.hear(frame);
+    }
+}
+
+/// Cancels among frames, with what is left of their lifetimes.
+fn cancels(frames: &[Frame]) -> Vec<u64> {
+    let cancels = frames.iter().filter_map(|frame| {
+        let Frame::Packet(packet) = frame else {
+            return None;
+        };
+        let body = Body::decode(packet.kind, packet.body.clone());
+        let Ok(Body::Message(message)) = body else {
+            return None;
+        };
+        let is_cancel = matches!(message.kind, MessageKind::Cancel { .. });
+        is_cancel.then_some(message.remaining_ms)
+    });
+    cancels.collect()
+}
+
+#[test]
+fn a_cancel_is_forgotten_soon_after_the_last_that_was_missing_before_it() {
+    let (_, mut there) = pair();
+    let start = there.now;
+    there.hear(packet(&cancel(2, 1, 7, DAY_MS)));
+    there.run_until(start + SOON_MS);
+    assert_eq!(there.kept.len(), 1, "its request may still come");
+    there.hear(packet(&cancel(1, 1, 8, 0)));
+    there.run_until(start + 2 * SOON_MS);
+    assert_eq!(there.kept.len(), 0);
+}
+
+#[test]
+fn a_restart_does_not_remember_a_cancel_that_has_lost_its_purpose() {
+    let received = Record::Received {
+        origin: node("here"),
+        epoch: INSTANCE,
+        floor: 1,
+        ranges: vec![(1, 1)],
+    };
+    let stored = Record::Incoming {
+        entry: EntryId(1),
+        origin: node("here"),
+        message: cancel(2, 1, 7, DAY_MS),
+    };
+    let mut there = Host::new("there", [received, stored]);
+    there.kept.insert(EntryId(1));
+    there.run_until(SOON_MS);
+    assert_eq!(there.kept.len(), 0);
+}
+
+#[test]
+fn a_cancel_is_forgotten_when_its_origin_says_that_the_request_came() {
+    let (_, mut there) = pair();
+    let start = there.now;
+    // Floor 0: there are messages of an earlier start, of which the request may be one.
+    there.hear(packet(&cancel(1, 0, 7, DAY_MS)));
+    there.hear(packet(&cancel(2, 0, 8, 0)));
+    there.run_until(start + SOON_MS);
+    assert_eq!(there.kept.len(), 1, "its request may still come");
+    there.hear(packet(&cancel(3, 0, 7, 0)));
+    there.run_until(start + 2 * SOON_MS);
+    assert_eq!(there.kept.len(), 0);
+}
+
+#[test]
+fn who_cancels_before_the_receipt_of_the_request_says_when_it_has_come() {
+    for late in [false, true] {
+        let mut pair = pair();
+        let submission = Submission {
+            id: id(1),
+            recipient: Recipient::Node(node("there")),
+            directive: Directive::new("a:b").unwrap(),
+            content: Content::Bytes,
+            payload: Payload::Inline(Bytes::new()),
+            volatile: false,
+            respond: true,
+            expiry: DAY,
+            repeatable: false,
+        };
+        let start = pair.0.now;
+        pair.0.mesh.submit(at(start), submission).unwrap();
+        pair.0.drain();
+        if late {
+            exchange(&mut pair, start + 1);
+        }
+        (pair.0.mesh)
+            .cancel(at(pair.0.now), id(1), CancelReason::User)
+            .unwrap();
+        pair.0.drain();
+        let mut said = Vec::new();
+        for ms in start + 2..start + SOON_MS {
+            said.extend(cancels(&pair.0.frames));
+            exchange(&mut pair, ms);
+        }
+        if late {
+            assert_eq!(said, [0], "known to have come when it was cancelled");
+        } else {
+            assert_eq!(said.len(), 2, "{said:?}");
+            assert!(said[0] > 0 && said[1] == 0, "{said:?}");
+        }
+    }
+}
