@@ -92,6 +92,8 @@ pub(crate) struct Host {
     pub(crate) closing: bool,
     /// When it last went on.
     pub(crate) thawed_at: u64,
+    /// When its process last started.
+    pub(crate) started_at: u64,
     deferred: VecDeque<Event>,
     timer: Option<u64>,
     idle_turns: u32,
@@ -179,6 +181,7 @@ impl Host {
             frozen: None,
             closing: false,
             thawed_at: 0,
+            started_at: 0,
             deferred: VecDeque::new(),
             timer: None,
             idle_turns: 0,
@@ -417,6 +420,7 @@ impl World {
         host.clock_offset = self.nodes.u64(0..1 << 40);
         host.timer = None;
         host.disk_free_at = now;
+        host.started_at = now;
         let (instance, life) = (host.instance, host.life);
         self.trace
             .line(now, || format!("node {node} starts: {instance} {life:?}"));
