@@ -175,7 +175,7 @@ fn described(recipient: NodeId, origin: Option<NodeId>, message: Message, now: u
         MessageKind::Cancel { .. } => (SpoolKind::Cancel, None, None),
     };
     let made = (kind == SpoolKind::Request)
-        .then(|| made_at(message.work))
+        .then(|| message.work.made_ms())
         .flatten();
     SpoolEntry {
         id: message.work,
@@ -190,16 +190,6 @@ fn described(recipient: NodeId, origin: Option<NodeId>, message: Message, now: u
         reason: SpoolReason::Stopped,
         volatile: false,
     }
-}
-
-/// When a message without a key was made: its id is a UUID of version 7, which begins with the
-/// milliseconds since 1970.
-fn made_at(id: MessageId) -> Option<u64> {
-    let id = id.as_u128();
-    if id >> 76 & 0xf != 7 {
-        return None;
-    }
-    u64::try_from(id >> 80).ok()
 }
 
 /// The first line of a dead letter, as far as it is shown.

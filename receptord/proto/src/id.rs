@@ -202,6 +202,18 @@ impl MessageId {
     pub const fn as_u128(self) -> u128 {
         self.0.as_u128()
     }
+
+    /// When its message was made, in milliseconds since 1970: an id that no key gave is a UUID of
+    /// version 7, which begins with that. `None` for others.
+    #[must_use]
+    pub const fn made_ms(self) -> Option<u64> {
+        let id = self.0.as_u128();
+        if self.0.get_version_num() == 7 {
+            Some((id >> 80) as u64)
+        } else {
+            None
+        }
+    }
 }
 
 impl FromStr for MessageId {

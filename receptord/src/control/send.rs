@@ -332,5 +332,10 @@ mod tests {
         assert_eq!(distinct.len(), ids.len());
         let uuid = uuid::Uuid::from_u128(ids[0].as_u128());
         assert_eq!(uuid.get_version_num(), 7);
+        let (seconds, nanos) = uuid.get_timestamp().unwrap().to_unix();
+        let made = seconds * 1000 + u64::from(nanos) / 1_000_000;
+        assert_eq!(ids[0].made_ms(), Some(made));
+        let keyed = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, b"key");
+        assert_eq!(MessageId::from_u128(keyed.as_u128()).made_ms(), None);
     }
 }

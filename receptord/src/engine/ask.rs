@@ -14,7 +14,7 @@ use receptor_proto::packet::{self, Eof, Message, MessageKind};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, IdPrefix, MessageId, NodeId};
 
 use super::Engine;
-use crate::results::{DeadLetter, made_at, not_found, now_ms, resolve};
+use crate::results::{DeadLetter, not_found, now_ms, resolve};
 
 /// Works that ended here and are still shown.
 const ENDED_MAX: usize = 1000;
@@ -136,7 +136,7 @@ impl Engine {
                 WaitingKind::Cancel => (SpoolKind::Cancel, None, None),
             };
             let made = (kind == SpoolKind::Request)
-                .then(|| made_at(view.work))
+                .then(|| view.work.made_ms())
                 .flatten();
             SpoolEntry {
                 id: view.work,

@@ -244,7 +244,7 @@ impl Keeper {
         }
         let work = state.works.entry(id).or_insert_with(|| {
             // The id of a message without a key says when it was made.
-            Work::new(made_at(id).unwrap_or_else(now_ms))
+            Work::new(id.made_ms().unwrap_or_else(now_ms))
         });
         work.accepted = true;
         work.directive.get_or_insert_with(|| directive.clone());
@@ -307,7 +307,7 @@ impl Keeper {
         let mut state = self.0.state.borrow_mut();
         let state = &mut *state;
         let work = state.works.entry(id).or_insert_with(|| {
-            let mut work = Work::new(made_at(id).unwrap_or_else(now_ms));
+            let mut work = Work::new(id.made_ms().unwrap_or_else(now_ms));
             work.recipient = Some(response.sender.clone());
             work
         });
@@ -784,13 +784,6 @@ fn is_full(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
     )
-}
-
-/// When a message without a key was made: its id is a UUID of version 7.
-pub(crate) fn made_at(id: MessageId) -> Option<u64> {
-    let uuid = uuid::Uuid::from_u128(id.as_u128());
-    let (seconds, nanos) = uuid.get_timestamp()?.to_unix();
-    Some(seconds * 1000 + u64::from(nanos) / 1_000_000)
 }
 
 fn apart(id: MessageId, serial: u64) -> String {

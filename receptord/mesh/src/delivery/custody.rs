@@ -4,7 +4,7 @@
 //! stays there until its recipient has it, another node keeps it, or its time is over. What is
 //! kept is bounded in bytes, messages, and messages for one recipient; beyond that a message
 //! stays its origin's alone, who is told so. Never opens a payload, and keeps none in memory: it
-//! is fetched when there is a way. While ways are clear nothing here is called.
+//! is fetched when there is a way. While ways are clear nothing is written here.
 //!
 //! ```text
 //!   no way, or entrusted ─▶ Writing ─▶ Waiting ──(a way)──▶ Reading ─▶ Sent ─▶ done: removed
