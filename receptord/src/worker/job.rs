@@ -3,7 +3,7 @@
 //! Owns the whole life of such a process, in one task:
 //!
 //! ```text
-//! payload checked ─▶ Started ─▶ spawn ─▶ hello ─▶ (start is on the disk) ─▶ execute
+//! payload checked ─▶ Started ─▶ (start is on the disk) ─▶ spawn ─▶ hello ─▶ execute
 //!                                                                             │
 //!          data, status, log ◀──────────── conversation ◀────────────────────┘
 //!                                              │ done, error, exit, or a broken rule;
@@ -35,7 +35,7 @@ use super::describe::{
 };
 use super::job_dir::{Given, Handover};
 use super::outcome::{Outcome, error};
-use super::process::{Event, Process};
+use super::process::Process;
 use super::running::{Control, Places, Running, Terms, Why};
 use super::shared::Shared;
 use super::sweep;
@@ -157,6 +157,7 @@ async fn prepare(task: &Task, running: &Running) -> Result<(Option<Given>, Proce
     if let Some(Given::File(_)) = payload {
         variables.push((env::PAYLOAD_FILE, PAYLOAD_FILE.into()));
     }
+    may_start(&running.control).await?;
     let purpose = Purpose {
         job: &running.id,
         variables,
@@ -167,7 +168,21 @@ async fn prepare(task: &Task, running: &Running) -> Result<(Option<Given>, Proce
     Ok((payload, process))
 }
 
-/// Hello, permission to start, and the job itself.
+/// Waits until the start is on the disk. A plugin that acts without reading what it is told has
+/// run when its process has, so there is none before: it would run twice if the node went down.
+async fn may_start(control: &Control) -> Result<(), ErrorBody> {
+    loop {
+        if let Some(reason) = control.cancelled() {
+            return Err(Why::Cancel(reason).error());
+        }
+        if control.may_start() {
+            return Ok(());
+        }
+        control.changed().await;
+    }
+}
+
+/// Hello, and the job itself.
 async fn begin(
     task: &Task,
     running: &mut Running,
@@ -204,17 +219,6 @@ async fn begin(
             task.plugin.name
         );
         return Err(error(ErrorCode::NoSuchAction, message));
-    }
-    let mut ended = false;
-    while !control.may_start() || control.cancelled().is_some() {
-        if let Some(reason) = control.cancelled() {
-            process.kill_if_alive().await;
-            return Err(Why::Cancel(reason).error());
-        }
-        tokio::select! {
-            () = control.changed() => {}
-            event = process.next(false), if !ended => ended = event == Event::Exited,
-        }
     }
     let execute = ExecuteRef {
         id: &running.id,

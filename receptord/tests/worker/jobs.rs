@@ -356,18 +356,33 @@ fn an_admitted_work_needs_no_question() {
 
 #[test]
 fn nothing_is_handed_over_before_its_start_is_on_the_disk() {
+    // One that acts before it reads anything.
+    const EAGER: &str = r#"#!/bin/sh
+echo '{"type":"hello","protocol":1,"name":"eager","version":"1","actions":{"act":{"output":"text"}}}'
+if [ -n "$RECEPTOR_JOB_ID" ]; then echo "$RECEPTOR_JOB_ID" >>RUNS; fi
+"#;
     run(async {
-        let mut rig = Rig::new(&["rogue"], |config| config.max_works = 1).await;
+        let mut rig = Rig::prepared(&[], |config| config.max_works = 2);
+        let noted = rig.root().join("noted");
+        let text = EAGER.replace("RUNS", noted.to_str().unwrap());
+        std::fs::write(rig.dirs[0].join("eager"), text).unwrap();
+        crate::rig::chmod(&rig.dirs[0].join("eager"), 0o755);
+        rig.until(|rig| rig.capabilities.as_ref().is_some_and(|all| !all.is_empty()))
+            .await;
         let payload = JobPayload::Inline(Bytes::from_static(b"1"));
-        let mut job = rig.job("rogue:good", Content::Json, payload);
+        let mut job = rig.job("eager:act", Content::Json, payload);
         assert!(rig.admission.try_admit(&job.directive).is_some());
         job.admitted = true;
         let work = job.work;
         rig.command(Command::Run(Box::new(job))).await;
+        // Another one that came later has come and gone.
+        rig.run("eager:act", "2").await;
         assert!(!rig.soon().await, "it must wait");
         rig.cancel(work).await;
         let work = rig.finish(work).await;
         assert_eq!((work.code().as_str(), work.data.len()), ("cancelled", 0));
+        let noted = std::fs::read_to_string(noted).unwrap();
+        assert_eq!(noted.lines().count(), 1, "{noted}");
         rig.stop().await;
     });
 }
