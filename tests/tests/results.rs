@@ -321,6 +321,26 @@ fn a_key_is_known_after_a_kill() {
 }
 
 #[test]
+fn a_key_for_any_node_is_known_after_a_kill() {
+    let mesh = Mesh::new();
+    let [mut a, _b] = pair(&mesh);
+    let command = json!({
+        "command": "send", "directive": "echo:echo", "any": true, "payload": "x", "key": "k",
+        "detach": true,
+    });
+    let first = ask(&a, &command);
+    let id = first["id"].as_str().unwrap();
+    results(&a, id, true);
+    wait_for("the end is on the disk", || {
+        (status(&a, id, "sent").unwrap()["kept_bytes"].as_u64() > Some(200)).then_some(())
+    });
+    a.kill();
+    a.restart();
+    // A client that sends it once more is not left without an answer.
+    assert_eq!(ask(&a, &command), first);
+}
+
+#[test]
 fn what_is_kept_is_bounded_in_bytes_and_time() {
     let mesh = Mesh::new();
     let node = mesh

@@ -180,6 +180,9 @@ pub(super) fn scan(mut file: impl BufRead) -> io::Result<Summary> {
         if response.frame.serial != summary.last + 1 {
             break;
         }
+        // Where a message went that any node could have had is not known when its file is begun.
+        let recipient = &mut summary.head.recipient;
+        recipient.get_or_insert_with(|| response.frame.from.clone());
         summary.last += 1;
         summary.length += length;
         if response.frame.apart {
