@@ -106,6 +106,22 @@ impl Lab {
         ip(&format!("netns exec {middle} sh -c {script:?}"));
     }
 
+    /// Pulls the wire of a host out, or plugs it in again.
+    ///
+    /// # Panics
+    ///
+    /// When the host is gone.
+    pub fn unplug(&self, host: usize, on: bool) {
+        let inner = self.host(host);
+        let state = if on { "down" } else { "up" };
+        ip(&format!("-n {inner} link set wire {state}"));
+        if !on {
+            // It went with the wire.
+            let gateway = Self::gateway(host);
+            ip(&format!("-n {inner} route replace default via {gateway}"));
+        }
+    }
+
     /// Makes every packet to a host vanish, whether it comes from the middle or passes it. What
     /// the host itself sends still passes.
     ///

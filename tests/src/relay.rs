@@ -6,7 +6,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// See the module. Ends when dropped.
@@ -23,6 +23,20 @@ struct Shared {
     /// Bytes carried so far, there and back.
     carried: [AtomicU64; 2],
     streams: Mutex<Vec<TcpStream>>,
+    target: Mutex<String>,
+    blocked: AtomicBool,
+    frozen: Mutex<bool>,
+    thawed: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Relay {
@@ -33,15 +47,31 @@ impl Relay {
     /// When there is no port.
     #[must_use]
     pub fn to(target: &str) -> Self {
+        let relay = Self::new();
+        relay.leads_to(target);
+        relay
+    }
+
+    /// Leads nowhere yet.
+    ///
+    /// # Panics
+    ///
+    /// When there is no port.
+    #[must_use]
+    pub fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
         let shared = Arc::new(Shared::default());
-        let (theirs, target) = (Arc::clone(&shared), target.to_owned());
+        let theirs = Arc::clone(&shared);
         let accepting = std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if theirs.ends.load(Ordering::Relaxed) {
                     return;
                 }
+                if theirs.blocked.load(Ordering::Relaxed) {
+                    continue;
+                }
+                let target = lock(&theirs.target).clone();
                 if let (Ok(near), Ok(far)) = (stream, TcpStream::connect(&target)) {
                     theirs.carry(&near, &far);
                 }
@@ -67,6 +97,22 @@ impl Relay {
         (there.load(Ordering::Relaxed), back.load(Ordering::Relaxed))
     }
 
+    /// Leads to this address of loopback from now on.
+    pub fn leads_to(&self, target: &str) {
+        target.clone_into(&mut lock(&self.shared.target));
+    }
+
+    /// Whether every new connection ends at once.
+    pub fn block(&self, on: bool) {
+        self.shared.blocked.store(on, Ordering::Relaxed);
+    }
+
+    /// Whether nothing arrives, and nobody is told so.
+    pub fn freeze(&self, on: bool) {
+        *lock(&self.shared.frozen) = on;
+        self.shared.thawed.notify_all();
+    }
+
     /// Ends every connection. New ones are carried again.
     pub fn cut(&self) {
         for stream in self.shared.take() {
@@ -78,6 +124,7 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         self.shared.ends.store(true, Ordering::Relaxed);
+        self.freeze(false);
         self.cut();
         // Whoever accepts looks up.
         let _ = TcpStream::connect(self.address);
@@ -90,13 +137,17 @@ impl Drop for Relay {
 
 impl Shared {
     fn take(&self) -> Vec<TcpStream> {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *streams)
+        std::mem::take(&mut *lock(&self.streams))
+    }
+
+    fn wait_thawed(&self) {
+        let frozen = lock(&self.frozen);
+        drop(self.thawed.wait_while(frozen, |frozen| *frozen));
     }
 
     /// Copies in both directions until either end closes.
     fn carry(self: &Arc<Self>, near: &TcpStream, far: &TcpStream) {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut streams = lock(&self.streams);
         for (way, from, to) in [(0, near, far), (1, far, near)] {
             let (Ok(mut from), Ok(mut to), Ok(kept)) =
                 (from.try_clone(), to.try_clone(), from.try_clone())
@@ -108,6 +159,7 @@ impl Shared {
             std::thread::spawn(move || {
                 let mut buffer = [0; 65536];
                 while let Ok(length @ 1..) = from.read(&mut buffer) {
+                    shared.wait_thawed();
                     shared.carried[way].fetch_add(length as u64, Ordering::Relaxed);
                     if to.write_all(&buffer[..length]).is_err() {
                         break;

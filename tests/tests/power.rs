@@ -122,8 +122,8 @@ fn everything_that_daemons_write_is_seen() {
     let mut b = b.start();
     wait_plugins(&c, &["b"]);
     let mut dice = Dice::new(1);
-    let campaign = Campaign::start(c.socket_path(), &["b"], 4, 200, &mut dice);
-    let summary = campaign.account(&mut c.control(), &[runs], Excused::default());
+    let campaign = Campaign::start(&[c.socket_path()], &["b"], 4, 200, &mut dice);
+    let summary = campaign.account(&[runs], Excused::default());
     assert!(summary.accepted >= 200, "{summary:?}");
     quiet(&[&c, &b]);
     assert_eq!(power_b.differences(&mut b), Vec::<String>::new());
@@ -176,7 +176,7 @@ fn fail_at_random(messages: usize, failures: usize, seed: u64) -> Summary {
             .iter_mut()
             .for_each(|(_, power)| power.forget_syncs(&forget));
     }
-    let campaign = Campaign::start(nodes[0].0.socket_path(), &["b"], 8, messages, &mut dice);
+    let campaign = Campaign::start(&[nodes[0].0.socket_path()], &["b"], 8, messages, &mut dice);
     for failure in 0..failures {
         let part = messages / failures;
         let at = failure * part + dice.index(part);
@@ -187,8 +187,11 @@ fn fail_at_random(messages: usize, failures: usize, seed: u64) -> Summary {
         power.fail(daemon, &mut dice);
         daemon.restart();
     }
-    let excused = Excused { interrupted: true };
-    let summary = campaign.account(&mut nodes[0].0.control(), &[runs], excused);
+    let excused = Excused {
+        interrupted: true,
+        ..Excused::default()
+    };
+    let summary = campaign.account(&[runs], excused);
     quiet(&[&nodes[0].0, &nodes[1].0, &nodes[2].0]);
     summary
 }
