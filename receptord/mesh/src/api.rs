@@ -204,6 +204,11 @@ pub enum Output {
         token: PersistToken,
         /// What to write.
         records: Vec<Record>,
+        /// Somebody waits for it: a client for its `Accepted`, a work for its start, another node
+        /// for a word that lets it go on. False: it only lets others forget what they keep; the
+        /// driver may wait a moment for company, so that both share a sync. The order of the
+        /// steps stays.
+        urgent: bool,
     },
     /// Forget the entry, what was written about it, and its payload. Needs no confirmation and
     /// no sync of its own, but takes effect in order: an entry that a crash brings back brings

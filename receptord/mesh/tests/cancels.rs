@@ -68,7 +68,7 @@ impl Host {
                 let size = frame.encoded_len();
                 self.mesh.handle_room(at(self.now), LINK, size);
                 self.frames.push(frame);
-            } else if let Output::Persist { token, records } = output {
+            } else if let Output::Persist { token, records, .. } = output {
                 for record in records {
                     if let Record::Incoming { entry, .. } | Record::Outgoing { entry, .. } = record
                     {

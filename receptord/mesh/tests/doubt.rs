@@ -105,7 +105,7 @@ impl Wanted {
             if let Output::Accepted { .. } = output {
                 self.accepted += 1;
             }
-            if let Output::Persist { token, records } = output {
+            if let Output::Persist { token, records, .. } = output {
                 let is_own = |record: &Record| matches!(record, Record::Outgoing { .. });
                 if records.iter().any(is_own) {
                     self.writes.push((token, records));

@@ -204,10 +204,8 @@ impl Engine {
         self.turn(false);
         loop {
             let due = self.mesh.poll_timeout().map(|at| self.clock.at(at));
-            let due = match (due, next_watchdog) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (a, b) => a.or(b),
-            };
+            let linger = self.store.due().map(tokio::time::Instant::from_std);
+            let due = [due, linger, next_watchdog].into_iter().flatten().min();
             // A deadline that moved away is found out when the old one comes; setting the
             // timer anew in every turn would cost more.
             if let Some(due) = due
@@ -286,6 +284,8 @@ impl Engine {
             }
         }
         self.store.release();
+        // A work takes longer than the word that it has arrived.
+        self.works.flush();
         for link in self.dirty.drain(..) {
             if let Some(entry) = self.links.get_mut(&link) {
                 entry.dirty = false;
@@ -295,7 +295,6 @@ impl Engine {
                 }
             }
         }
-        self.works.flush();
         if let Some(reply) = self.shutdown.take() {
             let _ = reply.send(());
         }
@@ -438,8 +437,12 @@ impl Engine {
                     self.touch(link);
                 }
             }
-            Output::Persist { token, records } => {
-                if let Some((token, result)) = self.store.persist(token, records) {
+            Output::Persist {
+                token,
+                records,
+                urgent,
+            } => {
+                if let Some((token, result)) = self.store.persist(token, records, urgent) {
                     self.stored(Done::Persisted(token, result));
                 }
             }

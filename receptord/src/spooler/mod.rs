@@ -4,7 +4,8 @@
 //! something never waits for the disk: the engine is told later, in order, what was done
 //! ([`Done`]), and sessions wait for their own answer alone. The thread takes everything that is
 //! queued, writes and syncs it as one, and reports all of it, so that what comes up during one
-//! sync shares the next. Payloads of their own files are synced by a second thread while they
+//! sync shares the next. What nobody waits for does not even call it: it goes along with the next
+//! that somebody waits for, or a moment later. Payloads of their own files are synced by a second thread while they
 //! grow, so that nobody else's sync waits for them. Decides nothing about a message; what is volatile never comes here.
 //!
 //! ```text
@@ -47,6 +48,11 @@ const DIR: &str = "spool";
 const QUEUE_MAX: u64 = 64 << 20;
 /// What a record counts in the queue beside its body.
 const RECORD: u64 = 256;
+/// How long what nobody waits for waits for company: longer than a client next door takes to send
+/// its next message when it has its answer, so that both share a sync.
+const LINGER: Duration = Duration::from_millis(2);
+/// So much of it is company enough.
+const LINGER_MAX: u64 = 64 << 10;
 /// How long the start waits for somebody who reads the spool, such as `receptorctl spool list
 /// --data-dir`: a million messages are read in a few seconds.
 const READER_PATIENCE: Duration = Duration::from_secs(15);
@@ -94,8 +100,11 @@ struct Face {
     queue: Arc<Queue>,
     /// The thread is not woken for every job of one turn.
     held: Cell<bool>,
-    /// There are jobs that it was not woken for.
+    /// There are jobs that it is to be woken for.
     unseen: Cell<bool>,
+    /// There are others, which wait for company until then, and what they count.
+    linger: Cell<Option<Instant>>,
+    lingering: Cell<u64>,
     keeper: RefCell<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -196,6 +205,8 @@ impl Store {
             queue: Arc::new(queue),
             held: Cell::new(false),
             unseen: Cell::new(false),
+            linger: Cell::new(None),
+            lingering: Cell::new(0),
             keeper: RefCell::new(None),
         }));
         Ok((store, Recovered { spool }))
@@ -222,19 +233,29 @@ impl Store {
         self.0.held.set(true);
     }
 
-    /// Lets the thread have what was asked for since [`Self::hold`].
+    /// Lets the thread have what was asked for since [`Self::hold`], and what has waited for
+    /// company long enough.
     pub(crate) fn release(&self) {
-        self.0.held.set(false);
-        if self.0.unseen.replace(false) {
-            self.0.queue.wake();
+        let face = &*self.0;
+        face.held.set(false);
+        let is_due = |until| until <= Instant::now();
+        if face.unseen.get() || face.linger.get().is_some_and(is_due) {
+            self.wake();
         }
     }
 
-    /// Keeps records. `Some`: they are refused at once; otherwise [`Done::Persisted`] follows.
+    /// When [`Self::release`] is to be called at the latest.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.0.linger.get()
+    }
+
+    /// Keeps records, those that are not urgent with the next that are, or a moment later. `Some`:
+    /// they are refused at once; otherwise [`Done::Persisted`] follows.
     pub(crate) fn persist(
         &self,
         token: PersistToken,
         records: Vec<Record>,
+        urgent: bool,
     ) -> Option<(PersistToken, Result<(), ErrorBody>)> {
         let size = |record: &Record| match record {
             Record::Outgoing { message, .. }
@@ -248,17 +269,22 @@ impl Store {
             let text = "the disk of the spool is too slow for what is asked of it";
             return Some((token, Err(ErrorBody::new(ErrorCode::Busy, text))));
         }
-        self.push(Job::Persist {
+        let job = Job::Persist {
             token,
             records,
             bytes,
-        });
+        };
+        if urgent {
+            self.push(job);
+        } else {
+            self.push_along(job, RECORD + bytes);
+        }
         None
     }
 
     /// Forgets a message and its payload.
     pub(crate) fn remove(&self, entry: EntryId) {
-        self.push(Job::Remove(entry));
+        self.push_along(Job::Remove(entry), RECORD);
     }
 
     /// For the core: reads a part; [`Done::Fetched`] follows.
@@ -417,8 +443,32 @@ impl Store {
         if self.0.held.get() {
             self.0.unseen.set(true);
         } else {
-            self.0.queue.wake();
+            self.wake();
         }
+    }
+
+    /// The same of what nobody waits for: it goes along with the next that somebody waits for.
+    /// Only in a turn of the engine, which looks at [`Self::due`] after it.
+    fn push_along(&self, job: Job, size: u64) {
+        let face = &*self.0;
+        let lingering = face.lingering.get() + size;
+        if lingering > LINGER_MAX || !face.held.get() {
+            self.push(job);
+            return;
+        }
+        face.queue.push(job);
+        face.lingering.set(lingering);
+        if face.linger.get().is_none() {
+            face.linger.set(Some(Instant::now() + LINGER));
+        }
+    }
+
+    fn wake(&self) {
+        let face = &*self.0;
+        face.unseen.set(false);
+        face.linger.set(None);
+        face.lingering.set(0);
+        face.queue.wake();
     }
 }
 

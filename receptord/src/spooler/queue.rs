@@ -111,6 +111,8 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct State {
     jobs: VecDeque<Job>,
+    /// The thread is to look.
+    called: bool,
     closed: bool,
 }
 
@@ -151,8 +153,9 @@ impl Queue {
         }
     }
 
-    /// Lets the thread look.
+    /// Lets the thread look. Until then what was pushed waits, also when it looks for more.
     pub(super) fn wake(&self) {
+        self.state().called = true;
         self.work.notify_one();
     }
 
@@ -169,11 +172,13 @@ impl Queue {
         state.jobs.clear();
     }
 
-    /// Everything that waits; waits itself for the first, at most so long when a time is given.
+    /// Everything that waits, when the thread was told to look; waits itself for that, at most so
+    /// long when a time is given.
     pub(super) fn take(&self, patience: Option<Duration>) -> Taken {
         let mut state = self.state();
         loop {
-            if !state.jobs.is_empty() {
+            let called = std::mem::take(&mut state.called) || state.closed;
+            if called && !state.jobs.is_empty() {
                 let jobs = std::mem::take(&mut state.jobs);
                 let bytes = jobs.iter().map(Job::bytes).sum();
                 return Taken::Jobs(jobs, bytes);

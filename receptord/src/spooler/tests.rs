@@ -43,7 +43,11 @@ impl Running {
     }
 
     async fn persist(&mut self, token: u64, records: Vec<Record>) -> Result<(), ErrorBody> {
-        assert!(self.store.persist(PersistToken(token), records).is_none());
+        assert!(
+            self.store
+                .persist(PersistToken(token), records, true)
+                .is_none()
+        );
         let Done::Persisted(PersistToken(told), result) = self.done().await else {
             panic!("another report");
         };
@@ -182,6 +186,51 @@ async fn a_part_behind_one_that_failed_fails_too() {
 }
 
 #[tokio::test]
+async fn what_nobody_waits_for_goes_along_with_the_next_that_somebody_waits_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut running, _) = Running::open(dir.path(), &config(1 << 30));
+    let store = running.store.clone();
+    let ask = |entry: u64, urgent: bool| {
+        store.hold();
+        let records = vec![outgoing(entry, "b", b"")];
+        store.persist(PersistToken(entry), records, urgent);
+        store.release();
+    };
+    let is_written = |done: &Done, entry: u64| matches!(done, Done::Persisted(token, Ok(())) if token.0 == entry);
+    let mut entry = 1;
+    loop {
+        ask(entry, false);
+        if store.due().is_some() {
+            break;
+        }
+        // This test was held up for longer than that waits.
+        assert!(is_written(&running.done().await, entry));
+        entry += 1;
+    }
+    ask(entry + 1, true);
+    assert_eq!(store.due(), None);
+    let together = running.reports.recv().await.unwrap();
+    assert_eq!(together.len(), 2, "one batch");
+    assert!(is_written(&together[0], entry) && is_written(&together[1], entry + 1));
+    // Alone it is written when it has waited long enough.
+    ask(entry + 2, false);
+    if let Some(due) = store.due() {
+        tokio::time::sleep_until(due.into()).await;
+        store.release();
+    }
+    assert!(is_written(&running.done().await, entry + 2));
+    // Much of it is company enough.
+    store.hold();
+    let first = entry + 3;
+    for entry in first..first + LINGER_MAX / RECORD + 1 {
+        let records = vec![outgoing(entry, "b", b"")];
+        store.persist(PersistToken(entry), records, false);
+    }
+    store.release();
+    assert!(is_written(&running.done().await, first));
+}
+
+#[tokio::test]
 async fn one_recipient_that_is_full_is_no_other_message_s_affair() {
     let dir = tempfile::tempdir().unwrap();
     let limits = config::Spool {
@@ -194,9 +243,13 @@ async fn one_recipient_that_is_full_is_no_other_message_s_affair() {
     // One batch: they are written together and told apart.
     store.hold();
     for entry in 1..=9 {
-        store.persist(PersistToken(entry), vec![outgoing(entry, "away", b"")]);
+        store.persist(
+            PersistToken(entry),
+            vec![outgoing(entry, "away", b"")],
+            true,
+        );
     }
-    store.persist(PersistToken(10), vec![outgoing(10, "here", b"")]);
+    store.persist(PersistToken(10), vec![outgoing(10, "here", b"")], true);
     store.release();
     let mut refused = Vec::new();
     for _ in 0..10 {

@@ -24,7 +24,7 @@ impl World {
                 let (conn, side) = conn_of(link);
                 self.net.finish(&mut self.queue, conn, side);
             }
-            Output::Persist { token, records } => self.persist(node, token, records),
+            Output::Persist { token, records, .. } => self.persist(node, token, records),
             Output::Remove { entry } => {
                 self.trace.numbers([11, now, entry.0]);
                 self.trace

@@ -74,6 +74,36 @@ pub(crate) enum Done {
     Retired(Vec<Retired>),
 }
 
+impl Done {
+    /// Whether somebody waits for it. A response was sent on, or given to the client, when it
+    /// came, so that its write only lets others forget it: its work the request, its worker's
+    /// node the response. What is written about requests and entries that are done with changes
+    /// nothing but what a restart finds.
+    fn is_urgent(&self) -> bool {
+        match self {
+            Self::Response { .. }
+            | Self::Arrived {
+                what: Arrival::Response { .. },
+                ..
+            }
+            | Self::Slimmed { .. }
+            | Self::Mark(..)
+            | Self::Retired(_) => false,
+            Self::Request(_)
+            | Self::Responses(_)
+            | Self::Cancel { .. }
+            | Self::Arrived {
+                what: Arrival::Work(_) | Arrival::Number | Arrival::Cancel { .. },
+                ..
+            }
+            | Self::Started(_)
+            | Self::OwnEnd { .. }
+            | Self::GivenUp { .. }
+            | Self::Kept(_) => true,
+        }
+    }
+}
+
 /// What arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
@@ -265,8 +295,13 @@ impl Journal {
     fn ask(&mut self, records: Vec<Record>, done: Vec<Done>, out: &mut VecDeque<Output>) {
         self.last_token += 1;
         let token = PersistToken(self.last_token);
+        let urgent = done.iter().any(Done::is_urgent);
         self.written.push_back((token, done));
-        out.push_back(Output::Persist { token, records });
+        out.push_back(Output::Persist {
+            token,
+            records,
+            urgent,
+        });
     }
 
     /// The driver's word about a batch: what waited for it.
