@@ -147,7 +147,20 @@ impl Power {
         (power, node)
     }
 
-    /// From now on no sync below these paths makes anything durable.
+    /// Follows a data directory that is a new one now. Its daemon must not run.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be made.
+    pub fn renew(&mut self) {
+        fs::create_dir_all(&self.root).expect("a data directory");
+        let mode = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(&self.root, mode).expect("a data directory");
+        self.begin();
+    }
+
+    /// From now on no sync below these paths makes anything durable; of one that ends with `$`,
+    /// none of that very file or directory.
     pub fn forget_syncs(&mut self, below: &[&str]) {
         self.broken = below.iter().map(|path| path.as_bytes().to_vec()).collect();
     }
@@ -428,7 +441,11 @@ impl Power {
         };
         if !self.broken.is_empty() {
             let path = self.path_of(id);
-            if self.broken.iter().any(|below| path.starts_with(below)) {
+            let forgets = |place: &Vec<u8>| match place.strip_suffix(b"$") {
+                Some(this) => path == this,
+                None => path.starts_with(place),
+            };
+            if self.broken.iter().any(forgets) {
                 return;
             }
         }

@@ -43,7 +43,7 @@ fn every_message_comes_to_one_end_in_meshes_of_every_form() {
         let mut dice = Dice::new(seed);
         let form = Form::any(&mut dice);
         println!("RECEPTOR_CHAOS={messages},{faults},{seed} {form}");
-        let summary = Scene::start(&form, None).run(messages, faults, &mut dice);
+        let summary = Scene::start(&form, None, false).run(messages, faults, &mut dice);
         println!("{summary:?}");
     }
 }
@@ -56,7 +56,7 @@ fn every_message_comes_to_one_end_where_packets_vanish() {
         let form = Form::any(&mut dice);
         let Some(lab) = lab(&form) else { return };
         println!("RECEPTOR_CHAOS={messages},{faults},{seed} {form}");
-        let summary = Scene::start(&form, Some(lab)).run(messages, faults, &mut dice);
+        let summary = Scene::start(&form, Some(lab), false).run(messages, faults, &mut dice);
         println!("{summary:?}");
     }
 }

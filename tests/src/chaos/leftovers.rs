@@ -1,7 +1,7 @@
 //! What must not be left of a mesh's work when all of it has had its end.
 //!
-//! Owns the looks at data directories, processes and their memory. Changes nothing but by
-//! [`release_all`], which is what a client does that wants nothing any more.
+//! Owns the looks at data directories, processes and their memory. Changes nothing but
+//! that it wants nothing any more of what is kept for clients.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::traffic::peak_kib;
-use crate::{Control, DEADLINE, Daemon, LOOK_EVERY};
+use crate::{DEADLINE, Daemon, LOOK_EVERY};
 
 /// What a daemon under test may take at most, without optimisation.
 const MEMORY_KIB: u64 = 256 * 1024;
@@ -30,8 +30,9 @@ const SERVING: &str = "serve.serve";
 /// What the log of a quiet spool may take, with what it has set aside.
 const SEGMENTS: u64 = 80 << 20;
 
-/// Releases everything that is kept for clients of this socket, and drops what was given up.
-pub(super) fn release_all(control: &mut Control, path: &Path) {
+/// Releases everything that is kept for the clients of a node, and drops what was given up.
+fn release_all(node: &Daemon) {
+    let mut control = node.control();
     let end = Instant::now() + DEADLINE;
     loop {
         let works = control.json(r#"{"command":"works"}"#);
@@ -56,7 +57,7 @@ pub(super) fn release_all(control: &mut Control, path: &Path) {
         assert!(
             Instant::now() < end,
             "{} keeps: {kept:?} {all:?}",
-            path.display()
+            node.name()
         );
     }
 }
@@ -70,7 +71,10 @@ pub(super) fn release_all(control: &mut Control, path: &Path) {
 pub fn assert_quiet(nodes: &[Daemon]) {
     for node in nodes {
         let end = Instant::now() + DEADLINE;
+        // Work of which no client knows that it was accepted may end only now.
+        release_all(node);
         while let Some(why) = unrest(node) {
+            release_all(node);
             assert!(Instant::now() < end, "{} does not rest: {why}", node.name());
             std::thread::sleep(LOOK_EVERY);
         }

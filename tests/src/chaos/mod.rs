@@ -69,13 +69,14 @@ pub struct Summary {
 
 impl Campaign {
     /// So many clients of each of `sockets`, whose daemons may come and go, that send to the
-    /// plugins of `workers` until `messages` were accepted in all.
+    /// plugins of `workers` until `messages` were accepted in all. With `lifetime_ms` no message
+    /// is worth delivering for longer.
     #[must_use]
     pub fn start(
         sockets: &[&Path],
         workers: &[&str],
-        clients: usize,
-        messages: usize,
+        (clients, messages): (usize, usize),
+        lifetime_ms: Option<u64>,
         dice: &mut Dice,
     ) -> Self {
         let accepted = Arc::new(AtomicUsize::new(0));
@@ -87,6 +88,7 @@ impl Campaign {
                 socket: sockets[number].clone(),
                 number,
                 workers: workers.iter().map(|&name| name.to_owned()).collect(),
+                lifetime_ms,
                 dice: Dice::new(dice.throw(u64::MAX)),
                 control: None,
                 all: Vec::new(),
@@ -123,7 +125,7 @@ impl Campaign {
     }
 
     /// Lets the clients finish, demands that every message came to one end that its sender can
-    /// read and was run as often as that end says, and releases all that is kept.
+    /// read and was run as often as that end says.
     ///
     /// # Panics
     ///
@@ -169,9 +171,6 @@ impl Campaign {
             summary.orphans += 1;
         }
         assert!(summary.orphans <= summary.unknown, "{summary:?}");
-        for (control, path) in controls.iter_mut().zip(&self.sockets) {
-            leftovers::release_all(control, path);
-        }
         summary
     }
 }
@@ -182,6 +181,7 @@ struct Client {
     /// Of the socket.
     number: usize,
     workers: Vec<String>,
+    lifetime_ms: Option<u64>,
     dice: Dice,
     control: Option<Control>,
     all: Vec<Message>,
@@ -191,6 +191,7 @@ impl Client {
     /// Sends one message. Whether it was accepted.
     fn one(&mut self) -> bool {
         let mut message = Message::any(&mut self.dice, &self.workers, self.number);
+        message.lifetime_ms = message.lifetime_ms.or(self.lifetime_ms);
         let payload = message.payload();
         let accepted = if message.manner == Manner::Half {
             self.send_half(&message, &payload);

@@ -13,10 +13,13 @@ use nix::sys::signal::Signal;
 
 use super::{Campaign, Excused, Runs, Summary, leftovers, wait_plugins};
 use crate::netns::Lab;
-use crate::power::Dice;
+use crate::power::{Dice, Power};
 use crate::relay::Relay;
 use crate::{DEADLINE, Daemon, LOOK_EVERY, Mesh};
 
+/// How long messages are worth delivering where a worker may lose its memory: only then is it
+/// told that nobody knows what became of them.
+const LIFETIME_MS: u64 = 4_000;
 /// Clients of each controller.
 const CLIENTS: usize = 6;
 /// Where nodes in namespaces listen.
@@ -160,6 +163,8 @@ pub struct Scene {
     nodes: Vec<Daemon>,
     wires: Wires,
     runs: Vec<Runs>,
+    /// Of each node, when they are not only killed.
+    power: Vec<Power>,
     mends: Vec<(Instant, Mend)>,
     story: String,
     began: Instant,
@@ -168,13 +173,14 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Starts a mesh of this form, in network namespaces of this lab if there is one.
+    /// Starts a mesh of this form, in network namespaces of this lab if there is one. With
+    /// `power` nodes that are killed lose what no sync has made sure.
     ///
     /// # Panics
     ///
     /// When it does not start.
     #[must_use]
-    pub fn start(form: &Form, lab: Option<Lab>) -> Self {
+    pub fn start(form: &Form, lab: Option<Lab>, has_power: bool) -> Self {
         let mesh = Mesh::new();
         let relays: Vec<Relay> = match &lab {
             Some(_) => Vec::new(),
@@ -182,6 +188,7 @@ impl Scene {
         };
         let mut nodes = Vec::new();
         let mut runs = Vec::new();
+        let mut power = Vec::new();
         for number in 0..form.nodes {
             let name = format!("n{number}");
             let mut node = mesh
@@ -208,6 +215,11 @@ impl Scene {
                 runs.push(noted);
                 node = with.config(&format!("max-works = {}", form.max_works));
             }
+            if has_power {
+                let (of_node, with) = Power::of(node);
+                power.push(of_node);
+                node = with;
+            }
             nodes.push(node.start());
         }
         for (relay, (_, to)) in relays.iter().zip(&form.links) {
@@ -223,10 +235,18 @@ impl Scene {
             nodes,
             wires: lab.map_or(Wires::Relays(relays), Wires::Lab),
             runs,
+            power,
             mends: Vec::new(),
             story: String::new(),
             began: Instant::now(),
             mesh,
+        }
+    }
+
+    /// From now on no sync below these paths of any node makes anything durable.
+    pub fn forget_syncs(&mut self, below: &[&str]) {
+        for power in &mut self.power {
+            power.forget_syncs(below);
         }
     }
 
@@ -244,7 +264,9 @@ impl Scene {
         let sockets: Vec<_> = controllers
             .map(|at| self.nodes[*at].socket_path())
             .collect();
-        let campaign = Campaign::start(&sockets, &workers, CLIENTS, messages, dice);
+        let lifetime = self.form.wipes.then_some(LIFETIME_MS);
+        let many = (CLIENTS, messages);
+        let campaign = Campaign::start(&sockets, &workers, many, lifetime, dice);
         for fault in 0..faults {
             // Somewhere in its own part of the run.
             let part = (messages / faults).max(1);
@@ -330,7 +352,7 @@ impl Scene {
         match what {
             0..=3 => {
                 self.tell(&format!("kill n{victim} for {outage:?}"));
-                self.nodes[victim].kill();
+                self.kill(victim, dice);
                 self.later(outage, Mend::Start(victim));
             }
             4 | 5 => {
@@ -341,7 +363,7 @@ impl Scene {
                 for step in 0..most {
                     let node = (victim + step) % self.nodes.len();
                     if self.is_up(node) {
-                        self.nodes[node].kill();
+                        self.kill(node, dice);
                         self.later(outage, Mend::Start(node));
                     }
                 }
@@ -354,7 +376,7 @@ impl Scene {
             7 => {
                 self.tell(&format!("a crash loop of n{victim}"));
                 for _ in 0..3 {
-                    self.nodes[victim].kill();
+                    self.kill(victim, dice);
                     self.nodes[victim].restart();
                 }
             }
@@ -367,6 +389,9 @@ impl Scene {
                 self.tell(&format!("an empty n{victim} after {outage:?}"));
                 self.nodes[victim].kill();
                 fs::remove_dir_all(self.nodes[victim].data_dir()).expect("a data directory");
+                if let Some(power) = self.power.get_mut(victim) {
+                    power.renew();
+                }
                 self.later(outage, Mend::Start(victim));
             }
             _ => {
@@ -374,6 +399,13 @@ impl Scene {
                 self.nodes[victim].signal(Signal::SIGSTOP);
                 self.later(outage, Mend::Continue(victim));
             }
+        }
+    }
+
+    fn kill(&mut self, node: usize, dice: &mut Dice) {
+        match self.power.get_mut(node) {
+            Some(power) => power.fail(&mut self.nodes[node], dice),
+            None => self.nodes[node].kill(),
         }
     }
 
