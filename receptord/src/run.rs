@@ -243,6 +243,7 @@ fn spool_failed(data_dir: &Path, error: SpoolError) -> Failed {
         | SpoolError::NoEntry(_)
         | SpoolError::EntryExists(_)
         | SpoolError::Damaged(_)
+        | SpoolError::Changed(_)
         | SpoolError::OutOfOrder { .. }
         | SpoolError::Incomplete(_)
         | SpoolError::ReadOnly => Exit::Unavailable,

@@ -418,8 +418,11 @@ fn a_terminal_shows_how_far_a_payload_is() {
     assert!(send.wait().unwrap().success());
     let shown = terminal.0.lock().unwrap();
     assert!(shown.contains("% of 64.0 MiB"), "{shown}");
-    let last = shown.rsplit('\r').next().unwrap();
-    assert_eq!(last, "\u{1b}[K", "the line is taken away: {shown}");
+    drop(shown);
+    wait_for("the line is taken away", || {
+        let shown = terminal.0.lock().unwrap();
+        (shown.rsplit('\r').next()? == "\u{1b}[K").then_some(())
+    });
 }
 
 #[test]

@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use receptor_proto::control::{
-    DeadLetterStatus, DeadLettersReply, SpoolEntry, SpoolKind, SpoolReason, SpoolReply,
+    DeadLetterStatus, DeadLettersReply, SpoolDamage, SpoolEntry, SpoolKind, SpoolReason, SpoolReply,
 };
 use receptor_proto::packet::{Message, MessageKind};
-use receptor_proto::record::{EntryId, Record};
+use receptor_proto::record::Record;
 use receptor_proto::{Directive, ErrorBody, IdPrefix, MessageId, NodeId};
 use receptor_spool::{Damage, Disk as _, FsDisk, Report, Spool, SpoolError};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::exit::{Exit, Failure};
 use crate::output::printable;
@@ -29,61 +29,13 @@ const LISTED_MAX: usize = 10_000;
 /// The longest first line of a dead letter, as receptord has it.
 const LINE_MAX: u64 = 1 << 20;
 
-/// What [`list`] gives: receptord's answer, and what is damaged.
-#[derive(Debug, Serialize)]
-pub(super) struct Listing {
-    #[serde(flatten)]
-    pub(super) reply: SpoolReply,
-    /// Absent when everything can be read.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) damaged: Vec<Damaged>,
-}
-
-/// A part of the spool that cannot be read.
-#[derive(Debug, Serialize)]
-pub(super) struct Damaged {
-    /// In which file of the spool.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    file: Option<String>,
-    /// Where it begins.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    offset: Option<u64>,
-    /// How many bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bytes: Option<u64>,
-    /// The number of the message that is lost with it, where that is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    entry: Option<u64>,
-    /// What is wrong, for people.
-    pub(super) message: String,
-}
-
-impl From<&Damage> for Damaged {
-    fn from(damage: &Damage) -> Self {
-        Self {
-            file: Some(damage.file.clone()),
-            offset: Some(damage.offset),
-            bytes: Some(damage.length),
-            entry: damage.entry.map(|entry| entry.0),
-            message: damage.to_string(),
-        }
-    }
-}
-
-impl From<&SpoolError> for Damaged {
-    fn from(error: &SpoolError) -> Self {
-        let entry = if let SpoolError::Damaged(EntryId(entry)) = error {
-            Some(*entry)
-        } else {
-            None
-        };
-        Self {
-            file: None,
-            offset: None,
-            bytes: None,
-            entry,
-            message: error.to_string(),
-        }
+fn damage(damage: &Damage) -> SpoolDamage {
+    SpoolDamage {
+        file: Some(damage.file.clone()),
+        offset: Some(damage.offset),
+        bytes: Some(damage.length),
+        entry: damage.entry.map(|entry| entry.0),
+        message: damage.to_string(),
     }
 }
 
@@ -96,10 +48,10 @@ pub(super) fn fallback() -> Option<PathBuf> {
 }
 
 /// The messages that wait in the spool of a data directory, or those of one work.
-pub(super) fn list(data_dir: &Path, only: Option<&IdPrefix>) -> Result<Listing, Failure> {
+pub(super) fn list(data_dir: &Path, only: Option<&IdPrefix>) -> Result<SpoolReply, Failure> {
     let (spool, report) = open(data_dir)?;
     let now = now_ms();
-    let mut damaged: Vec<_> = report.damage.iter().map(Damaged::from).collect();
+    let mut damaged: Vec<_> = report.damage.iter().map(damage).collect();
     let mut messages = Vec::new();
     let mut total = 0;
     // Of an outgoing message the mark comes first: its recipient has it, and it does not wait.
@@ -107,8 +59,14 @@ pub(super) fn list(data_dir: &Path, only: Option<&IdPrefix>) -> Result<Listing, 
     for record in spool.records(now) {
         let record = match record {
             Ok(record) => record,
-            Err(error @ SpoolError::Damaged(_)) => {
-                damaged.push(Damaged::from(&error));
+            Err(SpoolError::Damaged(entry)) => {
+                damaged.push(SpoolDamage {
+                    file: None,
+                    offset: None,
+                    bytes: None,
+                    entry: Some(entry.0),
+                    message: SpoolError::Damaged(entry).to_string(),
+                });
                 continue;
             }
             Err(error) => return Err(failed(data_dir, &error)),
@@ -151,8 +109,11 @@ pub(super) fn list(data_dir: &Path, only: Option<&IdPrefix>) -> Result<Listing, 
     if let Some(only) = only {
         one_work(&messages, only)?;
     }
-    let reply = SpoolReply { messages, total };
-    Ok(Listing { reply, damaged })
+    Ok(SpoolReply {
+        messages,
+        total,
+        damaged,
+    })
 }
 
 /// There is something, and all of it is of one work.

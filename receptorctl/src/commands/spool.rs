@@ -21,11 +21,8 @@ pub(super) fn list(
     stopped: &Stopped,
 ) -> Result<Exit, Failure> {
     if let Some(data_dir) = data_dir(context, stopped) {
-        let listing = offline::list(&data_dir, id.as_ref())?;
-        for damaged in &listing.damaged {
-            note(&damaged.message);
-        }
-        return answer(context, &listing, |out| show(out, &listing.reply));
+        let reply = offline::list(&data_dir, id.as_ref())?;
+        return answer(context, &reply, |out| show(out, &reply));
     }
     let command = With {
         command: "spool",
@@ -71,6 +68,9 @@ fn answer(
 }
 
 fn show(out: &mut Out, reply: &SpoolReply) -> Result<(), Failure> {
+    for damaged in &reply.damaged {
+        note(&damaged.message);
+    }
     let mut table = Table::new([
         "ID",
         "WHAT",

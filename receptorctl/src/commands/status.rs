@@ -69,6 +69,17 @@ fn show(out: &mut Out, status: &Status) -> Result<(), Failure> {
         size(spool.max_bytes)
     );
     field(out, "Spool", &waiting)?;
+    if spool.damaged > 0 {
+        let parts = count(spool.damaged, "damaged part");
+        field(
+            out,
+            "",
+            &format!("{parts} set aside, see 'receptorctl spool list'"),
+        )?;
+    }
+    if let Some(error) = &spool.error {
+        field(out, "", error)?;
+    }
     field(out, "Clients", &status.clients.to_string())?;
     if status.peers.is_empty() {
         field(out, "Peers", "none")?;

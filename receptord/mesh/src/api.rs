@@ -9,7 +9,7 @@ use core::time::Duration;
 use bytes::Bytes;
 use receptor_proto::frame::Frame;
 use receptor_proto::lsa::Capability;
-use receptor_proto::packet::{ActiveWork, CancelReason, Content, Eof, Message};
+use receptor_proto::packet::{ActiveWork, CancelReason, Content, Eof, Message, Piece};
 pub use receptor_proto::record::{EntryId, Record};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
@@ -271,8 +271,9 @@ pub enum Output {
         entry: EntryId,
         /// Where it begins: always where the last one ended.
         offset: u64,
-        /// The part.
-        bytes: Bytes,
+        /// The part, with the checksum that it was sent with. A part that has another by now is
+        /// not written: that is a failure, after which the origin sends it all again.
+        piece: Piece,
     },
     /// A client's message is safe; tell the client.
     Accepted {

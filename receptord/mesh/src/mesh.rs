@@ -10,10 +10,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use bytes::Bytes;
 use receptor_proto::frame::Frame;
 use receptor_proto::lsa::Capability;
-use receptor_proto::packet::{CancelReason, Content, Eof, Message, Priority};
+use receptor_proto::packet::{CancelReason, Content, Eof, Message, Piece, Priority};
 use receptor_proto::wire::DecodeError;
 use receptor_proto::{ErrorBody, MessageId, NodeId};
 
@@ -190,7 +189,7 @@ impl Mesh {
         now: Instant,
         entry: EntryId,
         offset: u64,
-        result: Result<Bytes, ErrorBody>,
+        result: Result<Piece, ErrorBody>,
     ) {
         self.delivery
             .handle_fetched(now, &mut self.router, entry, offset, result, &mut self.out);

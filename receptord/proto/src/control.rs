@@ -334,6 +334,12 @@ pub struct SpoolStatus {
     /// Messages of other nodes among them, kept until there is a way.
     #[serde(default)]
     pub in_custody: u64,
+    /// Parts of it that are damaged and set aside.
+    #[serde(default)]
+    pub damaged: u64,
+    /// The disk fails: nothing new is kept. What it said, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// `{"command":"nodes"}`: all that are known.
@@ -949,6 +955,28 @@ pub struct SpoolReply {
     pub messages: Vec<SpoolEntry>,
     /// How many there are.
     pub total: u64,
+    /// What of the spool is damaged, as far as it is known; absent when nothing is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<SpoolDamage>,
+}
+
+/// A part of the spool that is not what it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpoolDamage {
+    /// In which file of the spool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Where it begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
+    /// How many bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// The number of the message that is lost with it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<u64>,
+    /// What is wrong, and where its bytes are kept, for people.
+    pub message: String,
 }
 
 /// What a message in the spool is.

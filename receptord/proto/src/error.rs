@@ -108,6 +108,8 @@ codes! {
     PermissionDenied = "permission-denied";
     /// There is no such message, work or plugin here.
     NotFound = "not-found";
+    /// What was stored is not what it was: the disk changed it, and nothing was done with it.
+    Damaged = "damaged";
     /// A defect of Receptor itself.
     Internal = "internal";
     /// The configuration was not accepted.

@@ -263,6 +263,16 @@ pub struct Segment {
     /// Where the part begins.
     pub offset: u64,
     /// The part.
+    pub piece: Piece,
+}
+
+/// A piece of a payload with the checksum that it had where it was accepted, so that whoever
+/// stores it knows that it is what the sender gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// CRC-32C of the bytes. This crate carries it and does not look at it.
+    pub sum: u32,
+    /// The piece.
     pub bytes: Bytes,
 }
 
@@ -402,7 +412,8 @@ impl Body {
                 w.varint(segment.epoch);
                 w.varint(segment.seq);
                 w.varint(segment.offset);
-                w.0.extend_from_slice(&segment.bytes);
+                w.fixed_u32(segment.piece.sum);
+                w.0.extend_from_slice(&segment.piece.bytes);
                 kind::SEGMENT
             }
             Self::Receipt(receipt) => {
@@ -442,6 +453,7 @@ impl Body {
                 let epoch = r.varint("epoch")?;
                 let seq = r.varint("sequence")?;
                 let offset = r.varint("offset")?;
+                let sum = r.fixed_u32("checksum")?;
                 let bytes = r.into_rest();
                 if bytes.len() > SEGMENT_MAX {
                     let (size, limit) = (bytes.len() as u64, SEGMENT_MAX as u64);
@@ -455,7 +467,7 @@ impl Body {
                     epoch,
                     seq,
                     offset,
-                    bytes,
+                    piece: Piece { sum, bytes },
                 })
             }
             kind::RECEIPT => Self::Receipt(Receipt::decode(&mut r)?),
@@ -478,7 +490,7 @@ impl Body {
             Self::Kept { message, .. } | Self::Entrusted { message, .. } => {
                 message.size_hint() + NODE_HINT
             }
-            Self::Segment(segment) => segment.bytes.len() + 32,
+            Self::Segment(segment) => segment.piece.bytes.len() + 36,
             Self::Echo { .. }
             | Self::EchoReply(_)
             | Self::Undeliverable(_)

@@ -62,6 +62,11 @@ impl Writer<'_> {
         self.0.push(value);
     }
 
+    /// Four bytes, big-endian.
+    pub fn fixed_u32(&mut self, value: u32) {
+        self.0.extend_from_slice(&value.to_be_bytes());
+    }
+
     /// Eight bytes, big-endian.
     pub fn fixed_u64(&mut self, value: u64) {
         self.0.extend_from_slice(&value.to_be_bytes());
@@ -141,6 +146,16 @@ impl Reader {
             1 => Ok(true),
             _ => Err(DecodeError::Bad { what }),
         }
+    }
+
+    /// Four bytes, big-endian.
+    pub fn fixed_u32(&mut self, what: &'static str) -> Result<u32, DecodeError> {
+        let Some((head, _)) = self.rest.split_first_chunk::<4>() else {
+            return Err(DecodeError::Truncated { what });
+        };
+        let value = u32::from_be_bytes(*head);
+        let _ = self.rest.split_to(4);
+        Ok(value)
     }
 
     /// Eight bytes, big-endian.

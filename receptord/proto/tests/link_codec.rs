@@ -11,7 +11,7 @@ use receptor_proto::frame::{
 use receptor_proto::lsa::{Lsa, LsaKey, LsaKind, LsaSummary, Version};
 use receptor_proto::packet::{
     About, ActiveWork, Body, CONTROL_MAX, CancelReason, Content, Custody, EchoReply, Eof, Holding,
-    Message, MessageKind, Packet, RANGES_MAX, Receipt, SEGMENT_MAX, Segment, Undeliverable,
+    Message, MessageKind, Packet, Piece, RANGES_MAX, Receipt, SEGMENT_MAX, Segment, Undeliverable,
 };
 use receptor_proto::wire::DecodeError;
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
@@ -200,13 +200,17 @@ fn body() -> impl Strategy<Value = Body> {
             any::<u64>(),
             any::<u64>(),
             any::<u64>(),
+            any::<u32>(),
             vec(any::<u8>(), 0..300)
         )
-            .prop_map(|(epoch, seq, offset, bytes)| Body::Segment(Segment {
+            .prop_map(|(epoch, seq, offset, sum, bytes)| Body::Segment(Segment {
                 epoch,
                 seq,
                 offset,
-                bytes: bytes.into()
+                piece: Piece {
+                    sum,
+                    bytes: bytes.into()
+                }
             })),
         (any::<u64>(), ranges(), ranges(), ranges(), any::<u64>()).prop_map(
             |(epoch, received, progress, busy, instance)| Body::Receipt(Receipt {
@@ -416,7 +420,10 @@ fn a_full_segment_fits_the_smallest_frame_limit() {
         epoch: u64::MAX,
         seq: u64::MAX,
         offset: u64::MAX,
-        bytes: vec![0; SEGMENT_MAX].into(),
+        piece: Piece {
+            sum: u32::MAX,
+            bytes: vec![0; SEGMENT_MAX].into(),
+        },
     });
     let frame = Frame::Packet(Packet::new(long.clone(), long, 30, &body));
     assert!(encoded(&frame).len() <= MAX_FRAME_FLOOR);

@@ -276,7 +276,8 @@ mod tests {
         while spool.maintain().unwrap() {}
         assert!(spool.segment_bytes() <= 2 * spool.usage().bytes + 4 * (32 << 10));
         for entry in live {
-            assert_eq!(spool.read(EntryId(entry), 0, 2000).unwrap().len(), 1000);
+            let read = spool.read(EntryId(entry), 0, 2000).unwrap();
+            assert_eq!(read.bytes.len(), 1000);
         }
     }
 

@@ -55,8 +55,11 @@ pub enum SpoolError {
     #[error("there is an entry {} already", .0.0)]
     EntryExists(EntryId),
     /// The entry is there and cannot be read.
-    #[error("the entry {} is damaged", .0.0)]
+    #[error("what was stored as entry {} is damaged: the disk gives back something else", .0.0)]
     Damaged(EntryId),
+    /// A part of a payload has another checksum than it was given with.
+    #[error("a part of entry {} was changed on its way", .0.0)]
+    Changed(EntryId),
     /// A part of a payload does not begin where the last one ended, or the payload is complete.
     #[error("a part of entry {} at {offset}, which ends at {end}", .entry.0)]
     OutOfOrder {

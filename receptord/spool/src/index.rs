@@ -207,6 +207,22 @@ impl Index {
         payload.synced = false;
     }
 
+    /// The payload of a message is not what it was: it counts as what its message says.
+    pub(crate) fn lose_payload(&mut self, entry: EntryId, size: u64) {
+        let before = self
+            .payloads
+            .get(&entry.0)
+            .map_or(0, |payload| payload.size);
+        self.grow_payload(entry, 0);
+        if let Some(payload) = self.payloads.get_mut(&entry.0) {
+            (payload.size, payload.lost, payload.owned) = (size, true, true);
+        }
+        self.total.bytes = self.total.bytes + size - before;
+        if let Some(slot) = self.entries.get(entry.0) {
+            self.nodes.resize(slot.node, before, size);
+        }
+    }
+
     /// An unfinished payload is as long as this, and durable.
     pub(crate) fn cut_payload(&mut self, entry: EntryId, size: u64) {
         if let Some(payload) = self.payloads.get_mut(&entry.0) {

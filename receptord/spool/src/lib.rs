@@ -20,11 +20,13 @@
 //! │   └── 0000000000000004.spare    an empty segment, kept for later
 //! ├── payloads/
 //! │   ├── 00000000000000c1          the payload of entry 0xc1, as it came
+//! │   ├── 00000000000000c1.sums     its checksums: crc:u32 for each 64 KiB
 //! │   ├── 00000000000000d4          one that is not complete yet
 //! │   └── 00000000000000d4.part     what that is part of, and how much of it is safe
 //! └── corrupt/
 //!     ├── 0000000000000007.seg-8216 what could not be used of that segment, from there on
-//!     └── 00000000000000b2.payload  a payload that is not as long as its message says
+//!     ├── 00000000000000b2.payload  a payload that is not what its message came with
+//!     └── 00000000000000b2.payload.sums   its checksums
 //! ```
 //!
 //! # A segment
@@ -83,6 +85,7 @@ mod segment;
 pub mod sim;
 mod slots;
 mod spool;
+mod sums;
 
 pub use disk::{Access, Disk, DiskFile, FsDisk};
 pub use error::SpoolError;
@@ -91,5 +94,6 @@ pub use page::Page;
 pub use partials::{Growing, Synced};
 pub use payloads::payload_path;
 pub use records::Records;
-pub use recover::{Damage, Report};
+pub use recover::{CORRUPT, Damage, Report};
 pub use spool::{Limits, Op, Options, Outcome, Spool};
+pub use sums::{BLOCK, SUMS, Sums, Verifier, link_payload, sums_beside, verify_payload};

@@ -738,7 +738,7 @@ fn write<F: DiskFile>(active: &mut Active<F>, bytes: &mut Vec<u8>, sync: bool) -
 }
 
 /// One that is not there is as good as removed.
-fn gone(result: io::Result<()>) -> io::Result<()> {
+pub(crate) fn gone(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,

@@ -23,6 +23,7 @@ use crate::disk::{Access, Disk, DiskFile, read_full, write_full};
 use crate::error::SpoolError;
 use crate::payloads::{PAYLOADS, payload_path};
 use crate::spool::Spool;
+use crate::sums::Unsaved;
 
 /// What a note's name ends with.
 pub(crate) const NOTE: &str = ".part";
@@ -56,6 +57,7 @@ pub struct Growing<F> {
     entry: EntryId,
     size: u64,
     file: F,
+    sums: Option<Unsaved<F>>,
     mark: Option<Mark<F>>,
 }
 
@@ -79,7 +81,8 @@ impl<F: DiskFile> Growing<F> {
     /// Syncs. Blocks for as long as the disk takes.
     #[must_use]
     pub fn run(self) -> Synced {
-        let result = self.file.sync();
+        let sums = || self.sums.as_ref().map_or(Ok(()), Unsaved::save);
+        let result = self.file.sync().and_then(|()| sums());
         if let (Ok(()), Some(Mark { note, at, bytes })) = (&result, &self.mark) {
             // Without its mark the payload is begun anew after a restart, and no more than that.
             let _ = write_full(note, bytes, *at).and_then(|()| note.sync());
@@ -148,6 +151,7 @@ impl<D: Disk> Spool<D> {
             None => self.disk.open(&path, Access::Write),
         };
         let file = file.map_err(failed)?;
+        let sums = self.unsaved(entry).map_err(failed)?;
         let mark = self.mark(entry, payload.size).map_err(failed)?;
         if self.is_payload_new {
             self.disk.sync_dir(PAYLOADS).map_err(failed)?;
@@ -160,6 +164,7 @@ impl<D: Disk> Spool<D> {
             entry,
             size: payload.size,
             file,
+            sums,
             mark,
         }))
     }
@@ -222,7 +227,9 @@ impl<D: Disk> Spool<D> {
             Ok(()) => {
                 payload.safe = payload.safe.max(synced.size);
                 payload.synced = payload.safe == payload.size && !payload.ragged;
-                Ok(payload.synced)
+                let is_synced = payload.synced;
+                self.saved(synced.entry, synced.size);
+                Ok(is_synced)
             }
             Err(error) => {
                 payload.lost = true;
@@ -381,7 +388,9 @@ mod tests {
     }
 
     fn append(spool: &mut Spool<SimDisk>, offset: u64, length: u64) {
-        spool.append(ENTRY, offset, &part(offset, length)).unwrap();
+        spool
+            .append(ENTRY, offset, &part(offset, length), None)
+            .unwrap();
     }
 
     fn sync(spool: &mut Spool<SimDisk>, least: u64) -> Option<bool> {
@@ -432,7 +441,7 @@ mod tests {
             assert!(spool.unfinished(0).is_empty());
             assert_eq!(spool.records(0).count(), 1);
             for offset in (0..SIZE).step_by(50_000) {
-                let read = spool.read(ENTRY, offset, 50_000).unwrap();
+                let read = spool.read(ENTRY, offset, 50_000).unwrap().bytes;
                 assert_eq!(read, part(offset, 50_000));
             }
             let notes = disk.files().into_keys().filter(|name| name.ends_with(NOTE));

@@ -10,7 +10,9 @@ use receptor_proto::record::EntryId;
 
 use crate::disk::{Access, Disk, DiskFile, write_full};
 use crate::error::SpoolError;
+use crate::recover::{CORRUPT, CORRUPT_MAX, Damage};
 use crate::spool::Spool;
+use crate::sums::{SUMS, Sums, sums_path};
 
 /// Where payloads are.
 pub(crate) const PAYLOADS: &str = "payloads";
@@ -23,15 +25,32 @@ pub fn payload_path(entry: EntryId) -> String {
     format!("{PAYLOADS}/{:016x}", entry.0)
 }
 
+/// Where a payload goes that is not what it was.
+pub(crate) fn aside_path(entry: EntryId) -> String {
+    format!("{CORRUPT}/{:016x}.payload", entry.0)
+}
+
 impl<D: Disk> Spool<D> {
     /// Writes a part of a payload behind what is there. It is nobody's, and gone after a
-    /// restart, until a message with this entry is written.
+    /// restart, until a message with this entry is written. `sum` is the checksum that the part
+    /// came with, if it came with one.
     ///
     /// # Errors
     ///
-    /// [`SpoolError::OutOfOrder`] when it does not begin where the last one ended; full; or the
-    /// disk fails. Then the payload is as long as before.
-    pub fn append(&mut self, entry: EntryId, offset: u64, bytes: &[u8]) -> Result<(), SpoolError> {
+    /// [`SpoolError::OutOfOrder`] when it does not begin where the last one ended;
+    /// [`SpoolError::Changed`] when it has another checksum; full; or the disk fails. Then the
+    /// payload is as long as before.
+    pub fn append(
+        &mut self,
+        entry: EntryId,
+        offset: u64,
+        bytes: &[u8],
+        sum: Option<u32>,
+    ) -> Result<(), SpoolError> {
+        let own = crc32c::crc32c(bytes);
+        if sum.is_some_and(|sum| sum != own) {
+            return Err(SpoolError::Changed(entry));
+        }
         let payload = self.index.payloads.get(&entry.0).copied();
         let end = payload.map_or(0, |payload| payload.size);
         let closed = payload.is_some_and(|payload| payload.owned);
@@ -53,6 +72,7 @@ impl<D: Disk> Spool<D> {
             } else {
                 Access::Create
             };
+            self.sum_again(entry, end).map_err(failed)?;
             let file = self.disk.open(&path, access).map_err(failed)?;
             self.is_payload_new = true;
             if self.open.len() >= OPEN_PAYLOADS_MAX {
@@ -79,15 +99,22 @@ impl<D: Disk> Spool<D> {
             return Err(failed(error));
         }
         self.index.grow_payload(entry, bytes.len() as u64);
+        self.sum_part(entry, bytes, own);
         Ok(())
     }
 
-    /// Takes a file on the same file system as a payload.
+    /// Takes a file on the same file system as a payload, which has these checksums.
     ///
     /// # Errors
     ///
     /// As [`Self::append`]; the file is where it was then.
-    pub fn adopt(&mut self, entry: EntryId, from: &Path, size: u64) -> Result<(), SpoolError> {
+    pub fn adopt(
+        &mut self,
+        entry: EntryId,
+        from: &Path,
+        size: u64,
+        sums: Sums,
+    ) -> Result<(), SpoolError> {
         if !self.writable {
             return Err(SpoolError::ReadOnly);
         }
@@ -101,6 +128,7 @@ impl<D: Disk> Spool<D> {
             .map_err(|error| SpoolError::io(format!("moving a file to {path}"), &error))?;
         self.is_payload_new = true;
         self.index.grow_payload(entry, size);
+        self.sum_file(entry, sums);
         Ok(())
     }
 
@@ -147,10 +175,48 @@ impl<D: Disk> Spool<D> {
             }
             synced.map_err(failed)?;
         }
+        if !self.is_saved(entry, size) {
+            let unsaved = self.unsaved(entry);
+            let saved = unsaved.and_then(|unsaved| unsaved.map_or(Ok(()), |sums| sums.save()));
+            if saved.is_err()
+                && let Some(payload) = self.index.payloads.get_mut(&entry.0)
+            {
+                payload.lost = true;
+            }
+            saved.map_err(failed)?;
+            self.saved(entry, size);
+        }
         if self.is_payload_new {
             self.disk.sync_dir(PAYLOADS).map_err(failed)?;
             self.is_payload_new = false;
         }
         Ok(())
+    }
+
+    /// Puts a payload aside that is not what it was. Its message stays, and reading the payload
+    /// says that it is damaged, until whoever owns the message has told its sender and removes it.
+    pub fn set_aside(&mut self, entry: EntryId) -> Option<Damage> {
+        let payload = self.index.payloads.get_mut(&entry.0)?;
+        payload.lost = true;
+        let size = payload.size;
+        self.close_reading(entry);
+        let file = payload_path(entry);
+        let kept = aside_path(entry);
+        let fits = self.writable && self.aside.saturating_add(size) <= CORRUPT_MAX;
+        let kept = fits && self.disk.rename(&file, &kept).is_ok();
+        if kept {
+            self.aside += size;
+            let sums = format!("{}{SUMS}", aside_path(entry));
+            // What was damaged is found without them, and this is not needed by anything here.
+            let _ = self.disk.rename(&sums_path(entry), &sums);
+            let _ = self.disk.sync_dir(CORRUPT);
+        }
+        Some(Damage {
+            file,
+            offset: 0,
+            length: size,
+            entry: Some(entry),
+            kept: kept.then(|| aside_path(entry)),
+        })
     }
 }

@@ -18,14 +18,15 @@ use crate::error::SpoolError;
 use crate::index::{Index, Usage};
 use crate::log::{Log, NUMBER_MAX, REMOVED, SEGMENTS, decode_removed, segment_path, spare_path};
 use crate::partials::{self, NOTE, Note, note_path};
-use crate::payloads::{PAYLOADS, payload_path};
+use crate::payloads::{PAYLOADS, aside_path, payload_path};
 use crate::segment::{FIRST, Header, NoHeader, Place, Scan, VERSION};
 use crate::spool::{Options, Spool};
+use crate::sums::{BLOCK, SUM, SUMS, sums_path};
 
-/// Where what cannot be used is kept for somebody to look at.
-const CORRUPT: &str = "corrupt";
+/// The directory where what cannot be used is kept for somebody to look at.
+pub const CORRUPT: &str = "corrupt";
 /// Bytes kept there; what is found beyond is reported and not kept.
-const CORRUPT_MAX: u64 = 256 << 20;
+pub(crate) const CORRUPT_MAX: u64 = 256 << 20;
 /// Says which version of the format the directory has.
 const FORMAT: &str = "format";
 /// Where a new one of that is made.
@@ -130,11 +131,13 @@ pub(crate) fn open<D: Disk>(
     recovery.count_kept()?;
     recovery.payloads()?;
     recovery.segments(&mut log)?;
-    recovery.match_payloads(&mut log)?;
+    recovery.match_payloads()?;
     let (index, mut report) = (recovery.index, recovery.report);
     let notes = recovery.notes;
     report.usage = index.total();
-    let spool = Spool::assemble(disk, &options, index, log, notes, lock, writable);
+    let aside = recovery.kept_bytes;
+    let mut spool = Spool::assemble(disk, &options, index, log, notes, lock, writable);
+    spool.aside = aside;
     Ok((spool, report))
 }
 
@@ -424,29 +427,33 @@ impl<D: Disk> Recovery<'_, D> {
         }
     }
 
-    /// Sets messages without their payload aside, and removes payloads without a message.
-    fn match_payloads(&mut self, log: &mut Log<D::File>) -> Result<(), SpoolError> {
+    /// Sets payloads aside that are not as long as their messages say, and removes those
+    /// without a message.
+    fn match_payloads(&mut self) -> Result<(), SpoolError> {
         for (entry, size) in std::mem::take(&mut self.large) {
             let entry = EntryId(entry);
             let payload = self.index.payloads.get(&entry.0).copied();
             if payload.is_some_and(|payload| payload.size == size) {
                 continue;
             }
+            // What owns its message finds that out when it reads it, and tells the sender.
+            self.index.lose_payload(entry, size);
+            let found = payload.map_or(0, |payload| payload.size);
             let path = payload_path(entry);
-            let kept = format!("{CORRUPT}/{:016x}.payload", entry.0);
-            let moved = self.writable && payload.is_some();
+            let kept = aside_path(entry);
+            let fits = self.kept_bytes.saturating_add(found) <= CORRUPT_MAX;
+            let moved = self.writable && payload.is_some() && fits;
             let moved = moved && self.disk.rename(&path, &kept).is_ok();
+            if moved {
+                self.kept_bytes += found;
+            }
             self.report.damage.push(Damage {
                 file: path,
                 offset: 0,
-                length: payload.map_or(0, |payload| payload.size),
+                length: found,
                 entry: Some(entry),
                 kept: moved.then_some(kept),
             });
-            let segments = self.index.whereabouts(entry);
-            log.carry
-                .extend(segments.into_iter().map(|segment| (entry, segment)));
-            self.index.remove(entry);
         }
         let owned: BTreeSet<u64> = self
             .index
@@ -462,6 +469,14 @@ impl<D: Disk> Recovery<'_, D> {
             };
             if owned.contains(&entry) || !self.take_up(EntryId(entry)) {
                 self.drop_file(&note_path(EntryId(entry)));
+            }
+        }
+        for name in &names {
+            let Some(entry) = number(name, SUMS) else {
+                continue;
+            };
+            if !owned.contains(&entry) && !self.notes.contains_key(&entry) {
+                self.drop_file(&sums_path(EntryId(entry)));
             }
         }
         for name in names {
@@ -484,7 +499,9 @@ impl<D: Disk> Recovery<'_, D> {
             return false;
         };
         let size = self.index.payloads.get(&entry.0).map_or(0, |p| p.size);
-        if size < safe {
+        let sums = self.disk.open(&sums_path(entry), Access::Read);
+        let summed = sums.and_then(|file| file.size()).unwrap_or(0) / SUM as u64 * BLOCK as u64;
+        if size < safe || summed < safe / BLOCK as u64 * BLOCK as u64 {
             return false;
         }
         if self.writable && size > safe {

@@ -3,22 +3,24 @@
 //! Owns the limits and the moment at which files may be removed. Never promises what is not
 //! synced, and never holds a payload in memory.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use receptor_proto::NodeId;
-use receptor_proto::packet::{MessageKind, SEGMENT_MAX};
+use receptor_proto::packet::{MessageKind, Piece, SEGMENT_MAX};
 use receptor_proto::record::{self, EntryId, Record};
 
 use crate::disk::{Access, Disk, read_full};
 use crate::error::SpoolError;
 use crate::index::{Index, Usage};
-use crate::log::{Effect, Log, Reserve, Results, segment_path};
+use crate::log::{Effect, Log, Reserve, Results, gone, segment_path};
 use crate::partials::Note;
 use crate::payloads::payload_path;
 use crate::records::Records;
 use crate::recover::{self, Report};
 use crate::segment::{FIRST, FrameWriter, GROUP_MAX, Place};
+use crate::sums::{Growths, Reading, sums_path};
 
 /// Removals that wait for a sync of something else; 4096 messages come back after a crash.
 const UNSETTLED_MAX: usize = 4096;
@@ -128,6 +130,12 @@ pub struct Spool<D: Disk> {
     pub(crate) is_payload_new: bool,
     /// What payloads that are being written are part of, by entry.
     pub(crate) notes: BTreeMap<u64, Note>,
+    /// Checksums of payloads that are being written.
+    pub(crate) sums: Growths,
+    /// Payloads that are being read, the last one last.
+    pub(crate) reading: RefCell<Vec<Reading<D::File>>>,
+    /// Bytes of what was set aside.
+    pub(crate) aside: u64,
     pub(crate) writable: bool,
     _lock: D::Lock,
 }
@@ -232,6 +240,9 @@ impl<D: Disk> Spool<D> {
             freed: Vec::new(),
             is_payload_new: true,
             notes,
+            sums: Growths::new(),
+            reading: RefCell::default(),
+            aside: 0,
             writable,
             _lock: lock,
         }
@@ -322,14 +333,17 @@ impl<D: Disk> Spool<D> {
                 self.freed.push(file);
             }
             self.open.retain(|(open, _)| *open != entry);
-            match self.disk.remove(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    self.index.doomed.push((entry, size));
-                }
-                _ => {}
+            self.close_reading(entry);
+            let removed = gone(self.disk.remove(&path));
+            if removed
+                .and_then(|()| gone(self.disk.remove(&sums_path(entry))))
+                .is_err()
+            {
+                self.index.doomed.push((entry, size));
             }
         }
         self.sweep_notes();
+        self.sweep_sums();
         let _ = self.log.collect(&self.disk, &mut self.index);
     }
 
@@ -635,27 +649,22 @@ impl<D: Disk> Spool<D> {
     // Reading.
 
     /// Reads a part of a stored payload, or of the body of a stored message: at most `length`
-    /// bytes, less at its end.
+    /// bytes, less at its end. What is given is what was stored.
     ///
     /// # Errors
     ///
     /// [`SpoolError::NoEntry`], [`SpoolError::Damaged`], or the disk fails.
-    pub fn read(&self, entry: EntryId, offset: u64, length: usize) -> Result<Bytes, SpoolError> {
+    pub fn read(&self, entry: EntryId, offset: u64, length: usize) -> Result<Piece, SpoolError> {
         if let Some(payload) = self.index.payloads.get(&entry.0) {
+            if payload.lost {
+                return Err(SpoolError::Damaged(entry));
+            }
             let rest = payload.size.saturating_sub(offset);
             let length = length.min(usize::try_from(rest).unwrap_or(usize::MAX));
             let length = length.min(SEGMENT_MAX);
-            let path = payload_path(entry);
-            let mut buffer = vec![0; length];
-            let read = self
-                .disk
-                .open(&path, Access::Read)
-                .and_then(|file| read_full(&file, &mut buffer, offset));
-            let count = read.map_err(|error| SpoolError::io(format!("reading {path}"), &error))?;
-            if count < length {
-                return Err(SpoolError::Damaged(entry));
-            }
-            return Ok(buffer.into());
+            let (bytes, sum) = self.read_payload(entry, (offset, length), payload.size)?;
+            let bytes = bytes.into();
+            return Ok(Piece { sum, bytes });
         }
         let Some(slot) = self.index.entries.get(entry.0).copied() else {
             return Err(SpoolError::NoEntry(entry));
@@ -668,7 +677,9 @@ impl<D: Disk> Spool<D> {
             .unwrap_or(usize::MAX)
             .min(body.len());
         let end = start.saturating_add(length).min(body.len());
-        Ok(body.slice(start..end))
+        let bytes = body.slice(start..end);
+        let sum = crc32c::crc32c(&bytes);
+        Ok(Piece { sum, bytes })
     }
 
     /// `None`: it is not as it was written.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use receptor_proto::packet::{CancelReason, Content, Eof, Message, MessageKind, SEGMENT_MAX};
 use receptor_proto::record::{EntryId, Record};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
-use receptor_spool::{FsDisk, Limits, Op, Options, Spool, SpoolError};
+use receptor_spool::{FsDisk, Limits, Op, Options, Spool, SpoolError, Sums, Verifier};
 
 const LARGE: usize = SEGMENT_MAX + 100;
 
@@ -106,7 +106,8 @@ fn write_golden(dir: &Path) {
     options.segment_bytes = 16 << 10;
     let (mut spool, _) = Spool::open(FsDisk::new(dir), &options).unwrap();
     for (at, part) in payload().chunks(30_000).enumerate() {
-        spool.append(EntryId(5), at as u64 * 30_000, part).unwrap();
+        let at = at as u64 * 30_000;
+        spool.append(EntryId(5), at, part, None).unwrap();
     }
     let mut records = golden();
     let last = records.split_off(6);
@@ -187,9 +188,9 @@ fn a_directory_of_version_1_can_be_read() {
         let mut found: Vec<Record> = spool.records(6_000).map(Result::unwrap).collect();
         found.sort_by_key(|record| format!("{record:?}"));
         assert_eq!(found, expected);
-        let part = spool.read(EntryId(5), 65_000, SEGMENT_MAX).unwrap();
+        let part = spool.read(EntryId(5), 65_000, SEGMENT_MAX).unwrap().bytes;
         assert_eq!(part, payload()[65_000..]);
-        assert_eq!(spool.read(EntryId(2), 1, 9).unwrap(), b"wo"[..]);
+        assert_eq!(spool.read(EntryId(2), 1, 9).unwrap().bytes, b"wo"[..]);
         // And go on from there.
         let entry = 1000 + round;
         let records = vec![outgoing(entry, "node-b", b"more")];
@@ -214,11 +215,14 @@ fn only_one_process_owns_it_and_others_read_it_when_it_has_ended() {
     spool.close().unwrap();
     let (mut one, _) = Spool::open_read_only(disk()).unwrap();
     let (two, _) = Spool::open_read_only(disk()).unwrap();
-    assert_eq!(one.read(EntryId(1), 0, 100).unwrap(), b"hello"[..]);
+    assert_eq!(one.read(EntryId(1), 0, 100).unwrap().bytes, b"hello"[..]);
     assert_eq!(two.records(0).count(), 1);
     let refused = one.commit(0, &batch);
     assert_eq!(refused[0].result, Err(SpoolError::ReadOnly));
-    assert_eq!(one.append(EntryId(2), 0, b"x"), Err(SpoolError::ReadOnly));
+    assert_eq!(
+        one.append(EntryId(2), 0, b"x", None),
+        Err(SpoolError::ReadOnly)
+    );
     assert_eq!(
         Spool::open(disk(), &Options::new(3)).err(),
         Some(SpoolError::InUse)
@@ -230,7 +234,7 @@ fn nobody_else_can_read_it() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("spool");
     let (mut spool, _) = Spool::open(FsDisk::new(&root), &Options::new(1)).unwrap();
-    spool.append(EntryId(1), 0, b"secret").unwrap();
+    spool.append(EntryId(1), 0, b"secret", None).unwrap();
     let records = vec![outgoing(2, "a", b"secret")];
     spool.commit(0, &[Op::Write { token: 1, records }]);
     let mut dirs = vec![root];
@@ -295,12 +299,125 @@ fn a_payload_without_its_file_is_set_aside() {
     assert!(!file.exists() && root.join("corrupt/0000000000000005.payload").exists());
     assert_eq!(
         spool.read(EntryId(5), 0, 1),
-        Err(SpoolError::NoEntry(EntryId(5)))
+        Err(SpoolError::Damaged(EntryId(5)))
     );
-    assert_eq!(spool.commit(0, &[]), []);
+    // Its message is there, so that its sender can be told.
+    let is_there = |record: Result<Record, _>| {
+        matches!(
+            record,
+            Ok(Record::Outgoing {
+                entry: EntryId(5),
+                ..
+            } | Record::Incoming {
+                entry: EntryId(5),
+                ..
+            })
+        )
+    };
+    assert!(spool.records(0).any(is_there));
+    assert_eq!(spool.commit(0, &[Op::Remove(EntryId(5))]), []);
     spool.close().unwrap();
     let (_, report) = Spool::open(FsDisk::new(&root), &Options::new(2)).unwrap();
     assert_eq!(report.damage, []);
+}
+
+/// A payload that was appended under entry 9, and its message.
+fn with_payload(root: &Path, bytes: &[u8]) -> Spool<FsDisk> {
+    let (mut spool, _) = Spool::open(FsDisk::new(root), &Options::new(1)).unwrap();
+    for (at, part) in bytes.chunks(30_000).enumerate() {
+        let sum = Some(crc32c::crc32c(part));
+        let at = at as u64 * 30_000;
+        spool.append(EntryId(9), at, part, sum).unwrap();
+    }
+    let mut large = message(9, request(), b"");
+    large.size = bytes.len() as u64;
+    let records = vec![Record::Outgoing {
+        entry: EntryId(9),
+        recipient: node("a"),
+        message: large,
+    }];
+    let outcomes = spool.commit(0, &[Op::Write { token: 1, records }]);
+    assert_eq!(outcomes[0].result, Ok(()));
+    spool
+}
+
+fn read_all(spool: &Spool<FsDisk>, step: usize, size: usize) -> Result<Vec<u8>, SpoolError> {
+    let mut read = Vec::new();
+    while read.len() < size {
+        let piece = spool.read(EntryId(9), read.len() as u64, step)?;
+        assert_eq!(piece.sum, crc32c::crc32c(&piece.bytes));
+        assert!(!piece.bytes.is_empty());
+        read.extend_from_slice(&piece.bytes);
+    }
+    Ok(read)
+}
+
+#[test]
+fn a_payload_is_read_as_it_was_stored_or_not_at_all() {
+    let mut rng = fastrand::Rng::with_seed(3);
+    for size in [65_537, 131_072, 300_001] {
+        let bytes: Vec<u8> = (0..size).map(|_| rng.u8(..)).collect();
+        for step in [1 << 20, SEGMENT_MAX, 50_000] {
+            for place in [0, size / 2, size - 1] {
+                let dir = tempfile::tempdir().unwrap();
+                let root = dir.path().join("spool");
+                let spool = with_payload(&root, &bytes);
+                assert_eq!(read_all(&spool, step, size).unwrap(), bytes);
+                drop(spool);
+                let file = root.join("payloads/0000000000000009");
+                let mut damaged = bytes.clone();
+                damaged[place] ^= 1 << rng.u8(0..8);
+                fs::write(&file, &damaged).unwrap();
+                // It is as long as it should be, which is all that a start looks at.
+                let (mut spool, report) =
+                    Spool::open(FsDisk::new(&root), &Options::new(2)).unwrap();
+                assert_eq!(report.damage, []);
+                let error = SpoolError::Damaged(EntryId(9));
+                assert_eq!(read_all(&spool, step, size), Err(error.clone()));
+                let mut verifier = Verifier::beside(&file).unwrap();
+                let added = damaged
+                    .chunks(10_000)
+                    .try_for_each(|part| verifier.add(part));
+                assert!(added.and_then(|()| verifier.end()).is_err());
+                let damage = spool.set_aside(EntryId(9)).unwrap();
+                let kept = root.join(damage.kept.unwrap());
+                assert_eq!(fs::read(kept).unwrap(), damaged);
+                assert_eq!(spool.read(EntryId(9), 0, 1), Err(error));
+                spool.commit(0, &[Op::Remove(EntryId(9))]);
+                spool.close().unwrap();
+                let (spool, report) = Spool::open(FsDisk::new(&root), &Options::new(3)).unwrap();
+                assert_eq!((spool.usage().bytes, report.damage), (0, vec![]));
+                assert_eq!(fs::read_dir(root.join("payloads")).unwrap().count(), 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_part_that_was_changed_on_its_way_is_not_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("spool");
+    let (mut spool, _) = Spool::open(FsDisk::new(&root), &Options::new(1)).unwrap();
+    let sum = crc32c::crc32c(b"as it was");
+    let changed = spool.append(EntryId(9), 0, b"as it is ", Some(sum));
+    assert_eq!(changed, Err(SpoolError::Changed(EntryId(9))));
+    assert_eq!(spool.usage().bytes, 0);
+    spool
+        .append(EntryId(9), 0, b"as it was", Some(sum))
+        .unwrap();
+}
+
+#[test]
+fn checksums_without_a_payload_go_and_a_payload_without_checksums_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("spool");
+    let bytes = vec![7; 100_000];
+    drop(with_payload(&root, &bytes));
+    fs::remove_file(root.join("payloads/0000000000000009.sums")).unwrap();
+    fs::write(root.join("payloads/000000000000000a.sums"), b"sums").unwrap();
+    let (spool, _) = Spool::open(FsDisk::new(&root), &Options::new(2)).unwrap();
+    assert_eq!(read_all(&spool, 50_000, 100_000).unwrap(), bytes);
+    assert_eq!(fs::read_dir(root.join("payloads")).unwrap().count(), 1);
 }
 
 #[test]
@@ -310,7 +427,10 @@ fn a_file_can_be_taken_over_as_a_payload() {
     let upload = dir.path().join("upload");
     fs::write(&upload, payload()).unwrap();
     let (mut spool, _) = Spool::open(FsDisk::new(&root), &Options::new(1)).unwrap();
-    spool.adopt(EntryId(9), &upload, LARGE as u64).unwrap();
+    let sums = Sums::of_file(&upload).unwrap();
+    spool
+        .adopt(EntryId(9), &upload, LARGE as u64, sums)
+        .unwrap();
     assert!(!upload.exists());
     let mut large = message(9, request(), b"");
     large.size = LARGE as u64;
@@ -326,7 +446,7 @@ fn a_file_can_be_taken_over_as_a_payload() {
     let (spool, report) = Spool::open(FsDisk::new(&root), &Options::new(1)).unwrap();
     assert_eq!(report.damage, []);
     assert_eq!(
-        spool.read(EntryId(9), 100, 200).unwrap(),
+        spool.read(EntryId(9), 100, 200).unwrap().bytes,
         payload()[100..300]
     );
     assert_eq!(

@@ -152,7 +152,7 @@ impl Run {
                             // As the core does: what failed is not followed by more.
                             ok = ok
                                 && spool
-                                    .append(entry, part as u64, &payload[part..end])
+                                    .append(entry, part as u64, &payload[part..end], None)
                                     .is_ok();
                         }
                         self.model.payloads.insert(entry.0, payload);
@@ -427,7 +427,7 @@ impl Run {
             let mut read = Vec::new();
             while read.len() < payload.len() {
                 let part = spool.read(EntryId(*entry), read.len() as u64, 50_000);
-                let part = part.expect("the payload can be read");
+                let part = part.expect("the payload can be read").bytes;
                 assert!(!part.is_empty());
                 read.extend_from_slice(&part);
             }

@@ -10,6 +10,7 @@ use receptor_proto::control::{
     DeadLetterCommand, DeadLettersReply, LINE_MAX, RetryReply, SendReply, WorkStatus, WorksReply,
 };
 use receptor_proto::{ErrorBody, ErrorCode, IdPrefix};
+use receptor_spool::{Sums, verify_payload};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
@@ -143,7 +144,14 @@ pub(super) async fn retry(
         let spare = from.with_extension("again");
         let _ = std::fs::remove_file(&spare);
         std::fs::hard_link(&from, &spare).map_err(lost)?;
-        context.store.adopt(entry, spare, letter.size)?;
+        let read = spare.clone();
+        let sums = tokio::task::spawn_blocking(move || {
+            verify_payload(&from)?;
+            Sums::of_file(&read)
+        });
+        let sums = sums.await.map_err(std::io::Error::other).map_err(lost)?;
+        let sums = sums.map_err(lost)?;
+        context.store.adopt(entry, spare, letter.size, sums)?;
         Payload::Stored {
             entry,
             size: letter.size,

@@ -206,6 +206,7 @@ pub(super) async fn status_reply(context: &Context) -> Result<StatusReply, Engin
     };
     let now = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
     let usage = context.store.usage();
+    let trouble = context.store.trouble();
     let plugins = context.plugins().await;
     let settings = context.settings.borrow();
     let status = Status {
@@ -226,6 +227,8 @@ pub(super) async fn status_reply(context: &Context) -> Result<StatusReply, Engin
             bytes: usage.bytes,
             max_bytes: usage.max_bytes,
             in_custody: health.in_custody as u64,
+            damaged: trouble.damaged,
+            error: trouble.error,
         },
         plugins,
         clients: u64::from(context.clients.get()),

@@ -155,6 +155,7 @@ impl Engine {
         Ok(SpoolReply {
             messages: messages.collect(),
             total,
+            damaged: self.store.trouble().parts,
         })
     }
 
@@ -314,7 +315,7 @@ impl Engine {
         if letter.is_apart() {
             // Its other name goes with the entry, soon.
             let to = self.keeper.letters().payload_path(letter.id);
-            if let Err(error) = std::fs::hard_link(self.store.path(entry), to) {
+            if let Err(error) = receptor_spool::link_payload(&self.store.path(entry), &to) {
                 tracing::warn!(work = %letter.id, %error, "a message that was given up is not kept");
                 return;
             }

@@ -25,7 +25,9 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use receptor_mesh::{Config, EchoAnswer, EchoId, EntryId, Instant, LinkId, Mesh, Output, Record};
+use receptor_mesh::{
+    Config, EchoAnswer, EchoId, EntryId, Instant, LinkId, Mesh, Output, Payload, Record,
+};
 use receptor_proto::ErrorBody;
 use receptor_proto::packet::MessageKind;
 use tokio::sync::{mpsc, oneshot};
@@ -474,9 +476,9 @@ impl Engine {
             Output::Append {
                 entry,
                 offset,
-                bytes,
+                piece,
             } => {
-                self.store.append(entry, offset, bytes);
+                self.store.append(entry, offset, piece);
             }
             Output::Accepted { work, recipient } => self.accepted(work, recipient),
             Output::Dispatch {
@@ -487,8 +489,12 @@ impl Engine {
                 payload,
                 attempt,
             } => {
+                let stored = match &payload {
+                    Payload::Stored { entry, .. } => Some(*entry),
+                    Payload::Inline(_) => None,
+                };
                 let payload = self.job_payload(payload);
-                self.dispatch(Box::new(Job {
+                let job = Box::new(Job {
                     work,
                     sender,
                     directive,
@@ -497,7 +503,8 @@ impl Engine {
                     attempt,
                     admitted: false,
                     start: false,
-                }));
+                });
+                self.dispatch(job, stored);
             }
             Output::Start { work } => self.start_work(work),
             Output::CancelWork { work, reason } => self.cancel_work(work, reason),
@@ -568,7 +575,7 @@ impl Engine {
                 self.mesh.handle_persist_failed(self.now, token, error);
             }
             Done::Fetched(entry, _, result) if self.letters.contains_key(&entry) => {
-                self.letter_read(entry, result);
+                self.letter_read(entry, result.map(|piece| piece.bytes));
             }
             Done::Fetched(entry, offset, result) => {
                 self.mesh.handle_fetched(self.now, entry, offset, result);

@@ -78,6 +78,8 @@ struct Work {
     queued_for: Option<String>,
     /// What the host reported meanwhile, in order; at most [`WINDOW_RESULTS`] and one end.
     held: VecDeque<Held>,
+    /// Where its payload lies, when that is a file of the store.
+    stored: Option<EntryId>,
     /// The bundle that it is a part of.
     part_of: Option<MessageId>,
     /// Of a bundle that is, or was, taken apart.
@@ -383,7 +385,8 @@ impl Engine {
         }
     }
 
-    pub(super) fn dispatch(&mut self, mut job: Box<Job>) {
+    /// Gives a work to the host, or has it wait. Its payload may be a file of the store.
+    pub(super) fn dispatch(&mut self, mut job: Box<Job>, stored: Option<EntryId>) {
         let Job {
             work,
             sender,
@@ -405,6 +408,7 @@ impl Engine {
         let entry = Work {
             run: self.works.gone + self.works.pending.len() as u64,
             order: self.works.next_order,
+            stored,
             ..Work::default()
         };
         self.works.next_order += 1;
@@ -705,7 +709,13 @@ impl Engine {
                 let payload = self
                     .adopt(work, payload)
                     .unwrap_or_else(|| Payload::Inline(Bytes::new()));
-                self.works.table.remove(&work);
+                let entry = self.works.table.remove(&work);
+                let error = eof.error.as_ref();
+                if error.is_some_and(|error| error.code == ErrorCode::Damaged)
+                    && let Some(stored) = entry.and_then(|entry| entry.stored)
+                {
+                    self.store.set_aside(stored);
+                }
                 self.note_end(work, &eof);
                 let _ = self.mesh.work_done(self.now, work, eof, content, payload);
             }
@@ -716,9 +726,9 @@ impl Engine {
     fn adopt(&mut self, work: MessageId, payload: ReportPayload) -> Option<Payload> {
         match payload {
             ReportPayload::Inline(bytes) => Some(Payload::Inline(bytes)),
-            ReportPayload::File { path, size } => {
+            ReportPayload::File { path, size, sums } => {
                 let entry: EntryId = self.mesh.new_entry();
-                match self.store.adopt(entry, path, size) {
+                match self.store.adopt(entry, path, size, sums) {
                     Ok(()) => Some(Payload::Stored { entry, size }),
                     Err(error) => {
                         tracing::warn!(%work, %error, "a result was not kept");

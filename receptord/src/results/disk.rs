@@ -127,14 +127,12 @@ fn work(dir: &Path, op: Op, new_names: &mut bool) -> io::Result<()> {
             links,
         } => {
             for (from, name) in links {
-                let to = dir.join(name);
-                match fs::hard_link(&from, &to) {
-                    // Left by a write of which another part failed, or that was not believed.
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                        fs::remove_file(&to)?;
-                        fs::hard_link(&from, &to)?;
-                    }
-                    result => result?,
+                // A name that is there was left by a write of which another part failed, or that
+                // was not believed.
+                match receptor_spool::link_payload(&from, &dir.join(name)) {
+                    // It was found damaged and set aside: who reads it here will find that too.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    linked => linked?,
                 }
                 *new_names = true;
             }

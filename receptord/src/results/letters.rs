@@ -86,9 +86,14 @@ impl DeadLetters {
             }
         }
         for path in apart {
-            let id = path.file_stem().and_then(|stem| stem.to_str());
-            let id = id.and_then(|id| id.parse::<MessageId>().ok());
-            let is_payload = path.extension().is_some_and(|kind| kind == "payload");
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or("");
+            let (id, kind) = name.split_once('.').unwrap_or((name, ""));
+            let id = id.parse::<MessageId>().ok();
+            let kind = kind.strip_suffix(receptor_spool::SUMS).unwrap_or(kind);
+            let is_payload = kind == "payload";
             if id.is_some_and(|id| !is_payload || !letters.contains_key(&id)) {
                 fs::remove_file(&path)?;
             }
@@ -176,7 +181,8 @@ impl DeadLetters {
         let gone = self.letters.borrow_mut().remove(&id);
         if let Some(letter) = gone {
             self.bytes.set(self.bytes.get().saturating_sub(letter.size));
-            let names = vec![id.to_string(), payload_name(id)];
+            let sums = format!("{}{}", payload_name(id), receptor_spool::SUMS);
+            let names = vec![id.to_string(), payload_name(id), sums];
             self.disk.push(Op::Remove { names }, |result| {
                 if let Err(error) = result {
                     tracing::warn!(%error, "a dead letter was not removed");

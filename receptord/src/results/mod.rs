@@ -615,13 +615,17 @@ impl Keeper {
         state.bytes -= std::mem::take(&mut work.bytes);
         state.files -= u64::from(std::mem::take(&mut work.has_file));
         let mut names = vec![id.to_string()];
-        names.extend(work.apart.drain(..).map(|serial| apart(id, serial)));
+        names.extend(
+            work.apart
+                .drain(..)
+                .flat_map(|serial| apart_names(id, serial)),
+        );
         // A write under way may bring these as well.
         let stored = work
             .pending
             .iter()
             .filter(|response| matches!(response.payload, Payload::Stored { .. }));
-        names.extend(stored.map(|response| apart(id, response.serial)));
+        names.extend(stored.flat_map(|response| apart_names(id, response.serial)));
         work.length = 0;
         self.0.disk.push(Op::Remove { names }, |result| {
             if let Err(error) = result {
@@ -790,6 +794,13 @@ fn apart(id: MessageId, serial: u64) -> String {
     format!("{id}.{serial}")
 }
 
+/// The names of a payload apart, and of its checksums.
+fn apart_names(id: MessageId, serial: u64) -> [String; 2] {
+    let name = apart(id, serial);
+    let sums = format!("{name}{}", receptor_spool::SUMS);
+    [name, sums]
+}
+
 /// Reads what an earlier run kept.
 fn load(dir: &Path, state: &mut State) -> io::Result<()> {
     let mut apart: HashMap<MessageId, Vec<PathBuf>> = HashMap::new();
@@ -828,8 +839,9 @@ fn load(dir: &Path, state: &mut State) -> io::Result<()> {
     }
     for (id, paths) in apart {
         for path in paths {
-            let serial = path.extension().and_then(|serial| serial.to_str());
-            let serial = serial.and_then(|serial| serial.parse().ok());
+            let name = path.file_name().and_then(|name| name.to_str());
+            let name = name.map(|name| name.strip_suffix(receptor_spool::SUMS).unwrap_or(name));
+            let serial = name.and_then(|name| name.rsplit_once('.')?.1.parse().ok());
             let work = state.works.get(&id);
             if !work.is_some_and(|work| serial.is_some_and(|serial| work.apart.contains(&serial))) {
                 fs::remove_file(&path)?;

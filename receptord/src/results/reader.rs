@@ -11,6 +11,7 @@ use bytes::Bytes;
 use receptor_proto::control::WorkState;
 use receptor_proto::packet::{Content, Eof};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
+use receptor_spool::verify_payload;
 
 use super::frame::{self, Read1};
 use super::{Keeper, apart};
@@ -112,8 +113,17 @@ impl Reader {
             match self.look(follow)? {
                 Next::Read { to } => {
                     let items = self.read(to).await.map_err(|error| {
+                        let kind = error.kind();
+                        let is_damaged =
+                            kind == io::ErrorKind::InvalidData || kind == io::ErrorKind::NotFound;
+                        let code = if is_damaged {
+                            ErrorCode::Damaged
+                        } else {
+                            ErrorCode::Internal
+                        };
                         let text = format!("kept responses cannot be read: {error}");
-                        Stop::Failed(ErrorBody::new(ErrorCode::Internal, text))
+                        tracing::error!(work = %self.id, "{text}");
+                        Stop::Failed(ErrorBody::new(code, text))
                     })?;
                     if !items.is_empty() {
                         return Ok(items);
@@ -160,6 +170,12 @@ impl Reader {
         let (file, responses, offset) = read.await.map_err(io::Error::other)??;
         self.file = Some(file);
         self.offset = offset;
+        if let Some(Read1 { frame, .. }) = responses.iter().find(|read| read.frame.apart) {
+            // Before its length is said: what was announced must be sent.
+            let path = self.keeper.0.disk.path(&apart(self.id, frame.serial));
+            let verified = tokio::task::spawn_blocking(move || verify_payload(&path)).await;
+            verified.map_err(io::Error::other)??;
+        }
         let items = responses.into_iter().map(|Read1 { frame, bytes }| {
             let payload = if frame.apart {
                 let name = apart(self.id, frame.serial);

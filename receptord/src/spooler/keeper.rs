@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use receptor_mesh::{EntryId, Loaded, PersistToken, Record};
+use receptor_proto::packet::Piece;
 use receptor_proto::{ErrorBody, ErrorCode};
 use receptor_spool::{FsDisk, Op, Spool, SpoolError, Synced};
 use tokio::sync::{mpsc, oneshot};
 
 use super::queue::{Job, Queue, Reply, Taken};
 use super::syncer::Syncer;
-use super::{Done, now_ms, refusal};
+use super::{Done, damage, now_ms, refusal};
 
 /// Operations of one batch, so that the first is not told too late.
 const BATCH_MAX: usize = 4096;
@@ -62,7 +63,7 @@ pub(super) struct Keeper {
 enum Finishing {
     /// The engine, which appended up to here.
     Engine(u64),
-    Waiter(oneshot::Sender<Result<Bytes, ErrorBody>>),
+    Waiter(oneshot::Sender<Result<Piece, ErrorBody>>),
 }
 
 impl Keeper {
@@ -161,14 +162,15 @@ impl Keeper {
                 entry,
                 offset,
                 bytes,
+                sum,
                 reply,
             } => {
                 self.settle(entry);
-                let mut result = self.spool.append(entry, offset, &bytes);
+                let mut result = self.spool.append(entry, offset, &bytes, sum);
                 if matches!(result, Err(SpoolError::Full { .. })) && !self.batch.is_empty() {
                     // What the batch removes makes room.
                     self.commit();
-                    result = self.spool.append(entry, offset, &bytes);
+                    result = self.spool.append(entry, offset, &bytes, sum);
                 }
                 if let Err(error) = &result {
                     self.failed(error);
@@ -197,6 +199,9 @@ impl Keeper {
             } => {
                 self.settle(entry);
                 let result = self.spool.read(entry, offset, length);
+                if matches!(result, Err(SpoolError::Damaged(_))) {
+                    self.set_aside(entry);
+                }
                 match reply {
                     Reply::Engine => {
                         let result = result.map_err(|error| refusal(&error));
@@ -227,13 +232,19 @@ impl Keeper {
                 self.tell(Done::Page(token, page));
             }
             Job::Tighten => self.spool.tighten(),
-            Job::Adopt { entry, from, size } => {
+            Job::Adopt {
+                entry,
+                from,
+                size,
+                sums,
+            } => {
                 self.settle(entry);
-                if let Err(error) = self.spool.adopt(entry, &from, size) {
+                if let Err(error) = self.spool.adopt(entry, &from, size, sums) {
                     tracing::warn!(entry = entry.0, %error, "a result of a work was not kept");
                     let _ = fs::remove_file(from);
                 }
             }
+            Job::SetAside(entry) => self.set_aside(entry),
             Job::Load { work, from } => {
                 let result = load(&from);
                 self.tell(Done::Loaded(work, result));
@@ -252,7 +263,7 @@ impl Keeper {
                 let result = result.map_err(|error| refusal(&error));
                 self.tell(Done::Appended(entry, end, result));
             }
-            Reply::Waiter(waiter) => answer(waiter, result.map(|()| Bytes::new())),
+            Reply::Waiter(waiter) => done(waiter, result),
         }
     }
 
@@ -301,7 +312,7 @@ impl Keeper {
                 let result = result.map_err(|error| refusal(&error));
                 self.tell(Done::Appended(entry, end, result));
             }
-            Some(Finishing::Waiter(waiter)) => answer(waiter, result.map(|()| Bytes::new())),
+            Some(Finishing::Waiter(waiter)) => done(waiter, result),
             None => {}
         }
     }
@@ -388,8 +399,21 @@ impl Keeper {
         }
     }
 
+    /// A payload was found damaged: it is not given to anybody.
+    fn set_aside(&mut self, entry: EntryId) {
+        let Some(found) = self.spool.set_aside(entry) else {
+            return;
+        };
+        let mut trouble = self.queue.trouble();
+        if trouble.parts.iter().all(|part| part.entry != Some(entry.0)) {
+            tracing::error!(entry = entry.0, "a stored payload is damaged: {found}");
+            trouble.add(damage(&found));
+        }
+    }
+
     fn succeeded(&mut self) {
         if std::mem::take(&mut self.failing) {
+            self.queue.trouble().error = None;
             tracing::info!("the spool can be written again");
         }
     }
@@ -398,6 +422,14 @@ impl Keeper {
     fn failed(&mut self, error: &SpoolError) {
         if matches!(error, SpoolError::DiskFull | SpoolError::Disk { .. }) && !self.failing {
             self.failing = true;
+            let what_to_do = if *error == SpoolError::DiskFull {
+                "make room on it"
+            } else {
+                "look at the system's log, and mend or replace the disk"
+            };
+            let text =
+                format!("{error}; nothing new is kept until it can be written: {what_to_do}");
+            self.queue.trouble().error = Some(text);
             tracing::error!(%error, "nothing new is kept until the spool can be written");
         }
     }
@@ -412,7 +444,15 @@ impl Drop for Ending {
     }
 }
 
-fn answer(waiter: oneshot::Sender<Result<Bytes, ErrorBody>>, result: Result<Bytes, SpoolError>) {
+fn done(waiter: oneshot::Sender<Result<Piece, ErrorBody>>, result: Result<(), SpoolError>) {
+    let nothing = |()| Piece {
+        sum: 0,
+        bytes: Bytes::new(),
+    };
+    answer(waiter, result.map(nothing));
+}
+
+fn answer(waiter: oneshot::Sender<Result<Piece, ErrorBody>>, result: Result<Piece, SpoolError>) {
     // One that does not wait any more has no use for it.
     let _ = waiter.send(result.map_err(|error| refusal(&error)));
 }

@@ -31,12 +31,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use receptor_mesh::{EntryId, LoadToken, Loaded, PersistToken, Record};
-use receptor_proto::packet::Message;
+use receptor_proto::control::SpoolDamage;
+use receptor_proto::packet::{Message, Piece};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
-use receptor_spool::{FsDisk, Limits, Options, Report, Spool, SpoolError};
+use receptor_spool::{Damage, FsDisk, Limits, Options, Report, Spool, SpoolError, Sums};
 use tokio::sync::{mpsc, oneshot};
 
 use self::keeper::Keeper;
+pub(crate) use self::queue::Trouble;
 use self::queue::{Job, Queue, Reply};
 use self::syncer::Syncer;
 use crate::config;
@@ -78,7 +80,7 @@ pub(crate) enum Done {
     /// Call `handle_persisted` or `handle_persist_failed`.
     Persisted(PersistToken, Result<(), ErrorBody>),
     /// Call `handle_fetched`.
-    Fetched(EntryId, u64, Result<Bytes, ErrorBody>),
+    Fetched(EntryId, u64, Result<Piece, ErrorBody>),
     /// Call `handle_appended`.
     Appended(EntryId, u64, Result<(), ErrorBody>),
     /// A small result of this work was read from its file, which is gone.
@@ -198,7 +200,8 @@ impl Store {
                 "messages of an earlier run are kept"
             );
         }
-        let queue = Queue::new(report.usage.entries, report.usage.bytes);
+        let trouble = found(&dir, &report);
+        let queue = Queue::new(report.usage.entries, report.usage.bytes, trouble);
         let store = Self(Rc::new(Face {
             dir,
             max_bytes: config.max_bytes,
@@ -327,11 +330,12 @@ impl Store {
 
     /// For the core: writes a part; [`Done::Appended`] follows, for the last one of what was said
     /// to [begin](Self::begin) when all are durable.
-    pub(crate) fn append(&self, entry: EntryId, offset: u64, bytes: Bytes) {
+    pub(crate) fn append(&self, entry: EntryId, offset: u64, piece: Piece) {
         self.push(Job::Append {
             entry,
             offset,
-            bytes,
+            bytes: piece.bytes,
+            sum: Some(piece.sum),
             reply: Reply::Engine,
         });
     }
@@ -349,6 +353,7 @@ impl Store {
             entry,
             offset,
             bytes,
+            sum: None,
             reply: Reply::Waiter(reply),
         });
         wait(answer).await.map(|_| ())
@@ -377,15 +382,22 @@ impl Store {
             length,
             reply: Reply::Waiter(reply),
         });
-        wait(answer).await
+        wait(answer).await.map(|piece| piece.bytes)
     }
 
-    /// Takes a file of the same file system as a payload. Whoever reads the entry finds it.
+    /// Takes a file of the same file system as a payload, with its checksums. Whoever reads the
+    /// entry finds it.
     ///
     /// # Errors
     ///
     /// When there is no room for it; then the file is removed.
-    pub(crate) fn adopt(&self, entry: EntryId, from: PathBuf, size: u64) -> Result<(), ErrorBody> {
+    pub(crate) fn adopt(
+        &self,
+        entry: EntryId,
+        from: PathBuf,
+        size: u64,
+        sums: Sums,
+    ) -> Result<(), ErrorBody> {
         let queue = &self.0.queue;
         if queue.usage().1 + queue.waiting_bytes().saturating_add(size) > self.0.max_bytes {
             let _ = std::fs::remove_file(from);
@@ -395,8 +407,23 @@ impl Store {
                 max,
             }));
         }
-        self.push(Job::Adopt { entry, from, size });
+        self.push(Job::Adopt {
+            entry,
+            from,
+            size,
+            sums,
+        });
         Ok(())
+    }
+
+    /// The payload of this entry is damaged, as somebody who read its file found.
+    pub(crate) fn set_aside(&self, entry: EntryId) {
+        self.push(Job::SetAside(entry));
+    }
+
+    /// What is wrong with it.
+    pub(crate) fn trouble(&self) -> Trouble {
+        self.0.queue.trouble().clone()
     }
 
     /// Others lack room on the disk: the spool gives back what it can do without.
@@ -489,7 +516,7 @@ fn open(dir: &Path, options: &Options) -> Result<(Spool<FsDisk>, Report), SpoolE
     }
 }
 
-async fn wait(answer: oneshot::Receiver<Result<Bytes, ErrorBody>>) -> Result<Bytes, ErrorBody> {
+async fn wait(answer: oneshot::Receiver<Result<Piece, ErrorBody>>) -> Result<Piece, ErrorBody> {
     answer.await.unwrap_or_else(|_| {
         let text = "the spool has ended";
         Err(ErrorBody::new(ErrorCode::Internal, text))
@@ -503,6 +530,45 @@ fn now_ms() -> u64 {
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
 }
 
+/// What is damaged at the start: what was found now, and what earlier runs set aside.
+fn found(dir: &Path, report: &Report) -> Trouble {
+    let mut trouble = Trouble::default();
+    for part in &report.damage {
+        trouble.add(damage(part));
+    }
+    let aside = std::fs::read_dir(dir.join(receptor_spool::CORRUPT));
+    for file in aside.into_iter().flatten().flatten() {
+        let name = format!("{}/{}", receptor_spool::CORRUPT, file.file_name().display());
+        let is_known = report
+            .damage
+            .iter()
+            .any(|part| part.kept.as_ref() == Some(&name));
+        if is_known || name.ends_with(receptor_spool::SUMS) {
+            continue;
+        }
+        trouble.add(SpoolDamage {
+            message: format!(
+                "{name} is what an earlier run set aside; remove it when nobody needs it"
+            ),
+            file: Some(name),
+            offset: None,
+            bytes: file.metadata().ok().map(|data| data.len()),
+            entry: None,
+        });
+    }
+    trouble
+}
+
+fn damage(damage: &Damage) -> SpoolDamage {
+    SpoolDamage {
+        file: Some(damage.file.clone()),
+        offset: Some(damage.offset),
+        bytes: Some(damage.length),
+        entry: damage.entry.map(|entry| entry.0),
+        message: damage.to_string(),
+    }
+}
+
 /// What the sender of a message is told.
 fn refusal(error: &SpoolError) -> ErrorBody {
     let code = match error {
@@ -510,10 +576,10 @@ fn refusal(error: &SpoolError) -> ErrorBody {
             ErrorCode::Busy
         }
         SpoolError::TooLarge { .. } => ErrorCode::PayloadTooLarge,
+        SpoolError::Damaged(_) | SpoolError::Changed(_) => ErrorCode::Damaged,
         SpoolError::Disk { .. }
         | SpoolError::NoEntry(_)
         | SpoolError::EntryExists(_)
-        | SpoolError::Damaged(_)
         | SpoolError::OutOfOrder { .. }
         | SpoolError::Incomplete(_)
         | SpoolError::InUse

@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use receptor_mesh::{EntryId, LoadToken, PersistToken, Record};
+use receptor_proto::control::SpoolDamage;
+use receptor_proto::packet::Piece;
 use receptor_proto::{ErrorBody, MessageId, NodeId};
-use receptor_spool::Synced;
+use receptor_spool::{Sums, Synced};
 use tokio::sync::oneshot;
 
 /// One thing to do.
@@ -34,6 +36,8 @@ pub(super) enum Job {
         entry: EntryId,
         offset: u64,
         bytes: Bytes,
+        /// The checksum that they came with.
+        sum: Option<u32>,
         reply: Reply,
     },
     Read {
@@ -54,7 +58,7 @@ pub(super) enum Job {
     /// Everything that was appended is to be durable.
     Finish {
         entry: EntryId,
-        reply: oneshot::Sender<Result<Bytes, ErrorBody>>,
+        reply: oneshot::Sender<Result<Piece, ErrorBody>>,
     },
     /// From the other thread.
     Synced(Synced),
@@ -62,7 +66,10 @@ pub(super) enum Job {
         entry: EntryId,
         from: PathBuf,
         size: u64,
+        sums: Sums,
     },
+    /// Whoever read the payload of this entry found that it is damaged.
+    SetAside(EntryId),
     Load {
         work: MessageId,
         from: PathBuf,
@@ -74,7 +81,30 @@ pub(super) enum Job {
 #[derive(Debug)]
 pub(super) enum Reply {
     Engine,
-    Waiter(oneshot::Sender<Result<Bytes, ErrorBody>>),
+    Waiter(oneshot::Sender<Result<Piece, ErrorBody>>),
+}
+
+/// Damaged parts that are remembered one by one; of more, only how many there are.
+const DAMAGE_MAX: usize = 100;
+
+/// What is wrong with the spool, for those who ask.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Trouble {
+    /// The disk fails: what it says, and what to do.
+    pub(crate) error: Option<String>,
+    /// Parts that are damaged.
+    pub(crate) damaged: u64,
+    /// The first of them.
+    pub(crate) parts: Vec<SpoolDamage>,
+}
+
+impl Trouble {
+    pub(super) fn add(&mut self, damage: SpoolDamage) {
+        self.damaged += 1;
+        if self.parts.len() < DAMAGE_MAX {
+            self.parts.push(damage);
+        }
+    }
 }
 
 impl Job {
@@ -85,6 +115,7 @@ impl Job {
             Self::Append { bytes, .. } => bytes.len() as u64,
             Self::Adopt { size, .. } => *size,
             Self::Remove(_)
+            | Self::SetAside(_)
             | Self::Tighten
             | Self::Begin(_)
             | Self::Finish { .. }
@@ -106,6 +137,7 @@ pub(super) struct Queue {
     waiting: AtomicU64,
     entries: AtomicU64,
     bytes: AtomicU64,
+    trouble: Mutex<Trouble>,
 }
 
 #[derive(Debug, Default)]
@@ -128,13 +160,14 @@ pub(super) enum Taken {
 }
 
 impl Queue {
-    pub(super) fn new(entries: u64, bytes: u64) -> Self {
+    pub(super) fn new(entries: u64, bytes: u64, trouble: Trouble) -> Self {
         Self {
             state: Mutex::default(),
             work: Condvar::new(),
             waiting: AtomicU64::new(0),
             entries: AtomicU64::new(entries),
             bytes: AtomicU64::new(bytes),
+            trouble: Mutex::new(trouble),
         }
     }
 
@@ -214,6 +247,11 @@ impl Queue {
     pub(super) fn usage(&self) -> (u64, u64) {
         let entries = self.entries.load(Ordering::Relaxed);
         (entries, self.bytes.load(Ordering::Relaxed))
+    }
+
+    /// What is wrong.
+    pub(super) fn trouble(&self) -> MutexGuard<'_, Trouble> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn set_usage(&self, entries: u64, bytes: u64) {

@@ -56,6 +56,13 @@ impl Running {
     }
 }
 
+fn piece(bytes: &[u8]) -> Piece {
+    Piece {
+        sum: crc32c::crc32c(bytes),
+        bytes: Bytes::copy_from_slice(bytes),
+    }
+}
+
 fn outgoing(entry: u64, recipient: &str, body: &[u8]) -> Record {
     Record::Outgoing {
         entry: EntryId(entry),
@@ -156,7 +163,7 @@ async fn payloads_are_written_read_and_removed_in_order() {
     let Done::Fetched(EntryId(7), 0, Ok(bytes)) = running.done().await else {
         panic!("another report");
     };
-    assert_eq!(&bytes[..], b"xx");
+    assert_eq!(&bytes.bytes[..], b"xx");
     store.remove(entry);
     assert!(store.read(entry, 0, 1).await.is_err());
     store.close().await;
@@ -170,9 +177,9 @@ async fn a_part_behind_one_that_failed_fails_too() {
     let dir = tempfile::tempdir().unwrap();
     let (mut running, _) = Running::open(dir.path(), &config(100));
     let entry = EntryId(1);
-    running.store.append(entry, 0, Bytes::from(vec![0; 80]));
-    running.store.append(entry, 80, Bytes::from(vec![0; 80]));
-    running.store.append(entry, 160, Bytes::from(vec![0; 1]));
+    running.store.append(entry, 0, piece(&[0; 80]));
+    running.store.append(entry, 80, piece(&[0; 80]));
+    running.store.append(entry, 160, piece(&[0; 1]));
     let mut ends = Vec::new();
     for _ in 0..3 {
         let Done::Appended(_, end, result) = running.done().await else {
@@ -289,11 +296,13 @@ async fn files_of_works_become_payloads_or_go() {
     assert!(!small.exists());
     let result = dir.path().join("result");
     fs::write(&result, vec![b'r'; 100_000]).unwrap();
-    store.adopt(EntryId(3), result.clone(), 100_000).unwrap();
+    store
+        .adopt(EntryId(3), result.clone(), 100_000, Sums::default())
+        .unwrap();
     let read = store.read(EntryId(3), 99_999, 10).await.unwrap();
     assert_eq!((&read[..], result.exists()), (&b"r"[..], false));
     fs::write(&result, "claims to be large").unwrap();
-    let error = store.adopt(EntryId(4), result.clone(), 1 << 20);
+    let error = store.adopt(EntryId(4), result.clone(), 1 << 20, Sums::default());
     assert_eq!(error.unwrap_err().code, ErrorCode::Busy);
     assert!(!result.exists());
 }

@@ -12,6 +12,7 @@ use receptor_proto::lsa::Capability;
 use receptor_proto::packet::{Content, Eof};
 use receptor_proto::plugin::{CancelReason, Mode, PluginHello};
 use receptor_proto::{Directive, MessageId, NodeId};
+use receptor_spool::Sums;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
@@ -179,6 +180,8 @@ pub enum ReportPayload {
         path: PathBuf,
         /// Its size in bytes.
         size: u64,
+        /// Its checksums.
+        sums: Sums,
     },
 }
 

@@ -22,6 +22,7 @@ use receptor_proto::plugin::{
     FileRef, Json, MAX_INLINE, MAX_LINE, PayloadKind, PayloadRef, is_relative_path,
 };
 use receptor_proto::{ErrorBody, ErrorCode};
+use receptor_spool::{Sums, Verifier};
 use sha2::{Digest as _, Sha256};
 use tokio::task::spawn_blocking;
 
@@ -114,9 +115,11 @@ impl Handover {
             }
         };
         if usize::try_from(size).is_ok_and(|size| size <= limit) {
-            let bytes = fs::read(source).map_err(|e| failed(&e))?;
+            let bytes = fs::read(source).map_err(|e| unreadable(&e))?;
+            verify(source, &mut &bytes[..], |_| ()).map_err(|e| unreadable(&e))?;
             return self.inline(bytes.into(), kind);
         }
+        let sum = verified_sha256(source).map_err(|e| unreadable(&e))?;
         let open = || File::open(source).map_err(|e| failed(&e));
         match kind {
             PayloadKind::Json => check_json(open()?)?,
@@ -130,7 +133,6 @@ impl Handover {
             let copied = new_file(&path).and_then(|mut to| io::copy(&mut from, &mut to));
             copied.map_err(|e| failed(&e))?;
         }
-        let sum = sha256(source).map_err(|e| failed(&e))?;
         Ok(self.by_file(size, sum))
     }
 
@@ -231,6 +233,17 @@ fn invalid(kind: PayloadKind, why: &str) -> ErrorBody {
     )
 }
 
+/// A payload that is gone was set aside, because somebody found it damaged before.
+fn unreadable(error: &io::Error) -> ErrorBody {
+    let kind = error.kind();
+    if kind != io::ErrorKind::InvalidData && kind != io::ErrorKind::NotFound {
+        return failed(error);
+    }
+    let text =
+        "the payload was damaged on this node's disk after it had arrived, and nothing was run";
+    super::outcome::error(ErrorCode::Damaged, text.to_owned())
+}
+
 fn failed(error: &dyn std::error::Error) -> ErrorBody {
     super::outcome::error(
         ErrorCode::Internal,
@@ -287,6 +300,28 @@ fn check_text(mut file: File) -> Result<(), ErrorBody> {
     }
 }
 
+/// The SHA-256 of a stored payload that is what it was when it was stored, in constant memory.
+fn verified_sha256(path: &Path) -> io::Result<String> {
+    let mut sum = Sha256::new();
+    verify(path, &mut File::open(path)?, |bytes| sum.update(bytes))?;
+    Ok(hexadecimal(&sum.finalize()))
+}
+
+/// Compares what is read of a stored payload with the checksums beside it, and shows it.
+fn verify(path: &Path, read: &mut impl Read, mut show: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut verifier = Verifier::beside(path)?;
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let count = read.read(&mut buffer)?;
+        let bytes = buffer.get(..count).unwrap_or_default();
+        if bytes.is_empty() {
+            return verifier.end();
+        }
+        verifier.add(bytes)?;
+        show(bytes);
+    }
+}
+
 /// The SHA-256 of a file, in constant memory.
 fn sha256(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
@@ -326,12 +361,17 @@ pub(super) async fn check_sum(at: PathBuf, file: &FileRef) -> Result<(), FilePro
 }
 
 /// Makes a large result durable before the spool takes it over, whose other messages would have
-/// to wait for that.
+/// to wait for that, and gives its checksums.
 ///
 /// # Errors
 /// When the disk fails.
-pub(super) async fn sync_result(at: PathBuf) -> io::Result<()> {
-    let synced = spawn_blocking(move || File::open(at)?.sync_data()).await;
+pub(super) async fn sync_result(at: PathBuf) -> io::Result<Sums> {
+    let synced = spawn_blocking(move || {
+        let sums = Sums::of_file(&at)?;
+        File::open(at)?.sync_data()?;
+        Ok(sums)
+    });
+    let synced = synced.await;
     synced.unwrap_or_else(|e| Err(io::Error::other(e)))
 }
 
@@ -458,10 +498,12 @@ fn look_at(to: &Path, file: &FileRef) -> Result<u64, FileProblem> {
 ///
 /// # Errors
 /// When the disk fails or is full.
-pub(super) async fn write_result(to: PathBuf, bytes: Bytes) -> io::Result<u64> {
+pub(super) async fn write_result(to: PathBuf, bytes: Bytes) -> io::Result<(u64, Sums)> {
     let written = spawn_blocking(move || {
         new_file(&to)?.write_all(&bytes)?;
-        Ok(len(&bytes))
+        let mut sums = Sums::default();
+        sums.add(&bytes);
+        Ok((len(&bytes), sums))
     });
     written.await.unwrap_or_else(|e| Err(io::Error::other(e)))
 }

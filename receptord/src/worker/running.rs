@@ -487,7 +487,7 @@ impl Running {
         }
         let path = self.next_file(at);
         match job_dir::write_result(path.clone(), bytes).await {
-            Ok(size) => Ok(ReportPayload::File { path, size }),
+            Ok((size, sums)) => Ok(ReportPayload::File { path, size, sums }),
             Err(problem) => Err(error(
                 ErrorCode::Internal,
                 format!("a result cannot be stored: {problem}"),
@@ -505,12 +505,14 @@ impl Running {
             return Err(quota);
         }
         if size > SEGMENT_MAX as u64 {
-            if let Err(problem) = job_dir::sync_result(path.clone()).await {
-                let _ = std::fs::remove_file(&path);
-                let text = format!("a result cannot be stored: {problem}");
-                return Err(Flaw::Host(error(ErrorCode::Internal, text)));
-            }
-            return Ok(ReportPayload::File { path, size });
+            return match job_dir::sync_result(path.clone()).await {
+                Ok(sums) => Ok(ReportPayload::File { path, size, sums }),
+                Err(problem) => {
+                    let _ = std::fs::remove_file(&path);
+                    let text = format!("a result cannot be stored: {problem}");
+                    Err(Flaw::Host(error(ErrorCode::Internal, text)))
+                }
+            };
         }
         let bytes = std::fs::read(&path);
         let _ = std::fs::remove_file(&path);

@@ -399,7 +399,7 @@ fn read(payload: ReportPayload) -> Bytes {
             assert!(bytes.len() <= receptor_proto::packet::SEGMENT_MAX);
             bytes
         }
-        ReportPayload::File { path, size } => {
+        ReportPayload::File { path, size, .. } => {
             let bytes = std::fs::read(&path).unwrap();
             assert_eq!(u64::try_from(bytes.len()).unwrap(), size);
             std::fs::remove_file(path).unwrap();

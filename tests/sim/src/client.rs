@@ -160,7 +160,10 @@ impl World {
         host.uploads.insert(entry);
         for (index, part) in bytes.chunks(SEGMENT_MAX).enumerate() {
             let offset = (index * SEGMENT_MAX) as u64;
-            if let Err(why) = host.store.append(entry, offset, bytes.slice_ref(part)) {
+            if let Err(why) =
+                host.store
+                    .append(entry, offset, crate::store::piece(bytes.slice_ref(part)))
+            {
                 self.check(Err(why));
                 break;
             }

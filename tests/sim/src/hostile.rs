@@ -10,7 +10,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use receptor_proto::frame::{Frame, Goodbye, Hello, MAX_FRAME_FLOOR, SUMMARY_MAX};
 use receptor_proto::lsa::{LinkEntry, LinksBody, Lsa, LsaKey, LsaKind, LsaSummary, Version};
-use receptor_proto::packet::{About, Body, Packet, Receipt, Segment, Undeliverable};
+use receptor_proto::packet::{About, Body, Packet, Piece, Receipt, Segment, Undeliverable};
 use receptor_proto::{ErrorCode, NodeId};
 
 use crate::event::{Carried, ConnIndex, Event, LinkEvent};
@@ -329,7 +329,10 @@ fn nonsense(rng: &mut Rng, nodes: usize) -> Frame {
                     epoch: edge(rng),
                     seq: edge(rng),
                     offset: edge(rng),
-                    bytes: Bytes::from_static(b"harm"),
+                    piece: Piece {
+                        sum: 1,
+                        bytes: Bytes::from_static(b"harm"),
+                    },
                 }),
                 2 => Body::Undeliverable(Undeliverable {
                     code: ErrorCode::NoRoute,

@@ -84,16 +84,16 @@ impl World {
             Output::Append {
                 entry,
                 offset,
-                bytes,
+                piece,
             } => {
                 // What follows a part that could not be written cannot be written either.
                 let failed = self.hosts[node].torn.contains(&entry)
                     || self.troubled && self.disks.chance(self.options.disk_faults);
-                let end = offset + bytes.len() as u64;
+                let end = offset + piece.bytes.len() as u64;
                 if failed {
                     self.hosts[node].torn.insert(entry);
                 } else {
-                    let result = self.hosts[node].store.append(entry, offset, bytes);
+                    let result = self.hosts[node].store.append(entry, offset, piece);
                     self.check(result.map_err(|why| format!("node {node}: {why}")));
                 }
                 self.disk(node, DiskJob::Append { entry, end, failed });
@@ -276,7 +276,8 @@ impl World {
                 }
                 let result = if failed { None } else { found };
                 if let Some(mesh) = self.hosts[node].mesh.as_mut() {
-                    mesh.handle_fetched(clock, entry, offset, result.ok_or(error));
+                    let result = result.map(crate::store::piece).ok_or(error);
+                    mesh.handle_fetched(clock, entry, offset, result);
                 }
             }
             DiskJob::Load {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use fastrand::Rng;
 use receptor_mesh::{EntryId, Loaded, Record};
-use receptor_proto::packet::{Message, MessageKind};
+use receptor_proto::packet::{Message, MessageKind, Piece};
 use receptor_proto::{MessageId, NodeId};
 
 use crate::options::StoreKind;
@@ -191,9 +191,14 @@ impl Store {
         &mut self,
         entry: EntryId,
         offset: u64,
-        bytes: Bytes,
+        part: Piece,
     ) -> Result<(), String> {
-        self.change(Change::Append(entry, offset, bytes))
+        if piece(part.bytes.clone()).sum != part.sum {
+            return Err(format!(
+                "{entry:?} gets something else at {offset} than was sent"
+            ));
+        }
+        self.change(Change::Append(entry, offset, part.bytes))
     }
 
     fn change(&mut self, change: Change) -> Result<(), String> {
@@ -400,6 +405,12 @@ fn aged(now: u64, at: u64, record: &Record) -> Record {
     record
 }
 
+/// A part as a store gives it away: with its checksum.
+pub(crate) fn piece(bytes: Bytes) -> Piece {
+    let sum = crc32c::crc32c(&bytes);
+    Piece { sum, bytes }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -429,7 +440,7 @@ mod tests {
     #[test]
     fn what_no_store_can_do_is_refused() {
         let mut store = Store::new(StoreKind::Disk);
-        let part = Bytes::from_static(b"abcdef");
+        let part = piece(Bytes::from_static(b"abcdef"));
         store.append(EntryId(1), 0, part.clone()).unwrap();
         assert!(store.append(EntryId(1), 7, part.clone()).is_err());
         store.append(EntryId(1), 6, part.clone()).unwrap();

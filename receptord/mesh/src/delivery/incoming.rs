@@ -213,7 +213,7 @@ impl Delivery {
 
     pub(super) fn on_segment(&mut self, cx: &mut Cx<'_>, from: RemoteId, segment: Segment) {
         let key = (segment.epoch, segment.seq);
-        let length = segment.bytes.len();
+        let length = segment.piece.bytes.len();
         let Some(partial) = self.partials.get_mut(from, key) else {
             let received = self.remotes[from.0].received.get(&segment.epoch);
             match received.map(|received| received.check(segment.seq)) {
@@ -233,7 +233,7 @@ impl Delivery {
             Part::Write => cx.out.push_back(Output::Append {
                 entry: partial.entry,
                 offset: segment.offset,
-                bytes: segment.bytes,
+                piece: segment.piece,
             }),
             Part::Drop => {}
             Part::Mistake => self.mistakes += 1,

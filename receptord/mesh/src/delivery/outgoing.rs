@@ -8,7 +8,9 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use bytes::Bytes;
-use receptor_proto::packet::{CancelReason, Content, Eof, Message, MessageKind, SEGMENT_MAX};
+use receptor_proto::packet::{
+    CancelReason, Content, Eof, Message, MessageKind, Piece, SEGMENT_MAX,
+};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use super::flow::{GivenUp, Key, Outgoing};
@@ -621,17 +623,17 @@ impl Delivery {
         net: &mut dyn Net,
         entry: EntryId,
         offset: u64,
-        result: Result<Bytes, ErrorBody>,
+        result: Result<Piece, ErrorBody>,
         out: &mut Out,
     ) {
         let cx = &mut Cx { now, net, out };
         let Some(&(to, key)) = self.sources.get(&entry) else {
-            self.kept_read(cx, entry, result.ok());
+            self.kept_read(cx, entry, result.ok().map(|piece| piece.bytes));
             return;
         };
         let flow = &mut self.remotes[to.0].flow;
         let error = match result {
-            Ok(bytes) => match flow.fetched(key, offset, bytes) {
+            Ok(piece) => match flow.fetched(key, offset, piece) {
                 Ok(()) => {
                     self.set_ready(to);
                     return;
@@ -642,9 +644,10 @@ impl Delivery {
                 ),
             },
             Err(error) => {
+                // What is damaged stays so; other failures may pass.
                 let hopeless = flow.fetch_failed(now, key, offset);
                 self.set_ready(to);
-                if !hopeless {
+                if !hopeless && error.code != ErrorCode::Damaged {
                     return;
                 }
                 error

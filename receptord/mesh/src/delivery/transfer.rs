@@ -9,8 +9,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
-use receptor_proto::packet::SEGMENT_MAX;
+use receptor_proto::packet::{Piece, SEGMENT_MAX};
 
 use crate::Instant;
 
@@ -38,7 +37,7 @@ pub(crate) struct Transfer {
     /// Reads of the store under way; outlives a new start.
     asking: BTreeSet<u64>,
     /// Read and not sent.
-    parts: BTreeMap<u64, Bytes>,
+    parts: BTreeMap<u64, Piece>,
     phase: Phase,
     /// When something was last sent or heard.
     touched: Instant,
@@ -131,15 +130,15 @@ impl Transfer {
     }
 
     /// A part was read. False: the store gave something else than was asked for.
-    pub(crate) fn read(&mut self, offset: u64, bytes: Bytes) -> bool {
+    pub(crate) fn read(&mut self, offset: u64, piece: Piece) -> bool {
         if !self.asking.remove(&offset) || offset >= self.size {
             return true;
         }
         if offset >= self.sent && offset < self.asked {
-            if bytes.len() != self.part_length(offset) {
+            if piece.bytes.len() != self.part_length(offset) {
                 return false;
             }
-            self.parts.insert(offset, bytes);
+            self.parts.insert(offset, piece);
         }
         true
     }
@@ -150,13 +149,13 @@ impl Transfer {
     }
 
     /// The next part to send.
-    pub(crate) fn next_part(&self) -> Option<(u64, &Bytes)> {
-        self.parts.get(&self.sent).map(|bytes| (self.sent, bytes))
+    pub(crate) fn next_part(&self) -> Option<(u64, &Piece)> {
+        self.parts.get(&self.sent).map(|piece| (self.sent, piece))
     }
 
     pub(crate) fn part_sent(&mut self, now: Instant) {
-        if let Some(bytes) = self.parts.remove(&self.sent) {
-            self.sent += bytes.len() as u64;
+        if let Some(piece) = self.parts.remove(&self.sent) {
+            self.sent += piece.bytes.len() as u64;
             self.touched = now;
         }
     }
@@ -224,14 +223,15 @@ mod tests {
         Instant::from_micros(1)
     }
 
-    fn part(length: usize) -> Bytes {
-        vec![7; length].into()
+    fn part(length: usize) -> Piece {
+        let bytes = vec![7; length].into();
+        Piece { sum: 1, bytes }
     }
 
     fn send_all(transfer: &mut Transfer) -> u64 {
         let mut sent = 0;
-        while let Some((_, bytes)) = transfer.next_part() {
-            sent += bytes.len() as u64;
+        while let Some((_, piece)) = transfer.next_part() {
+            sent += piece.bytes.len() as u64;
             transfer.part_sent(now());
         }
         sent

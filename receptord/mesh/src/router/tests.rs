@@ -16,7 +16,7 @@ use receptor_proto::frame::{Frame, Goodbye, Hello};
 use receptor_proto::lsa::{
     CapabilitiesBody, Capability, LinkEntry, LinksBody, Lsa, LsaKey, LsaKind,
 };
-use receptor_proto::packet::{Body, Packet, Priority, Receipt, Segment, kind};
+use receptor_proto::packet::{Body, Packet, Piece, Priority, Receipt, Segment, kind};
 use receptor_proto::{ErrorBody, ErrorCode, NodeId};
 
 use crate::{

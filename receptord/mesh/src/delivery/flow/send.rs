@@ -6,9 +6,8 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use bytes::Bytes;
 use receptor_proto::ErrorCode;
-use receptor_proto::packet::{Priority, SEGMENT_MAX, Segment};
+use receptor_proto::packet::{Piece, Priority, SEGMENT_MAX, Segment};
 
 use super::{
     Class, ENVELOPE, Floors, Flow, Key, Pipe, Pumped, READ_AGAIN, READS, State, TRANSFERS, TURN,
@@ -319,8 +318,8 @@ impl Flow {
             transfer.head_sent(pipe.now);
         }
         loop {
-            while let Some((offset, bytes)) = transfer.next_part() {
-                let cost = bytes.len() + ENVELOPE;
+            while let Some((offset, piece)) = transfer.next_part() {
+                let cost = piece.bytes.len() + ENVELOPE;
                 if *budget < cost {
                     return Pumped::More;
                 }
@@ -331,7 +330,7 @@ impl Flow {
                     epoch,
                     seq,
                     offset,
-                    bytes: bytes.clone(),
+                    piece: piece.clone(),
                 };
                 if let Err(code) = pipe.segment(segment) {
                     return self.not_sent(code);
@@ -358,13 +357,13 @@ impl Flow {
     }
 
     /// The store's answer to a fetch. `Err` when the message cannot be read any more.
-    pub(crate) fn fetched(&mut self, key: Key, offset: u64, bytes: Bytes) -> Result<(), ()> {
+    pub(crate) fn fetched(&mut self, key: Key, offset: u64, piece: Piece) -> Result<(), ()> {
         let Some(outgoing) = self.outstanding.get_mut(&key) else {
             return Ok(());
         };
         outgoing.failed_reads = 0;
         if let Some(transfer) = &mut outgoing.transfer {
-            return if transfer.read(offset, bytes) {
+            return if transfer.read(offset, piece) {
                 Ok(())
             } else {
                 Err(())
@@ -373,12 +372,12 @@ impl Flow {
         if !outgoing.absent {
             return Ok(());
         }
-        if bytes.len() as u64 != outgoing.message.size {
+        if piece.bytes.len() as u64 != outgoing.message.size {
             return Err(());
         }
         outgoing.absent = false;
-        self.resident += bytes.len();
-        outgoing.message.body = bytes;
+        self.resident += piece.bytes.len();
+        outgoing.message.body = piece.bytes;
         if outgoing.state == State::Fetching {
             self.take_out(key);
             self.queue(key, true);

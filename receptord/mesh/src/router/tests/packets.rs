@@ -11,7 +11,10 @@ fn segment(offset: u64) -> Body {
         epoch: 1,
         seq: 1,
         offset,
-        bytes: vec![7; 60_000].into(),
+        piece: Piece {
+            sum: 1,
+            bytes: vec![7; 60_000].into(),
+        },
     })
 }
 
