@@ -65,7 +65,7 @@ pub(super) fn n7_accept(bench: &Bench) -> Row {
         );
         done as f64 / start.elapsed().as_secs_f64()
     };
-    let (ours, floor) = bench.rounds(ours, || disk(bench, 64, "rec_s"));
+    let (ours, floor) = bench.rounds(ours, || disk(bench, 64, "per_s"));
     let what = "durable accept, 1 KiB, 64 in flight";
     Row {
         what,
@@ -80,10 +80,8 @@ pub(super) fn n7_accept(bench: &Bench) -> Row {
 /// What groups of records with one sync each do, in a directory where the nodes' would be too.
 fn disk(bench: &Bench, writers: usize, figure: &str) -> Option<f64> {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let dir = dir.path().display();
-    let arguments =
-        format!("disk --mode group --writers {writers} --size 1024 --secs 2 --dir {dir}");
-    bench.floor(&arguments, figure)
+    let dir = dir.path().display().to_string();
+    bench.floor(&["disk", &writers.to_string(), &dir], figure)
 }
 
 pub(super) fn n8_end_to_end(bench: &Bench) -> Row {
@@ -109,7 +107,7 @@ pub(super) fn n8_end_to_end(bench: &Bench) -> Row {
         }
         COUNT as f64 / start.elapsed().as_secs_f64()
     };
-    let (ours, floor) = bench.rounds(ours, || disk(bench, 256, "rec_s"));
+    let (ours, floor) = bench.rounds(ours, || disk(bench, 256, "per_s"));
     let what = "durable one way, 1 KiB, 256 in flight, run";
     Row {
         what,

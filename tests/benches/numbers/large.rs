@@ -13,10 +13,8 @@ const SIZE: usize = 64 << 10;
 const MIB: f64 = (1 << 20) as f64;
 
 fn row(bench: &Bench, what: &'static str, ours: impl FnMut() -> f64) -> Row {
-    let arguments = format!(
-        "chain --transport tcp --relays 3 --edges unix --mode framed --test bulk --size {SIZE} --count 10000"
-    );
-    let floor = || Some(bench.floor(&arguments, "msg_s")? * SIZE as f64 / MIB);
+    let size = SIZE.to_string();
+    let floor = || Some(bench.floor(&["bulk", &size, "10000"], "per_s")? * SIZE as f64 / MIB);
     let (ours, floor) = bench.rounds(ours, floor);
     Row {
         what,

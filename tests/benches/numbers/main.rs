@@ -1,9 +1,8 @@
 //! The numbers that Receptor is judged by, each beside its floor of the same run.
 //!
 //! `make bench` builds the release programs and runs this. A floor is what a bare chain of five processes,
-//! a bare pipe or a bare spawn does on this machine in the same minute; it is measured with the program that
-//! `RECEPTOR_ANCHOR` names, or that is built from `../shared/perf/harness`. Without one the figures stand
-//! alone, and the table says so. Ours and the floor alternate; medians are shown with minimum and maximum.
+//! a bare file, a bare pipe or a bare spawn does on this machine in the same minute ([`floor`]). Ours and the
+//! floor alternate; medians are shown with minimum and maximum.
 //!
 //! `cargo bench -p receptor-tests -- N1 N4` runs only some. `RECEPTOR_BENCH_ROUNDS` (5) says how often.
 //! `RECEPTOR_BENCH_PIN=1` puts both sides on one core in the real-time class, which repeats best on a busy
@@ -11,13 +10,10 @@
 //!
 //! Nothing here passes or fails: a machine with neighbors is no judge.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a table for people"
-)]
+#![expect(clippy::print_stdout, reason = "a table for people")]
 
 mod durable;
+mod floor;
 mod large;
 
 use std::fmt::Write as _;
@@ -33,10 +29,12 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() {
-    let wanted: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|a| !a.starts_with('-'))
-        .collect();
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|word| word == "floor") {
+        return floor::main(&words[1..]);
+    }
+    let mut wanted = words;
+    wanted.retain(|word| !word.starts_with('-'));
     let bench = Bench::new();
     let all: [(&str, Measure); 25] = [
         ("N1", n1_request_reply),
@@ -149,7 +147,6 @@ fn short(value: f64) -> String {
 #[derive(Clone)]
 struct Bench {
     bin: PathBuf,
-    anchor: Option<PathBuf>,
     rounds: usize,
     pin: bool,
 }
@@ -172,7 +169,6 @@ impl Bench {
             .and_then(|r| r.parse().ok());
         let pin = std::env::var_os("RECEPTOR_BENCH_PIN").is_some();
         Self {
-            anchor: anchor(root, &target),
             bin,
             rounds: rounds.unwrap_or(5),
             pin,
@@ -188,15 +184,17 @@ impl Bench {
         command
     }
 
-    /// Runs the floor's program and takes one of its figures.
-    fn floor(&self, arguments: &str, figure: &str) -> Option<f64> {
+    /// Measures a floor in a process of its own, as ours is, and takes one of its figures.
+    fn floor(&self, words: &[&str], figure: &str) -> Option<f64> {
+        let program = std::env::current_exe().expect("its own name");
         let output = self
-            .command(self.anchor.as_ref()?)
-            .args(arguments.split_whitespace())
-            .stderr(Stdio::null())
+            .command(&program)
+            .arg("floor")
+            .args(words)
+            .stderr(Stdio::inherit())
             .output()
             .expect("the floor's program runs");
-        let result: Value = serde_json::from_slice(&output.stdout).ok()?;
+        let result: Value = serde_json::from_slice(&output.stdout).expect("figures");
         result[figure].as_f64()
     }
 
@@ -213,42 +211,6 @@ impl Bench {
         }
         both
     }
-}
-
-fn anchor(root: &Path, target: &Path) -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("RECEPTOR_ANCHOR") {
-        return Some(path.into());
-    }
-    let source = root.parent()?.join("shared/perf/harness");
-    if !source.join("Cargo.toml").exists() {
-        eprintln!("no floors: set RECEPTOR_ANCHOR to the program that measures them");
-        return None;
-    }
-    // The source may be read-only, and its lock file is not kept: build a copy.
-    let copy = target.join("anchor");
-    let status = Command::new("sh")
-        .args(["-c", "mkdir -p \"$2/src\" && cp \"$1/Cargo.toml\" \"$2/\" && cp \"$1\"/src/* \"$2/src/\" && chmod -R u+w \"$2\" && grep -q '^\\[workspace\\]' \"$2/Cargo.toml\" || echo '[workspace]' >> \"$2/Cargo.toml\""])
-        .args(["sh".as_ref(), source.as_os_str(), copy.as_os_str()])
-        .status()
-        .ok()?;
-    let built = status.success()
-        && Command::new(env!("CARGO"))
-            .args([
-                "build",
-                "--release",
-                "--quiet",
-                "--no-default-features",
-                "--manifest-path",
-            ])
-            .arg(copy.join("Cargo.toml"))
-            .env("CARGO_TARGET_DIR", copy.join("target"))
-            .env("RUSTFLAGS", "--cap-lints=allow")
-            .status()
-            .is_ok_and(|s| s.success());
-    if !built {
-        eprintln!("no floors: {} does not build", source.display());
-    }
-    built.then(|| copy.join("target/release/anchor"))
 }
 
 /// Some nodes in a row: the first serves clients, each next one dials the one before.
@@ -299,9 +261,7 @@ impl Chain {
                 command.arg(format!("--listen-port={}", ports[i]));
                 command.arg("--log-level=error");
                 // What is meant for this program is none of the daemon's variables.
-                command
-                    .env_remove("RECEPTOR_ANCHOR")
-                    .env_remove("RECEPTOR_BENCH_ROUNDS");
+                command.env_remove("RECEPTOR_BENCH_ROUNDS");
                 command.env_remove("RECEPTOR_BENCH_PIN");
                 command
                     .arg("--socket-path")
@@ -474,8 +434,8 @@ fn payload(size: usize) -> Vec<u8> {
     text
 }
 
-const RTT_FLOOR: &str = "chain --transport tcp --relays 3 --edges unix --mode framed --test rtt --size 128 --count 4000";
-const PIPE_FLOOR: &str = "spawn --mode pipe --child rust --count 3000";
+const RTT_FLOOR: &[&str] = &["rtt", "128", "4000"];
+const PIPE_FLOOR: &[&str] = &["pipe", "3000"];
 
 /// Latencies of requests one after the other, in microseconds.
 fn latencies(
@@ -571,8 +531,8 @@ fn n3_requests_in_flight(bench: &Bench) -> Row {
         }
         COUNT as f64 / start.elapsed().as_secs_f64()
     };
-    let arguments = "chain --transport tcp --relays 3 --edges unix --mode framed --test conc --size 128 --conc 64 --count 100000";
-    let (ours, floor) = bench.rounds(ours, || bench.floor(arguments, "req_s"));
+    let words = ["in-flight", "128", "64", "100000"];
+    let (ours, floor) = bench.rounds(ours, || bench.floor(&words, "per_s"));
     let what = "the same, 64 in flight";
     Row {
         what,
@@ -618,10 +578,9 @@ fn n4_one_way(bench: &Bench, size: usize) -> Row {
         before += COUNT;
         COUNT as f64 / start.elapsed().as_secs_f64()
     };
-    let arguments = format!(
-        "chain --transport tcp --relays 3 --edges unix --mode framed --test bulk --size {size} --count 200000"
-    );
-    let (ours, floor) = bench.rounds(ours, || bench.floor(&arguments, "msg_s"));
+    let text = size.to_string();
+    let words = ["bulk", &text, "200000"];
+    let (ours, floor) = bench.rounds(ours, || bench.floor(&words, "per_s"));
     let what = if size == 128 {
         "one way 128 B, nothing lost"
     } else {
@@ -751,7 +710,7 @@ fn n17_process_per_work(bench: &Bench) -> Row {
     let mut client = chain.client(0);
     let (ours, floor) = bench.rounds(
         || percentile(&mut latencies(&mut client, 0, "once:echo", 100, 300), 0.5),
-        || bench.floor("spawn --mode oneshot --child rust --count 300", "p50_us"),
+        || bench.floor(&["one-shot", "300"], "p50_us"),
     );
     let what = "one process a work, p50";
     Row {
