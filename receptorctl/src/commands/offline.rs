@@ -159,6 +159,8 @@ struct Letter {
     id: MessageId,
     directive: Directive,
     recipient: NodeId,
+    #[serde(default)]
+    origin: Option<NodeId>,
     size: u64,
     at_ms: u64,
     reason: ErrorBody,
@@ -204,6 +206,7 @@ pub(super) fn letters(data_dir: &Path) -> Result<DeadLettersReply, Failure> {
         id: letter.id,
         directive: letter.directive,
         recipient: letter.recipient,
+        origin: letter.origin,
         size: letter.size,
         age_ms: now.saturating_sub(letter.at_ms),
         reason: letter.reason,

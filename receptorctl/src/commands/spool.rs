@@ -134,7 +134,10 @@ fn show_letters(out: &mut Out, reply: &DeadLettersReply) -> Result<(), Failure> 
         table.row([
             short(&letter.id.to_string()).into(),
             letter.directive.as_str().into(),
-            letter.recipient.as_str().into(),
+            match &letter.origin {
+                Some(origin) => format!("{}, from {origin}", letter.recipient).into(),
+                None => letter.recipient.as_str().into(),
+            },
             size(letter.size).into(),
             format!("{} ago", duration(letter.age_ms)).into(),
             letter.reason.to_string().into(),

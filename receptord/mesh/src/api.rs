@@ -145,7 +145,8 @@ pub enum Recipient {
     /// This node.
     Node(NodeId),
     /// The nearest reachable node that has the directive's plugin ready and all of this
-    /// metadata; chosen once. This node itself counts.
+    /// metadata; chosen once, and again only while it is certain that the first choice, which cannot be
+    /// reached any more, does not have the message. This node itself counts.
     Any {
         /// All must be equal.
         metadata: BTreeMap<String, String>,
@@ -282,6 +283,14 @@ pub enum Output {
         /// To whom it goes; chosen now when the submission said «any».
         recipient: NodeId,
     },
+    /// A message that «any» node may get goes to another one than was said: the first cannot be
+    /// reached, and certainly never had it.
+    Readdressed {
+        /// The message.
+        work: MessageId,
+        /// To whom it goes.
+        recipient: NodeId,
+    },
     /// Prepare to run this work. When a plugin can take it, at once if possible (before the
     /// next output is polled: then one sync covers arrival and start), call
     /// [`crate::Mesh::work_started`]; but hand it over only at [`Output::Start`]. Report with
@@ -341,12 +350,14 @@ pub enum Output {
         /// Present on the last one.
         eof: Option<Eof>,
     },
-    /// A request of this node was given up, and its sender is told why. To keep it for an operator
-    /// read its payload at once: its entry is removed soon, behind this. The message's body is
-    /// empty, its size is not, when it is in the store only.
+    /// A request was given up: one of this node, and its sender is told why, or one in custody whose
+    /// origin cannot be told. To keep it for an operator read its payload at once: its entry is removed
+    /// soon, behind this. The message's body is empty, its size is not, when it is in the store only.
     DeadLetter {
         /// Where it is stored.
         entry: EntryId,
+        /// Whose it is, when it was in custody; `None`: it is this node's own.
+        origin: Option<NodeId>,
         /// To whom it was going.
         recipient: NodeId,
         /// The request.

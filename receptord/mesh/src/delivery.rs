@@ -29,6 +29,7 @@
 
 mod answers;
 mod backlog;
+mod choice;
 mod custody;
 mod deadlines;
 mod flow;
@@ -296,7 +297,7 @@ impl Delivery {
                 Some(remote) => self.on_receipt(cx, remote, &receipt),
                 None => self.mistakes += 1,
             },
-            Body::Undeliverable(notice) => self.on_undeliverable(cx, notice),
+            Body::Undeliverable(notice) => self.on_undeliverable(cx, &source, notice),
             Body::Echo { .. } | Body::EchoReply(_) | Body::Unknown { .. } => {}
         }
     }
@@ -334,6 +335,9 @@ impl Delivery {
             self.touch(RemoteId(at));
             for given_up in given_up.drain(..) {
                 self.given_up(cx, RemoteId(at), given_up);
+            }
+            if path == 0 {
+                self.choose_again(cx, RemoteId(at));
             }
         }
     }
@@ -495,6 +499,7 @@ impl Delivery {
                 for given_up in given_up {
                     self.given_up(cx, id, given_up);
                 }
+                self.choose_again(cx, id);
             }
         }
     }
@@ -582,10 +587,11 @@ impl Delivery {
                 self.journal.note(Record::Started { entry });
             }
         }
+        let write = self.journal.batch();
         for (remote, epoch) in flows {
-            let remote = &self.remotes[remote.0];
-            if let Some(received) = remote.received.get(&epoch) {
-                let (floor, ranges) = received.snapshot();
+            let remote = &mut self.remotes[remote.0];
+            if let Some(received) = remote.received.get_mut(&epoch) {
+                let (floor, ranges) = received.snapshot(write);
                 self.journal.note(Record::Received {
                     origin: remote.node.clone(),
                     epoch,

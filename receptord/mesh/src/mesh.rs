@@ -310,7 +310,8 @@ impl Mesh {
     }
 
     /// Gives up what waits here of this work: its request, as [`Self::cancel`] does, or the
-    /// responses that its sender has not got, who is told so in their place.
+    /// responses that its sender has not got, who is told so in their place. What is in custody here
+    /// is given up too, and its origin told to do the same.
     pub fn drop_waiting(&mut self, now: Instant, work: MessageId) -> Result<(), NoSuchWork> {
         let result = self
             .delivery

@@ -31,6 +31,11 @@ pub(crate) trait Net {
     /// was last; `None` when nobody is nearer than this node, or nothing is known of `node`.
     fn custodian(&self, node: &NodeId) -> Option<NodeId>;
 
+    /// Whether `node` is between this node and `destination` on the way there, or was on the last one
+    /// that there was, as far as this node knows. Nobody needs to be asked about a leaf's way
+    /// but its routers.
+    fn is_on_way(&self, node: &NodeId, destination: &NodeId) -> bool;
+
     /// Bytes ([`Packet::wire_size`]) that the queue towards `node` can still take in this
     /// priority class; 0 without a route, [`usize::MAX`] for this node itself.
     fn room(&self, node: &NodeId, priority: Priority) -> usize;

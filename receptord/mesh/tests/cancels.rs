@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests, also in their helpers")]
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use receptor_mesh::{
     Submission,
 };
 use receptor_proto::frame::Frame;
-use receptor_proto::packet::{Body, CancelReason, Content, Message, MessageKind, Packet};
+use receptor_proto::packet::{Body, CancelReason, Content, Message, MessageKind, Packet, Receipt};
 use receptor_proto::{Directive, MessageId, NodeId};
 
 const LINK: LinkId = LinkId(1);
@@ -38,16 +38,25 @@ fn id(n: u128) -> MessageId {
 struct Host {
     mesh: Mesh,
     now: u64,
-    kept: BTreeSet<EntryId>,
+    kept: BTreeMap<EntryId, Record>,
     frames: Vec<Frame>,
 }
 
 impl Host {
     fn new(name: &str, records: impl IntoIterator<Item = Record>) -> Self {
+        Self::start(name, INSTANCE, 0, records)
+    }
+
+    fn start(
+        name: &str,
+        instance: u64,
+        now: u64,
+        records: impl IntoIterator<Item = Record>,
+    ) -> Self {
         let mut host = Self {
-            mesh: Mesh::new(Config::new(node(name), INSTANCE, 1), at(0), records),
-            now: 0,
-            kept: BTreeSet::new(),
+            mesh: Mesh::new(Config::new(node(name), instance, 1), at(now), records),
+            now,
+            kept: BTreeMap::new(),
             frames: Vec::new(),
         };
         let info = LinkInfo {
@@ -56,8 +65,8 @@ impl Host {
             address: "wire".to_owned(),
             dialled: name == "here",
         };
-        host.mesh.handle_link_up(at(0), LINK, info);
-        host.mesh.handle_room(at(0), LINK, 1 << 20);
+        host.mesh.handle_link_up(at(now), LINK, info);
+        host.mesh.handle_room(at(now), LINK, 1 << 20);
         host.drain();
         host
     }
@@ -70,9 +79,9 @@ impl Host {
                 self.frames.push(frame);
             } else if let Output::Persist { token, records, .. } = output {
                 for record in records {
-                    if let Record::Incoming { entry, .. } | Record::Outgoing { entry, .. } = record
+                    if let Record::Incoming { entry, .. } | Record::Outgoing { entry, .. } = &record
                     {
-                        self.kept.insert(entry);
+                        self.kept.insert(*entry, record);
                     }
                 }
                 self.mesh.handle_persisted(at(self.now), token);
@@ -188,8 +197,8 @@ fn a_restart_does_not_remember_a_cancel_that_has_lost_its_purpose() {
         origin: node("here"),
         message: cancel(2, 1, 7, DAY_MS),
     };
-    let mut there = Host::new("there", [received, stored]);
-    there.kept.insert(EntryId(1));
+    let mut there = Host::new("there", [received, stored.clone()]);
+    there.kept.insert(EntryId(1), stored);
     there.run_until(SOON_MS);
     assert_eq!(there.kept.len(), 0);
 }
@@ -245,4 +254,63 @@ fn who_cancels_before_the_receipt_of_the_request_says_when_it_has_come() {
             assert!(said[0] > 0 && said[1] == 0, "{said:?}");
         }
     }
+}
+
+/// The recipient has the cancel, and says nothing of the request, whose receipt was lost: the
+/// origin must still say that it had come, also when it was restarted in between.
+#[test]
+fn a_restart_does_not_forget_that_a_cancel_may_be_remembered() {
+    let mut pair = pair();
+    let start = pair.0.now;
+    let submission = Submission {
+        id: id(1),
+        recipient: Recipient::Node(node("there")),
+        directive: Directive::new("a:b").unwrap(),
+        content: Content::Bytes,
+        payload: Payload::Inline(Bytes::new()),
+        volatile: false,
+        respond: false,
+        expiry: DAY,
+        repeatable: false,
+    };
+    let here = &mut pair.0;
+    here.mesh.submit(at(start), submission).unwrap();
+    here.drain();
+    here.mesh
+        .cancel(at(start), id(1), CancelReason::User)
+        .unwrap();
+    here.drain();
+    here.frames.clear();
+    let receipt = Body::Receipt(Receipt {
+        epoch: INSTANCE,
+        received: vec![(2, 2)],
+        instance: INSTANCE,
+        ..Receipt::default()
+    });
+    let receipt = Packet::new(node("there"), node("here"), 30, &receipt);
+    here.hear(Frame::Packet(receipt));
+    let disk: Vec<Record> = here.kept.values().cloned().collect();
+    assert_eq!(
+        disk.len(),
+        2,
+        "the request, and the cancel that it may meet"
+    );
+
+    let mut pair = (
+        Host::start("here", INSTANCE + 1, 0, disk.clone()),
+        Host::new("there", []),
+    );
+    for record in disk {
+        if let Record::Outgoing { entry, .. } = record {
+            pair.0.kept.insert(entry, record);
+        }
+    }
+    let mut said = Vec::new();
+    for ms in 1..SOON_MS {
+        said.extend(cancels(&pair.0.frames));
+        exchange(&mut pair, ms);
+    }
+    assert_eq!(said.last(), Some(&0), "{said:?}: that the request has come");
+    assert!(pair.0.kept.is_empty(), "{:?}", pair.0.kept);
+    assert!(pair.1.kept.is_empty(), "{:?}", pair.1.kept);
 }

@@ -1072,6 +1072,9 @@ pub struct DeadLetterStatus {
     pub directive: Directive,
     /// Where.
     pub recipient: NodeId,
+    /// Whose it is, when it was in custody here; absent: it is this node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<NodeId>,
     /// Bytes of its payload.
     pub size: u64,
     /// How long ago it was given up, in milliseconds.

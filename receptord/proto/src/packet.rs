@@ -305,6 +305,8 @@ pub enum Holding {
     /// From the custodian to their origin: it keeps them no longer, because their time is over
     /// or they cannot be read any more.
     Dropped,
+    /// From the custodian to their origin: its operator gave them up, and they are to be given up.
+    GivenUp,
     /// A word of a later version; says nothing.
     Unknown(u8),
 }
@@ -322,6 +324,9 @@ pub struct Custody {
     pub epoch: u64,
     /// First and last sequence numbers of runs, in order; at most [`RANGES_MAX`].
     pub messages: Vec<(u64, u64)>,
+    /// They are not kept, and were never sent on from there: who sent each of them once can be
+    /// certain that nobody has them.
+    pub never_sent: bool,
 }
 
 impl Holding {
@@ -331,6 +336,7 @@ impl Holding {
             Self::Done => 1,
             Self::Refused => 2,
             Self::Dropped => 3,
+            Self::GivenUp => 4,
             Self::Unknown(byte) => byte,
         }
     }
@@ -341,6 +347,7 @@ impl Holding {
             1 => Self::Done,
             2 => Self::Refused,
             3 => Self::Dropped,
+            4 => Self::GivenUp,
             byte => Self::Unknown(byte),
         }
     }
@@ -599,6 +606,7 @@ impl Custody {
             w.varint(*first);
             w.varint(*last);
         }
+        w.u8(u8::from(self.never_sent));
     }
 
     fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
@@ -622,12 +630,14 @@ impl Custody {
             }
             messages.push((first, last));
         }
+        let flags = if r.remaining() > 0 { r.u8("flags")? } else { 0 };
         Ok(Self {
             holding,
             origin,
             recipient,
             epoch,
             messages,
+            never_sent: flags & 1 != 0,
         })
     }
 }

@@ -131,7 +131,8 @@ fn holding() -> impl Strategy<Value = Holding> {
         Just(Holding::Done),
         Just(Holding::Refused),
         Just(Holding::Dropped),
-        (4..=u8::MAX).prop_map(Holding::Unknown),
+        Just(Holding::GivenUp),
+        (5..=u8::MAX).prop_map(Holding::Unknown),
     ]
 }
 
@@ -184,18 +185,27 @@ fn body() -> impl Strategy<Value = Body> {
         message().prop_map(Body::Message),
         (node(), message()).prop_map(|(custodian, message)| Body::Kept { custodian, message }),
         (node(), message()).prop_map(|(recipient, message)| Body::Entrusted { recipient, message }),
-        (holding(), node(), node(), any::<u64>(), ranges()).prop_map(
-            |(holding, origin, recipient, epoch, messages)| {
-                let messages = messages.into_iter().map(|(a, b)| (a.min(b), a.max(b)));
-                Body::Custody(Custody {
-                    holding,
-                    origin,
-                    recipient,
-                    epoch,
-                    messages: messages.collect(),
-                })
-            }
-        ),
+        (
+            holding(),
+            node(),
+            node(),
+            any::<u64>(),
+            ranges(),
+            any::<bool>()
+        )
+            .prop_map(
+                |(holding, origin, recipient, epoch, messages, never_sent)| {
+                    let messages = messages.into_iter().map(|(a, b)| (a.min(b), a.max(b)));
+                    Body::Custody(Custody {
+                        holding,
+                        origin,
+                        recipient,
+                        epoch,
+                        messages: messages.collect(),
+                        never_sent,
+                    })
+                }
+            ),
         (
             any::<u64>(),
             any::<u64>(),
@@ -471,6 +481,7 @@ fn the_fullest_word_about_custody_is_a_control_packet() {
         recipient: long.clone(),
         epoch: u64::MAX,
         messages: vec![(u64::MAX, u64::MAX); RANGES_MAX],
+        never_sent: true,
     });
     let packet = Packet::new(long.clone(), long, 30, &body);
     assert!(packet.wire_size() <= CONTROL_MAX);

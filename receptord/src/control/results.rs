@@ -133,6 +133,12 @@ pub(super) async fn retry(
     }
     let letters = context.keeper.letters();
     let letter = letters.find(&command.id)?;
+    if let Some(origin) = &letter.origin {
+        let id = letter.id;
+        let text =
+            format!("{id} was in custody here for {origin}: only there can it be sent again");
+        return Err(ErrorBody::new(ErrorCode::Refused, text).into());
+    }
     let lost = |error: std::io::Error| {
         let text = format!("the payload of {} cannot be read: {error}", letter.id);
         Failure::from(ErrorBody::new(ErrorCode::Internal, text))

@@ -94,15 +94,14 @@ impl Engine {
             let text = format!("nothing waits here of a work {work}");
             return Err(ErrorBody::new(ErrorCode::NotFound, text));
         };
-        if let Some(origin) = &view.origin {
-            let text = format!("the work {work} is in custody here for {origin}: cancel it there");
-            return Err(ErrorBody::new(ErrorCode::Refused, text));
-        }
+        let is_own = view.origin.is_none();
         if self.mesh.drop_waiting(self.now, work).is_err() {
             let text = format!("of the work {work} only a request to end it waits here");
             return Err(ErrorBody::new(ErrorCode::Refused, text));
         }
-        self.keeper.cancelling(work);
+        if is_own {
+            self.keeper.cancelling(work);
+        }
         Ok(work)
     }
 
@@ -295,7 +294,7 @@ impl Engine {
     pub(super) fn dead_letter(
         &mut self,
         entry: EntryId,
-        recipient: NodeId,
+        (origin, recipient): (Option<NodeId>, NodeId),
         message: Message,
         reason: ErrorBody,
     ) {
@@ -306,6 +305,7 @@ impl Engine {
             id: message.work,
             directive,
             recipient,
+            origin,
             content: message.content,
             size: message.size,
             respond,

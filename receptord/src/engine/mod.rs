@@ -481,6 +481,10 @@ impl Engine {
                 self.store.append(entry, offset, piece);
             }
             Output::Accepted { work, recipient } => self.accepted(work, recipient),
+            Output::Readdressed { work, recipient } => {
+                tracing::debug!(%work, %recipient, "goes to another node, the first cannot be reached");
+                self.keeper.accepted(work, &recipient);
+            }
             Output::Dispatch {
                 work,
                 sender,
@@ -530,10 +534,11 @@ impl Engine {
             }
             Output::DeadLetter {
                 entry,
+                origin,
                 recipient,
                 message,
                 reason,
-            } => self.dead_letter(entry, recipient, *message, reason),
+            } => self.dead_letter(entry, (origin, recipient), *message, reason),
             Output::EchoResult { id, result } => {
                 if let Some(reply) = self.echoes.remove(&id) {
                     let _ = reply.send(result);

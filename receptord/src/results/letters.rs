@@ -1,4 +1,4 @@
-//! Dead letters: the messages of this node that were given up, each with its reason.
+//! Dead letters: the messages that were given up here, each with its reason.
 //!
 //! Owns `dead-letters/` and its limits. A letter is one line of JSON and the payload behind it; a
 //! large payload becomes one more name of the file that it is. Kept until it is sent again, dropped,
@@ -36,6 +36,9 @@ pub(crate) struct DeadLetter {
     pub(crate) directive: Directive,
     /// Where.
     pub(crate) recipient: NodeId,
+    /// Whose it is, when it was in custody here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) origin: Option<NodeId>,
     /// What the payload is.
     pub(crate) content: Content,
     /// Its size in bytes.
@@ -239,6 +242,7 @@ impl DeadLetters {
                 id: letter.id,
                 directive: letter.directive.clone(),
                 recipient: letter.recipient.clone(),
+                origin: letter.origin.clone(),
                 size: letter.size,
                 age_ms: now.saturating_sub(letter.at_ms),
                 reason: letter.reason.clone(),

@@ -39,6 +39,7 @@ pub(crate) struct Letter {
     pub(crate) directive: Directive,
     /// Who it is for; `None` for «any», until accepted, and for nobody.
     pub(crate) recipient: Option<NodeIndex>,
+    pub(crate) any: bool,
     /// The recipient's life when it became the recipient.
     pub(crate) recipient_life: Life,
     pub(crate) nobody: bool,
@@ -142,6 +143,7 @@ impl Letter {
             from_life,
             directive,
             recipient: recipient.map(|(node, _)| node),
+            any: recipient.is_none() && !nobody,
             recipient_life: recipient.map_or(
                 Life {
                     data: 0,
@@ -245,6 +247,30 @@ impl Ledger {
             letter.recipient = Some(recipient);
             letter.recipient_life = life;
         }
+        Ok(())
+    }
+
+    /// Another recipient was chosen for a message to any node. It may have gone to that one before
+    /// a restart.
+    pub(crate) fn readdressed(
+        &mut self,
+        work: MessageId,
+        (recipient, life): (NodeIndex, Life),
+    ) -> Result<(), String> {
+        let Some(letter) = self.letters.get_mut(&work) else {
+            return Err(format!("{work} goes elsewhere, which nobody sent"));
+        };
+        if letter.recipient == Some(recipient) {
+            return Ok(());
+        }
+        if !letter.any {
+            return Err(format!("{work} was for one node and goes to {recipient}"));
+        }
+        if let Some(run) = letter.runs.first() {
+            return Err(format!("{work} ran at {run:?} and goes to {recipient}"));
+        }
+        letter.recipient = Some(recipient);
+        letter.recipient_life = life;
         Ok(())
     }
 

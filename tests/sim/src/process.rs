@@ -104,6 +104,17 @@ impl World {
                     .line(now, || format!("{node}: accepts {work} for {recipient}"));
                 self.accepted(node, work, &recipient);
             }
+            Output::Readdressed { work, recipient } => {
+                self.trace.numbers([15, now]);
+                self.trace
+                    .line(now, || format!("{node}: {work} goes to {recipient} now"));
+                let to = self.by_id.get(&recipient).copied();
+                let result = match to {
+                    Some(to) => self.ledger.readdressed(work, (to, self.hosts[to].life)),
+                    None => Err(format!("{work} goes to {recipient}, which is no node")),
+                };
+                self.check_honest(result);
+            }
             Output::Dispatch {
                 work,
                 sender,

@@ -1,7 +1,8 @@
 //! Messages of others that could not be passed on, kept on this node's disk until they can.
 //!
 //! Owns the promise that a message in custody is on the disk before anybody hears of it, and
-//! stays there until its recipient has it, another node keeps it, or its time is over. What is
+//! stays there until its recipient has it, another node keeps it, its time is over, or an operator
+//! drops it. What is
 //! kept is bounded in bytes, messages, and messages for one recipient; beyond that a message
 //! stays its origin's alone, who is told so. Never opens a payload, and keeps none in memory: it
 //! is fetched when there is a way. While ways are clear nothing is written here.
@@ -11,8 +12,11 @@
 //!                              │          ▲                              │
 //!                       refused, told     └──── other way, or no word ───┘
 //! ```
+//!
+//! What is said of it, and which of that is believed, is in [`words`].
 
 mod notices;
+mod words;
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -20,8 +24,8 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use bytes::Bytes;
-use receptor_proto::packet::{Body, Custody, Holding, Message, MessageKind, Packet, Receipt};
-use receptor_proto::{ErrorCode, NodeId};
+use receptor_proto::packet::{Body, Holding, Message, MessageKind, Packet, Receipt};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use self::notices::Notices;
 use super::flow::{ENVELOPE, Key};
@@ -69,6 +73,9 @@ struct Kept {
     before: Option<NodeId>,
     expires: Instant,
     state: State,
+    /// It may have been sent on, by this start of the node or one before.
+    was_sent: bool,
+    /// Since the way last changed.
     tries: u32,
     /// Reads that failed since one did not.
     failed_reads: u32,
@@ -165,11 +172,11 @@ impl Keeper {
         self.timers.insert((kept.timer, entry));
     }
 
-    /// Says something of one message.
-    fn say(&mut self, to: NodeId, holding: Holding, name: &Name) {
+    /// Says something of one message that is here, or is not kept; `never_sent` if it was not sent on.
+    fn say(&mut self, to: NodeId, holding: Holding, name: &Name, never_sent: bool) {
         let (origin, recipient, epoch, seq) = name.clone();
         self.notices
-            .add((to, holding, origin, recipient, epoch), seq);
+            .add((to, holding, never_sent, origin, recipient, epoch), seq);
     }
 
     /// Tells custodians of messages that a receipt names that they are safe here.
@@ -192,7 +199,7 @@ impl Keeper {
                 let (_, (epoch, seq)) = key;
                 let name = (origin.clone(), recipient.clone(), epoch, seq);
                 // One that does not hear of it sends the message again, and is told then.
-                self.say(custodian, Holding::Done, &name);
+                self.say(custodian, Holding::Done, &name, false);
             }
         }
     }
@@ -237,7 +244,7 @@ impl Delivery {
             },
             size: kept.message.size,
             volatile: false,
-            sent: kept.tries > 0,
+            sent: kept.was_sent,
             remaining: kept.expires.since(now),
         })
     }
@@ -297,7 +304,7 @@ impl Delivery {
         let refused = name.clone();
         if !self.takes_custody || !self.take_custody(cx.now, name, message, None) {
             let to = refused.0.clone();
-            self.keeper.say(to, Holding::Refused, &refused);
+            self.keeper.say(to, Holding::Refused, &refused, true);
         }
     }
 
@@ -371,6 +378,7 @@ impl Delivery {
             before,
             expires: now + lifetime,
             state,
+            was_sent: state == State::Waiting,
             tries: 0,
             failed_reads: 0,
             timer: now + lifetime,
@@ -410,21 +418,7 @@ impl Delivery {
     pub(super) fn kept_not_written(&mut self, entry: EntryId) {
         if let Some(kept) = self.keeper.remove(entry) {
             let origin = kept.name.0.clone();
-            self.keeper.say(origin, Holding::Refused, &kept.name);
-        }
-    }
-
-    fn tell_kept(&mut self, entry: EntryId) {
-        let Some(kept) = self.keeper.kept.get_mut(&entry) else {
-            return;
-        };
-        let name = kept.name.clone();
-        let before = kept.before.take();
-        for to in before.into_iter().chain([name.0.clone()]) {
-            // Without a way back it is told when the message comes again.
-            if to != self.node {
-                self.keeper.say(to, Holding::Kept, &name);
-            }
+            self.keeper.say(origin, Holding::Refused, &kept.name, true);
         }
     }
 
@@ -499,7 +493,7 @@ impl Delivery {
         let Some(body) = body else {
             kept.failed_reads += 1;
             if kept.failed_reads >= READS {
-                self.drop_kept(entry);
+                self.drop_kept(entry, Holding::Dropped);
             } else {
                 // It counts as under way meanwhile.
                 self.keeper.set(entry, State::Sent, cx.now + READ_AGAIN);
@@ -511,6 +505,7 @@ impl Delivery {
         message.body = body;
         message.remaining_ms = millis(kept.expires.since(cx.now));
         kept.tries += 1;
+        kept.was_sent = true;
         let wait = (AGAIN * (1 << (kept.tries - 1).min(5))).min(AGAIN_MOST);
         let (origin, recipient, ..) = kept.name.clone();
         let custodian = self.node.clone();
@@ -524,65 +519,48 @@ impl Delivery {
     }
 
     /// It is kept no longer: its origin is told.
-    fn drop_kept(&mut self, entry: EntryId) {
+    fn drop_kept(&mut self, entry: EntryId, holding: Holding) {
         if let Some(kept) = self.keeper.remove(entry) {
             self.journal.remove(entry);
             let origin = kept.name.0.clone();
-            self.keeper.say(origin, Holding::Dropped, &kept.name);
+            let never_sent = !kept.was_sent;
+            self.keeper.say(origin, holding, &kept.name, never_sent);
         }
     }
 
-    /// What others say of messages in custody, and what custodians say of this node's own.
-    pub(super) fn on_custody(&mut self, cx: &mut Cx<'_>, from: &NodeId, custody: &Custody) {
-        match custody.holding {
-            Holding::Kept | Holding::Refused | Holding::Dropped if custody.origin == self.node => {
-                self.on_own_in_custody(cx, from, custody);
-            }
-            Holding::Done if custody.recipient != *from => self.mistakes += 1,
-            Holding::Kept | Holding::Done => self.let_go_of_kept(cx, custody),
-            Holding::Refused | Holding::Dropped => self.mistakes += 1,
-            Holding::Unknown(_) => {}
+    /// Its time is over. Its origin has the same time, tells its sender and keeps the dead letter;
+    /// where there is no way to it that may be for ever, and this node keeps one too.
+    fn kept_expired(&mut self, cx: &mut Cx<'_>, entry: EntryId) {
+        if let Some(kept) = self.keeper.kept.get(&entry)
+            && matches!(kept.message.kind, MessageKind::Request { .. })
+            && kept.state != State::Writing
+            && cx.net.path(&kept.name.0) == 0
+        {
+            let reason = "its lifetime ended here, in custody, before its recipient had it";
+            cx.out.push_back(Output::DeadLetter {
+                entry,
+                origin: Some(kept.name.0.clone()),
+                recipient: kept.name.1.clone(),
+                message: Box::new(kept.message.clone()),
+                reason: ErrorBody::new(ErrorCode::Expired, reason),
+            });
         }
+        self.drop_kept(entry, Holding::Dropped);
     }
 
-    fn on_own_in_custody(&mut self, cx: &mut Cx<'_>, from: &NodeId, custody: &Custody) {
-        let Some(to) = self.find(&custody.recipient) else {
-            return;
-        };
-        let flow = &mut self.remotes[to.0].flow;
-        for &(first, last) in &custody.messages {
-            let (first, last) = ((custody.epoch, first), (custody.epoch, last));
-            if custody.holding == Holding::Kept {
-                flow.in_custody(cx.now, from, first, last);
-            } else {
-                let refused = custody.holding == Holding::Refused;
-                flow.out_of_custody(cx.now, refused, first, last);
-            }
+    /// An operator gives up what is kept here of this work; the origins are told to do the same.
+    /// False: nothing is.
+    pub(super) fn give_up_kept(&mut self, work: MessageId) -> bool {
+        let written = |kept: &Kept| kept.message.work == work && kept.state != State::Writing;
+        let kept = self.keeper.kept.iter();
+        let entries: Vec<EntryId> = kept
+            .filter(|(_, kept)| written(kept))
+            .map(|(entry, _)| *entry)
+            .collect();
+        for entry in &entries {
+            self.drop_kept(*entry, Holding::GivenUp);
         }
-        self.touch(to);
-        self.set_ready(to);
-    }
-
-    /// These are the recipient's or another custodian's now. Of what is not written yet nobody
-    /// can have heard.
-    fn let_go_of_kept(&mut self, cx: &mut Cx<'_>, custody: &Custody) {
-        let name = |seq| {
-            let (origin, recipient) = (custody.origin.clone(), custody.recipient.clone());
-            (origin, recipient, custody.epoch, seq)
-        };
-        let mut over = Vec::new();
-        for &(first, last) in &custody.messages {
-            let known = self.keeper.names.range(name(first)..=name(last));
-            over.extend(known.map(|(_, entry)| *entry));
-        }
-        for entry in over {
-            let kept = self.keeper.kept.get(&entry);
-            if kept.is_some_and(|kept| kept.state != State::Writing) {
-                self.keeper.remove(entry);
-                self.journal.remove(entry);
-            }
-        }
-        self.send_kept(cx, &custody.recipient);
+        !entries.is_empty()
     }
 
     /// Ways are other ones, or a link has room again: whatever is kept may go now.
@@ -605,25 +583,11 @@ impl Delivery {
             };
             let recipient = kept.name.1.clone();
             if kept.expires <= cx.now {
-                // Its origin has the same time and tells its sender.
-                self.drop_kept(entry);
+                self.kept_expired(cx, entry);
                 continue;
             }
             self.keeper.set(entry, State::Waiting, NEVER);
             self.send_kept(cx, &recipient);
-        }
-    }
-
-    /// Says what there is to say of messages in custody.
-    pub(super) fn send_notices(&mut self, cx: &mut Cx<'_>) {
-        for (to, custody) in self.keeper.notices.take() {
-            if to == self.node {
-                continue;
-            }
-            let body = Body::Custody(custody);
-            let packet = Packet::new(self.node.clone(), to, self.hop_limit, &body);
-            // Who does not hear of it asks again.
-            let _ = cx.net.send(cx.now, packet);
         }
     }
 }

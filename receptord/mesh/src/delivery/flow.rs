@@ -58,9 +58,12 @@ const NO_WAY_MOST: Duration = Duration::from_secs(2);
 /// How long a node that dropped a packet for lack of room is left alone.
 const CONGESTED: Duration = Duration::from_millis(20);
 
-/// With a way, how long a message that another node keeps is not sent again: that node may be
-/// gone for good, or the receipt was lost.
-const IN_CUSTODY: Duration = Duration::from_secs(15);
+/// With a way, how long a message that another node keeps is not sent again, at first and whenever
+/// the way has changed: whoever keeps it sends it first, and as long as receipts come in it does.
+/// Twice that after each further word that it is kept.
+const IN_CUSTODY: Duration = Duration::from_secs(1);
+/// The same at most: that node may be gone for good, or the receipt was lost.
+const IN_CUSTODY_MOST: Duration = Duration::from_secs(15);
 /// Without a way, how long it is waited for one before messages are entrusted to the node that is
 /// nearest: most outages are short.
 const ENTRUST: Duration = Duration::from_millis(500);
@@ -93,6 +96,8 @@ pub(crate) struct Outgoing {
     pub(crate) open: bool,
     /// An earlier run of this node may have sent it.
     pub(crate) restored: bool,
+    /// Its recipient was chosen among others.
+    pub(crate) any: bool,
     /// Its lifetime is over, and its recipient has still to say whether it came in time.
     doubted: bool,
     /// It stands for responses that were given up; when it is, nothing takes its place.
@@ -105,7 +110,11 @@ pub(crate) struct Outgoing {
     failed_reads: u32,
     state: State,
     attempts: u32,
+    /// How often it left this node in this start, less what came back for certain.
+    handed: u32,
     refusals: u32,
+    /// Words that another node keeps it, since the way last changed.
+    keeps: u32,
     sent_at: Instant,
     transfer: Option<Box<Transfer>>,
 }
@@ -148,6 +157,7 @@ impl Outgoing {
             moot: false,
             open: false,
             restored: false,
+            any: false,
             doubted: false,
             last_word: false,
             absent: false,
@@ -155,7 +165,9 @@ impl Outgoing {
             failed_reads: 0,
             state: State::Queued,
             attempts: 0,
+            handed: 0,
             refusals: 0,
+            keeps: 0,
             sent_at: Instant::default(),
             transfer: None,
         }
@@ -181,9 +193,14 @@ impl Outgoing {
         self.absent = !message.is_segmented() && message.body.len() as u64 != message.size;
     }
 
-    /// Whether it left this node, as far as this start of it knows.
+    /// Whether it left this node, as far as this start of it knows, and did not come back.
     pub(crate) fn was_sent(&self) -> bool {
         self.attempts > 0
+    }
+
+    /// Whether it is certain that no other node has it.
+    pub(crate) fn is_here_alone(&self, current: u64) -> bool {
+        !self.was_sent() && !self.restored && self.message.epoch == current
     }
 
     /// Whether its recipient may have it, and only the recipient knows. One that nobody answers
@@ -364,6 +381,8 @@ pub(crate) struct Flow {
     outstanding: BTreeMap<Key, Box<Outgoing>>,
     /// What waits in the store alone, behind what is outstanding here.
     pub(crate) backlog: Backlog,
+    /// Requests here whose recipient was chosen among others.
+    any: usize,
     /// Requests here that may wait there, by lane; and those of them that soon will.
     pageable: [usize; LANES],
     behind: [usize; LANES],
@@ -406,8 +425,12 @@ pub(crate) struct Flow {
     entrust_at: Option<Instant>,
     /// To whom; unknown until it is asked for.
     trustee: Option<Option<NodeId>>,
+    /// Who was last entrusted with messages of this flow.
+    entrusted: Option<NodeId>,
     /// Who said last that it keeps messages of this flow.
     custodian: Option<NodeId>,
+    /// When a receipt last named something that another node keeps.
+    progressed: Instant,
     /// When a notice last counted that there was no way.
     turned_back: Option<Instant>,
     /// Without a way until then, what may be lost is.
@@ -428,6 +451,7 @@ impl Flow {
         Self {
             outstanding: BTreeMap::new(),
             backlog: Backlog::default(),
+            any: 0,
             pageable: [0; LANES],
             behind: [0; LANES],
             held: BTreeSet::new(),
@@ -455,7 +479,9 @@ impl Flow {
             entrusting: false,
             entrust_at: None,
             trustee: None,
+            entrusted: None,
             custodian: None,
+            progressed: Instant::default(),
             turned_back: None,
             grace: None,
         }
@@ -504,6 +530,20 @@ impl Flow {
         self.outstanding.values().map(|outgoing| &**outgoing)
     }
 
+    /// Messages that another recipient may get instead of this one.
+    pub(crate) fn movable(&self, current: u64) -> impl Iterator<Item = Key> {
+        let most = if self.any > 0 { usize::MAX } else { 0 };
+        let all = self.outstanding.iter().take(most);
+        let movable = all.filter(move |(_, outgoing)| {
+            outgoing.any
+                && outgoing.state == State::Queued
+                && outgoing.stored
+                && !outgoing.is_large()
+                && outgoing.is_here_alone(current)
+        });
+        movable.map(|(key, _)| *key)
+    }
+
     /// The next sequence number of this epoch.
     pub(crate) fn next_seq(&mut self) -> u64 {
         let seq = self.next_seq;
@@ -536,6 +576,7 @@ impl Flow {
         }
         let lane = lane(&outgoing.message);
         self.pageable[lane] += usize::from(outgoing.is_pageable());
+        self.any += usize::from(outgoing.any);
         if behind {
             outgoing.state = State::Behind;
             self.behind[lane] += 1;
@@ -651,6 +692,7 @@ impl Flow {
         let outgoing = self.outstanding.remove(&key)?;
         self.resident -= outgoing.message.body.len();
         self.pageable[lane(&outgoing.message)] -= usize::from(outgoing.is_pageable());
+        self.any -= usize::from(outgoing.any);
         if self.outstanding.is_empty() {
             self.clear();
         } else {
@@ -679,6 +721,7 @@ impl Flow {
         }
         self.large.clear();
         self.sent.clear();
+        self.entrusted = None;
         self.custodian = None;
         self.expiry = Deadlines::default();
     }

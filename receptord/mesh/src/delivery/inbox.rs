@@ -14,6 +14,7 @@ use receptor_proto::packet::{Content, Eof, Message};
 use receptor_proto::{MessageId, NodeId};
 
 use super::RemoteId;
+use super::choice::Wanted;
 use super::deadlines::Deadlines;
 use super::flow::{ENVELOPE, Key};
 use crate::{EntryId, Instant, Output, Payload};
@@ -61,6 +62,21 @@ struct Given {
     loose: Option<EntryId>,
 }
 
+/// The durable cancel of a request, which its recipient may remember until it is told that the
+/// request arrived.
+#[derive(Debug)]
+pub(crate) struct OpenCancel {
+    pub(crate) key: Key,
+    /// Where it is stored, once its recipient has it: so that a restart says it again.
+    pub(crate) entry: Option<EntryId>,
+}
+
+impl OpenCancel {
+    pub(crate) fn new(key: Key) -> Option<Box<Self>> {
+        Some(Box::new(Self { key, entry: None }))
+    }
+}
+
 /// A request of a client.
 #[derive(Debug)]
 pub(crate) struct Request {
@@ -81,9 +97,9 @@ pub(crate) struct Request {
     /// It was given up and wants no responses; only its own write is still waited for.
     pub(crate) over: bool,
     pub(crate) cancelled: bool,
-    /// Its durable cancel, which its recipient may remember until it is told that the request
-    /// arrived.
-    pub(crate) open_cancel: Option<Key>,
+    /// What its recipient was chosen by, if it was.
+    pub(crate) any: Option<Box<Wanted>>,
+    pub(crate) open_cancel: Option<Box<OpenCancel>>,
     /// A volatile request's end, whatever happens.
     pub(crate) ends: Option<Instant>,
     next_serial: u64,
@@ -132,6 +148,7 @@ impl Request {
             instance: 0,
             over: false,
             cancelled: false,
+            any: None,
             open_cancel: None,
             ends: None,
             next_serial: 1,
@@ -152,6 +169,11 @@ impl Request {
         self.end.is_some_and(|end| {
             end < self.next_serial || (self.next_serial..=end).all(|n| self.held.contains_key(&n))
         })
+    }
+
+    /// Where its cancel is stored that nothing else knows of.
+    pub(crate) fn cancel_entry(&self) -> Option<EntryId> {
+        self.open_cancel.as_ref()?.entry
     }
 
     /// Whether a response with this serial waits for its turn.

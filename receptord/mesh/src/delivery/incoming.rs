@@ -10,7 +10,7 @@ use receptor_proto::packet::{
     About, CancelReason, Content, Eof, Message, MessageKind, Receipt, SEGMENT_MAX, Segment,
     Undeliverable,
 };
-use receptor_proto::{ErrorBody, ErrorCode, MessageId};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use super::flow::Key;
 use super::inbox::{self, Stored};
@@ -313,8 +313,9 @@ impl Delivery {
             self.ack(from, key);
             return;
         }
+        let write = self.journal.batch();
         if let Some(received) = self.remotes[from.0].received.get_mut(&key.0) {
-            received.take_number(key.1);
+            received.take_number(key.1, write);
         }
         self.numbered.insert((from, key.0));
         self.journal.also(Done::Arrived {
@@ -826,7 +827,12 @@ impl Delivery {
         self.set_ready(from);
     }
 
-    pub(super) fn on_undeliverable(&mut self, cx: &mut Cx<'_>, notice: Undeliverable) {
+    pub(super) fn on_undeliverable(
+        &mut self,
+        cx: &mut Cx<'_>,
+        said: &NodeId,
+        notice: Undeliverable,
+    ) {
         let About::Message { epoch, seq } = notice.about else {
             return;
         };
@@ -834,8 +840,12 @@ impl Delivery {
             self.mistakes += 1;
             return;
         };
+        let certain = self.takes_custody && self.may_have(cx, to, said);
         let flow = &mut self.remotes[to.0].flow;
         let given_up = flow.undeliverable(cx.now, (epoch, seq), notice.code);
+        if certain {
+            flow.came_back(self.instance, (epoch, seq), (epoch, seq));
+        }
         self.set_ready(to);
         if let Some(given_up) = given_up {
             self.given_up(cx, to, given_up);

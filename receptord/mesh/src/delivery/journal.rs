@@ -14,6 +14,7 @@ use receptor_proto::MessageId;
 use receptor_proto::packet::Eof;
 
 use super::RemoteId;
+use super::choice::Moved;
 use super::flow::Key;
 use super::inbox::Stored;
 use crate::{EntryId, Instant, Output, PersistToken, Record};
@@ -68,6 +69,8 @@ pub(crate) enum Done {
     /// The number of a message that was given up is no longer needed: what takes its place is
     /// safe.
     GivenUp { remote: RemoteId, key: Key },
+    /// The new place of a request is safe.
+    Moved(Moved),
     /// A message of others is safe here.
     Kept(EntryId),
     /// Incoming entries can be removed.
@@ -99,6 +102,7 @@ impl Done {
             | Self::Started(_)
             | Self::OwnEnd { .. }
             | Self::GivenUp { .. }
+            | Self::Moved(_)
             | Self::Kept(_) => true,
         }
     }
@@ -182,6 +186,11 @@ impl Journal {
     /// Removes an entry, after what is about to be written: that may be the entry itself.
     pub(crate) fn remove(&mut self, entry: EntryId) {
         self.removed.push(entry);
+    }
+
+    /// Removes an entry if there is one.
+    pub(crate) fn remove_any(&mut self, entry: Option<EntryId>) {
+        self.removed.extend(entry);
     }
 
     /// The number of the write that is being gathered.

@@ -14,7 +14,7 @@ use receptor_proto::packet::{
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use super::flow::{GivenUp, Key, Outgoing};
-use super::inbox::{Request, Response, Stored};
+use super::inbox::{OpenCancel, Request, Response, Stored};
 use super::journal::Done;
 use super::{CANCEL_LIFETIME, Cx, Delivery, OWN, Out, RemoteId, millis};
 use crate::wiring::Net;
@@ -54,6 +54,10 @@ impl Delivery {
         }
         let (size, body, entry) = self.checked_payload(&submission)?;
         self.check_room(size)?;
+        let any = match &submission.recipient {
+            Recipient::Any { metadata } if !submission.volatile => Some(Box::new(metadata.clone())),
+            Recipient::Any { .. } | Recipient::Node(_) => None,
+        };
         let node = match &submission.recipient {
             Recipient::Node(node) => node.clone(),
             Recipient::Any { metadata } => cx
@@ -115,9 +119,11 @@ impl Delivery {
             request.entry = entry;
             request.accepted = submission.volatile;
             request.ends = submission.volatile.then_some(expires);
+            request.any = any.clone();
             self.requests.insert(id, request);
         }
-        let outgoing = Outgoing::new(message, entry, expires);
+        let mut outgoing = Outgoing::new(message, entry, expires);
+        outgoing.any = any.is_some();
         let behind = submission.repeatable && outgoing.is_pageable();
         self.send_after(cx, to, outgoing, behind);
         Ok(())
@@ -170,7 +176,13 @@ impl Delivery {
     }
 
     /// The same, perhaps not before it is written.
-    fn send_after(&mut self, cx: &Cx<'_>, to: RemoteId, outgoing: Outgoing, written: bool) {
+    pub(super) fn send_after(
+        &mut self,
+        cx: &Cx<'_>,
+        to: RemoteId,
+        outgoing: Outgoing,
+        written: bool,
+    ) {
         let behind = written || self.goes_behind(to, &outgoing);
         self.kept += 1;
         self.kept_bytes += outgoing.message.size;
@@ -232,7 +244,7 @@ impl Delivery {
             request.arrived,
         );
         let flow = &mut self.remotes[to.0].flow;
-        let unsent = |outgoing: &Outgoing| !outgoing.was_sent() && key.0 == self.instance;
+        let unsent = |outgoing: &Outgoing| outgoing.is_here_alone(self.instance);
         if flow.get(key).is_some_and(unsent) {
             if let Some(outgoing) = flow.remove(key) {
                 let code = ErrorCode::Cancelled;
@@ -253,7 +265,7 @@ impl Delivery {
             && !arrived
             && let Some(request) = self.requests.get_mut(work)
         {
-            request.open_cancel = Some(cancel);
+            request.open_cancel = OpenCancel::new(cancel);
         }
         Ok(())
     }
@@ -268,19 +280,7 @@ impl Delivery {
         expires: Instant,
     ) -> Key {
         let key = (self.instance, self.remotes[to.0].flow.next_seq());
-        let message = Message {
-            epoch: key.0,
-            seq: key.1,
-            floor: 0,
-            work,
-            kind: MessageKind::Cancel { reason },
-            volatile: !durable,
-            remaining_ms: Self::remaining(cx, expires),
-            content: Content::None,
-            name: None,
-            size: 0,
-            body: Bytes::new(),
-        };
+        let message = Self::cancel_message(cx, key, work, reason, durable, expires);
         let entry = durable.then(|| self.new_entry());
         if let Some(entry) = entry {
             let record = Record::Outgoing {
@@ -292,6 +292,29 @@ impl Delivery {
         }
         self.send(cx, to, Outgoing::new(message, entry, expires));
         key
+    }
+
+    fn cancel_message(
+        cx: &Cx<'_>,
+        (epoch, seq): Key,
+        work: MessageId,
+        reason: CancelReason,
+        durable: bool,
+        expires: Instant,
+    ) -> Message {
+        Message {
+            epoch,
+            seq,
+            floor: 0,
+            work,
+            kind: MessageKind::Cancel { reason },
+            volatile: !durable,
+            remaining_ms: Self::remaining(cx, expires),
+            content: Content::None,
+            name: None,
+            size: 0,
+            body: Bytes::new(),
+        }
     }
 
     /// The recipient has this message.
@@ -312,30 +335,39 @@ impl Delivery {
                 self.response_arrived(cx, &outgoing, serial, eof);
             }
             MessageKind::Cancel { reason } => {
-                if let Some(entry) = outgoing.entry {
-                    self.journal.remove(entry);
-                }
+                let (work, entry) = (outgoing.message.work, outgoing.entry);
                 if outgoing.open && outgoing.moot {
-                    self.close_cancel(cx, to, outgoing.message.work, reason);
+                    self.close_cancel(cx, to, work, reason, entry);
+                    return;
+                }
+                let request = self.requests.get_mut(work);
+                let open = request.and_then(|request| request.open_cancel.as_mut());
+                match open.filter(|open| open.key == outgoing.key()) {
+                    Some(open) => open.entry = entry,
+                    None => self.journal.remove_any(entry),
                 }
             }
         }
     }
 
     /// A recipient that has a cancel may keep it for a request that it had long before, and only
-    /// this node knows it had: says so. Should this be lost, the cancel goes with its lifetime.
+    /// this node knows it had: says so. The cancel's own entry stays until that is heard, so that a
+    /// restart comes to say it too.
     fn close_cancel(
         &mut self,
         cx: &mut Cx<'_>,
         to: RemoteId,
         work: MessageId,
         reason: CancelReason,
+        entry: Option<EntryId>,
     ) {
         let expires = cx.now + CANCEL_LIFETIME;
-        let key = self.send_cancel(cx, to, work, reason, false, expires);
-        if let Some(outgoing) = self.remotes[to.0].flow.get_mut(key) {
-            outgoing.moot = true;
-        }
+        let key = (self.instance, self.remotes[to.0].flow.next_seq());
+        let message = Self::cancel_message(cx, key, work, reason, entry.is_some(), expires);
+        let mut outgoing = Outgoing::new(message, entry, expires);
+        outgoing.stored = entry.is_some();
+        outgoing.moot = true;
+        self.send(cx, to, outgoing);
     }
 
     fn request_arrived(&mut self, cx: &mut Cx<'_>, to: RemoteId, message: Message, instance: u64) {
@@ -345,11 +377,10 @@ impl Delivery {
         };
         request.arrived = true;
         request.instance = instance;
-        let cancel = request.open_cancel.take();
-        if let Some(cancel) = cancel {
-            match self.remotes[to.0].flow.get_mut(cancel) {
+        if let Some(open) = request.open_cancel.take() {
+            match self.remotes[to.0].flow.get_mut(open.key) {
                 Some(outgoing) => outgoing.moot = true,
-                None => self.close_cancel(cx, to, work, CancelReason::User),
+                None => self.close_cancel(cx, to, work, CancelReason::User, open.entry),
             }
         }
         let Some(request) = self.requests.get_mut(work) else {
@@ -433,8 +464,9 @@ impl Delivery {
         if request.respond || !request.accepted || !(request.arrived || request.over) {
             return;
         }
-        if let Some(entry) = request.entry {
-            self.journal.remove(entry);
+        let entries = [request.entry, request.cancel_entry()];
+        for entry in entries {
+            self.journal.remove_any(entry);
         }
         self.requests.remove(work);
     }
@@ -442,9 +474,19 @@ impl Delivery {
     /// A message will not be sent again.
     pub(super) fn given_up(&mut self, cx: &mut Cx<'_>, to: RemoteId, given_up: GivenUp) {
         let GivenUp { outgoing, code } = given_up;
+        self.given_up_because(cx, to, *outgoing, reason(&code));
+    }
+
+    /// The same, for this reason.
+    pub(super) fn given_up_because(
+        &mut self,
+        cx: &mut Cx<'_>,
+        to: RemoteId,
+        outgoing: Outgoing,
+        reason: ErrorBody,
+    ) {
         self.left(to, &outgoing);
         let work = outgoing.message.work;
-        let reason = reason(&code);
         match outgoing.message.kind {
             MessageKind::Request { .. } => {
                 cx.out.push_back(Output::Event(Event::GivenUp {
@@ -453,10 +495,11 @@ impl Delivery {
                     reason: reason.clone(),
                 }));
                 if let Some(entry) = outgoing.entry
-                    && code != ErrorCode::Cancelled
+                    && reason.code != ErrorCode::Cancelled
                 {
                     cx.out.push_back(Output::DeadLetter {
                         entry,
+                        origin: None,
                         recipient: self.remotes[to.0].node.clone(),
                         message: Box::new(outgoing.message),
                         reason: reason.clone(),
@@ -591,6 +634,7 @@ impl Delivery {
         let over = request.consumed(serial, &mut freed);
         let refused = request.take_refused(limit);
         let (from, entry, key) = (request.remote, request.entry, request.key);
+        let cancel = request.cancel_entry();
         let arrived = request.arrived;
         let waited = request.arrived && entry.is_none();
         for key in refused {
@@ -602,6 +646,7 @@ impl Delivery {
                 self.journal.unmark(entry);
                 self.journal.remove(entry);
             }
+            self.journal.remove_any(cancel);
             if waited {
                 self.remotes[from.0].waiting -= 1;
             }

@@ -386,8 +386,9 @@ impl Delivery {
             expires,
         };
         if let Some(request) = self.requests.get(id) {
-            // Written again without its payload before a restart: this is the older one.
-            if request.key == paged.key && request.entry != Some(entry) {
+            // Written again before a restart, without its payload or for another recipient: this is
+            // the older one.
+            if request.entry.is_some_and(|newer| newer > entry) {
                 self.journal.remove(entry);
                 self.kept -= 1;
                 self.kept_bytes -= paged.size;

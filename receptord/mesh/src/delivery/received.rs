@@ -5,7 +5,7 @@
 //! kept. A number is *pending* while its message is being written: it is taken, but no receipt
 //! may say so. Never bounds what a message costs, only what remembering it does.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -30,9 +30,22 @@ pub(crate) struct Received {
     acked: Ranges,
     pending: BTreeSet<u64>,
     /// Those of them of which nothing is written but the number.
-    numbers: BTreeSet<u64>,
+    numbers: BTreeMap<u64, Number>,
+    /// The last write that says what was received of this flow.
+    said_in: u64,
     /// Until then a repeat may come.
     keep_until: Instant,
+}
+
+/// How far it is that a number of which nothing else is written is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Number {
+    /// In this write, together with the answer. Writes after it say nothing of the number: they may
+    /// succeed where this one fails, and a number without its answer would leave the origin waiting.
+    WithAnswer(u64),
+    /// The answer is safe. A later write that did not have the number took the place of the one
+    /// that had, so that it is being written once more.
+    Again,
 }
 
 /// What a sequence number is.
@@ -107,10 +120,23 @@ impl Received {
         self.pending.insert(seq);
     }
 
-    /// Takes a number of which nothing else is written.
-    pub(crate) fn take_number(&mut self, seq: u64) {
+    /// Takes a number of which nothing else is written, but perhaps an answer: both in this write.
+    pub(crate) fn take_number(&mut self, seq: u64, write: u64) {
         self.pending.insert(seq);
-        self.numbers.insert(seq);
+        self.numbers.insert(seq, Number::WithAnswer(write));
+    }
+
+    /// A write that has this number succeeded. False: a later one has it not, and it is to be
+    /// written again before anybody is told.
+    pub(crate) fn number_written(&mut self, seq: u64) -> bool {
+        match self.numbers.get_mut(&seq) {
+            Some(number @ Number::WithAnswer(_)) => {
+                let last = *number == Number::WithAnswer(self.said_in);
+                *number = Number::Again;
+                last
+            }
+            Some(Number::Again) | None => true,
+        }
     }
 
     /// The message could not be written: it may come again.
@@ -147,12 +173,14 @@ impl Received {
         self.acked.runs().iter().map(|(_, last)| *last)
     }
 
-    /// Floor and runs, for a record.
-    pub(crate) fn snapshot(&self) -> (u64, Vec<(u64, u64)>) {
+    /// Floor and runs, for a record in this write.
+    pub(crate) fn snapshot(&mut self, write: u64) -> (u64, Vec<(u64, u64)>) {
+        self.said_in = write;
         let mut whole = self.acked.clone();
-        for &number in &self.numbers {
-            if number >= self.floor {
-                whole.insert(number);
+        for (&seq, number) in &self.numbers {
+            let goes = matches!(number, Number::Again) || *number == Number::WithAnswer(write);
+            if goes && seq >= self.floor {
+                whole.insert(seq);
             }
         }
         (self.floor, whole.runs().to_vec())
@@ -269,7 +297,38 @@ mod tests {
         assert_eq!(received.check(3), Verdict::Received);
         received.raise_floor(4);
         assert_eq!(received.check(3), Verdict::Stale);
-        assert_eq!(received.snapshot(), (4, vec![]));
+        assert_eq!(received.snapshot(1), (4, vec![]));
+    }
+
+    #[test]
+    fn a_number_is_not_written_where_its_answer_may_fail() {
+        let mut received = Received::default();
+        received.take_number(7, 1);
+        assert_eq!(received.snapshot(1).1, [(7, 7)]);
+        // Something else is written while the first write is under way.
+        received.take_number(9, 2);
+        assert_eq!(received.snapshot(2).1, [(9, 9)]);
+        // The first failed: nothing on the disk says that 7 came.
+        received.untake(7);
+        assert_eq!(received.check(7), Verdict::New);
+        assert!(received.number_written(9));
+        received.ack(9);
+        assert_eq!(received.snapshot(3).1, [(9, 9)]);
+    }
+
+    #[test]
+    fn a_number_that_a_later_write_left_out_is_written_again_before_its_receipt() {
+        let mut received = Received::default();
+        received.take_number(7, 1);
+        received.snapshot(1);
+        received.snapshot(2);
+        assert!(!received.number_written(7));
+        assert_eq!(received.check(7), Verdict::Pending);
+        assert_eq!(received.snapshot(3).1, [(7, 7)]);
+        assert_eq!(received.snapshot(4).1, [(7, 7)]);
+        assert!(received.number_written(7));
+        received.ack(7);
+        assert_eq!(received.check(7), Verdict::Received);
     }
 
     #[test]
@@ -290,9 +349,9 @@ mod tests {
     fn a_record_brings_back_what_was_received() {
         let mut received = Received::default();
         received.merge(5, &[(2, 3), (7, 9)]);
-        assert_eq!(received.snapshot(), (5, vec![(7, 9)]));
+        assert_eq!(received.snapshot(1), (5, vec![(7, 9)]));
         received.merge(4, &[(5, 6), (20, 20)]);
-        assert_eq!(received.snapshot(), (5, vec![(5, 9), (20, 20)]));
+        assert_eq!(received.snapshot(1), (5, vec![(5, 9), (20, 20)]));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use super::backlog::{self, Paged};
 use super::flow::Outgoing;
-use super::inbox::{Request, Response, Stored};
+use super::inbox::{OpenCancel, Request, Response, Stored};
 use super::partial::Room;
 use super::received::{Received, Verdict};
 use super::works::{NewWork, State};
@@ -209,7 +209,20 @@ impl Delivery {
         let mut moot = false;
         match &message.kind {
             MessageKind::Request { respond, .. } => {
-                if let Some(request) = self.requests.get_mut(message.work) {
+                let arrived = started.contains(&entry);
+                let known = self.requests.get(message.work);
+                let readdressed = known.is_some_and(|request| request.remote != to)
+                    || known.is_none() && self.paging.ids.contains(message.work);
+                if readdressed {
+                    // Its place was changed before the restart, and the older one is still there.
+                    self.forget_older(now, message.work);
+                    if !arrived {
+                        self.restored.push_back(Output::Readdressed {
+                            work: message.work,
+                            recipient: self.remotes[to.0].node.clone(),
+                        });
+                    }
+                } else if let Some(request) = self.requests.get_mut(message.work) {
                     // Written again without its payload; the newer one counts.
                     request.arrived |= started.contains(&entry);
                     if let Some(old) = request.entry.replace(entry) {
@@ -220,8 +233,7 @@ impl Delivery {
                     }
                     return;
                 }
-                let arrived = started.contains(&entry);
-                let waits = !arrived && !stock.answered.contains(&message.work);
+                let waits = !(arrived || readdressed || stock.answered.contains(&message.work));
                 if waits && self.restore_to_page(to, entry, &message, expires) {
                     return;
                 }
@@ -256,7 +268,7 @@ impl Delivery {
                 moot = match self.requests.get_mut(message.work) {
                     Some(request) => {
                         request.cancelled = true;
-                        request.open_cancel = Some(key);
+                        request.open_cancel = OpenCancel::new(key);
                         request.arrived
                     }
                     // A cancel is only sent of what was sent: it is too late to let that wait.
@@ -278,6 +290,21 @@ impl Delivery {
             out: &mut out,
         };
         self.send(&cx, to, outgoing);
+    }
+
+    /// Of a request that is stored twice the one that was written first is over. It may be in a page,
+    /// and goes from there when that is read, before it could be sent.
+    fn forget_older(&mut self, now: Instant, work: MessageId) {
+        let Some(older) = self.requests.remove(work) else {
+            self.recall(now, work, None);
+            return;
+        };
+        if let Some(entry) = older.entry {
+            self.journal.remove(entry);
+        }
+        if let Some(outgoing) = self.remotes[older.remote.0].flow.remove(older.key) {
+            self.left(older.remote, &outgoing);
+        }
     }
 
     /// A request stays in the store alone when enough others are in memory before it.
@@ -463,7 +490,7 @@ impl Delivery {
             let (to, key) = (request.remote, request.key);
             let cancel = request.open_cancel.take();
             let flow = &mut self.remotes[to.0].flow;
-            if let Some(cancel) = cancel.and_then(|key| flow.get_mut(key)) {
+            if let Some(cancel) = cancel.and_then(|open| flow.get_mut(open.key)) {
                 cancel.moot = true;
             }
             if let Some(outgoing) = flow.remove(key) {
@@ -499,6 +526,10 @@ impl crate::wiring::Net for NoNet {
 
     fn custodian(&self, _node: &NodeId) -> Option<NodeId> {
         None
+    }
+
+    fn is_on_way(&self, _node: &NodeId, _destination: &NodeId) -> bool {
+        false
     }
 
     fn room(&self, _node: &NodeId, _priority: receptor_proto::packet::Priority) -> usize {

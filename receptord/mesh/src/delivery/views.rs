@@ -93,6 +93,7 @@ impl Delivery {
             return self.cancel(now, net, work, CancelReason::User, out);
         }
         let cx = &mut Cx { now, net, out };
+        let was_kept = self.give_up_kept(work);
         let mut found: Vec<(RemoteId, Key)> = Vec::new();
         for (at, remote) in self.remotes.iter().enumerate() {
             let responses = remote.flow.iter().filter(|outgoing| {
@@ -101,7 +102,7 @@ impl Delivery {
             });
             found.extend(responses.map(|outgoing| (RemoteId(at), outgoing.key())));
         }
-        if found.is_empty() {
+        if found.is_empty() && !was_kept {
             return Err(NoSuchWork);
         }
         for (to, key) in found {

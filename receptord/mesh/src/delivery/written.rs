@@ -48,6 +48,11 @@ impl Delivery {
             Done::Arrived { remote, key, what } => {
                 let (epoch, seq) = key;
                 if let Some(received) = self.remotes[remote.0].received.get_mut(&epoch) {
+                    if what == Arrival::Number && !received.number_written(seq) {
+                        self.numbered.insert((remote, epoch));
+                        self.journal.also(Done::Arrived { remote, key, what });
+                        return;
+                    }
                     received.ack(seq);
                 }
                 self.acks(remote).received(key);
@@ -77,6 +82,7 @@ impl Delivery {
             },
             Done::Mark(..) | Done::OwnEnd { .. } => {}
             Done::Responses(_) => {}
+            Done::Moved(moved) => self.moved_written(cx, moved),
             Done::Kept(entry) => self.kept_written(cx, entry),
             Done::GivenUp { remote, key } => self.remotes[remote.0].flow.release(key),
             Done::Retired(retired) => {
@@ -124,6 +130,13 @@ impl Delivery {
         request.deliver(id, cx.out);
         self.settle_silent(id);
         self.page_out(id);
+        if let Some(request) = self.requests.get(id)
+            && request.any.is_some()
+        {
+            // Its recipient may be away by now, and another be there.
+            let remote = request.remote;
+            self.set_ready(remote);
+        }
     }
 
     fn response_written(
@@ -234,9 +247,15 @@ impl Delivery {
                 let response = Unwritten { key, serial, eof };
                 self.response_not_written(cx, remote, work, response, done);
             }
+            Done::Started(id) => {
+                // Of one that could not be written itself nothing is to be written again.
+                if self.works.get(id).is_some_and(|work| work.stored) {
+                    self.journal.again(cx.now, done);
+                }
+            }
             Done::Responses(_)
             | Done::Cancel { .. }
-            | Done::Started(_)
+            | Done::Moved(_)
             | Done::OwnEnd { .. }
             | Done::GivenUp { .. } => {
                 self.journal.again(cx.now, done);
@@ -380,6 +399,7 @@ impl Delivery {
                     self.write_next(cx, id);
                 }
             }
+            Done::Moved(moved) => self.write_moved_again(cx, moved),
             Done::Response { remote, key, .. } | Done::Cancel { remote, key } => {
                 let recipient = self.remotes[remote.0].node.clone();
                 let outgoing = self.remotes[remote.0].flow.get(key);
@@ -400,6 +420,7 @@ impl Delivery {
             Done::Started(id) => {
                 if let Some(work) = self.works.get(id)
                     && work.state == State::Starting
+                    && work.stored
                     && !work.withdrawn
                     && let Some(entry) = work.entry
                 {

@@ -96,6 +96,8 @@ pub(crate) struct Router {
     /// By index.
     routes: Vec<Route>,
     old_routes: Vec<Route>,
+    /// By node: the one before it on the way there, or on the last that there was.
+    ways: Vec<Index>,
     routes_pace: Pace,
     /// A route, or a link that one uses or could use, has changed.
     routes_changed: bool,
@@ -130,6 +132,7 @@ impl Router {
             spf: Spf::default(),
             routes: Vec::new(),
             old_routes: Vec::new(),
+            ways: Vec::new(),
             routes_pace: Pace::new(routes::PACE),
             routes_changed: false,
             routes_stale: false,
@@ -345,6 +348,10 @@ impl Net for Router {
 
     fn custodian(&self, node: &NodeId) -> Option<NodeId> {
         self.find_custodian(node)
+    }
+
+    fn is_on_way(&self, node: &NodeId, destination: &NodeId) -> bool {
+        self.find_on_way(node, destination)
     }
 
     fn room(&self, node: &NodeId, priority: Priority) -> usize {

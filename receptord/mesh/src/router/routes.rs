@@ -41,6 +41,9 @@ const DETOURS_MAX: usize = 4096;
 const SEARCH_MAX: usize = 1024;
 /// How long it does so before it asks its gateway again.
 const DETOUR: Duration = Duration::from_secs(600);
+/// How soon after a detour another one counts as a new route: routers that know no way either are
+/// asked one after the other, and messages need not be sent to each of them at once.
+const DETOUR_GAP: Duration = Duration::from_secs(2);
 
 impl Router {
     /// Paths may be different now.
@@ -100,6 +103,7 @@ impl Router {
             let Ok(index) = Index::try_from(index) else {
                 break;
             };
+            self.note_way(index, new);
             if old.exists() != new.exists() {
                 self.reachability_changed(now, index, old, out);
             }
@@ -202,8 +206,13 @@ impl Router {
         if self.detours.len() >= DETOURS_MAX {
             self.detours.clear();
         }
-        self.detours
+        let before = self
+            .detours
             .insert(destination.clone(), (*next, now + DETOUR));
+        let recent = before.is_some_and(|(_, until)| now + DETOUR < until + DETOUR_GAP);
+        if *next != via && !recent {
+            self.routes_changed = true;
+        }
     }
 
     fn is_known(&self, index: Index) -> bool {
@@ -269,6 +278,36 @@ impl Router {
             level = next.into_iter().map(|(_, id)| id).collect();
         }
         None
+    }
+
+    fn note_way(&mut self, index: Index, route: Route) {
+        let at = index as usize;
+        if self.ways.len() <= at {
+            self.ways.resize(at + 1, Index::MAX);
+        }
+        if route.exists() {
+            self.ways[at] = route.last;
+        }
+    }
+
+    /// A leaf knows of no way but its routers.
+    pub(super) fn find_on_way(&self, node: &NodeId, destination: &NodeId) -> bool {
+        let (Some(node), Some(mut at)) = (self.lsdb.find(node), self.lsdb.find(destination)) else {
+            return false;
+        };
+        if !self.config.router {
+            return self.neighbors.get(&node).is_some_and(|n| !n.leaf);
+        }
+        for _ in 0..=u8::MAX {
+            let Some(&last) = self.ways.get(at as usize).filter(|last| **last != OWN) else {
+                return false;
+            };
+            if last == node {
+                return true;
+            }
+            at = last;
+        }
+        false
     }
 
     /// Why there is no way to `node`, for people.

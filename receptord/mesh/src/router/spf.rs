@@ -47,6 +47,8 @@ pub(super) struct Route {
     pub(super) hops: u32,
     /// The neighbor to send to.
     pub(super) via: Index,
+    /// The node before it on the way.
+    pub(super) last: Index,
     /// Changes with the nodes on the way and their starts.
     pub(super) path: u64,
 }
@@ -57,6 +59,7 @@ impl Route {
         cost: u32::MAX,
         hops: u32::MAX,
         via: Index::MAX,
+        last: Index::MAX,
         path: 0,
     };
 
@@ -96,6 +99,7 @@ impl Spf {
                 cost: root.cost,
                 hops: 1,
                 via: root.neighbor,
+                last: own,
                 path: mixed(instance, u64::from(root.neighbor)) | 1,
             };
             let to = root.neighbor;
@@ -125,6 +129,7 @@ impl Spf {
                     cost,
                     hops,
                     via,
+                    last: node,
                     path,
                 };
                 self.reach(routes, to, route, rank, edge.leaf);

@@ -1,6 +1,7 @@
 //! What is to be said of messages in custody: one word for many messages.
 //!
-//! Gathers what one turn has to say, by whom it is for and what it says. Never sends anything.
+//! Gathers what one turn has to say, by whom it is for and what it says. What one turn can say is
+//! bounded by what it can hear and by what is kept. Never sends anything.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -8,8 +9,8 @@ use alloc::vec::Vec;
 use receptor_proto::NodeId;
 use receptor_proto::packet::{Custody, Holding, RANGES_MAX};
 
-/// To whom, what, and of which flow: its origin, recipient and epoch.
-type Topic = (NodeId, Holding, NodeId, NodeId, u64);
+/// To whom, what, whether they were never sent on, and of which flow: its origin, recipient and epoch.
+type Topic = (NodeId, Holding, bool, NodeId, NodeId, u64);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -24,7 +25,7 @@ impl Notices {
     pub(super) fn take(&mut self) -> Vec<(NodeId, Custody)> {
         let mut all = Vec::new();
         for (topic, messages) in core::mem::take(&mut self.0) {
-            let (to, holding, origin, recipient, epoch) = topic;
+            let (to, holding, never_sent, origin, recipient, epoch) = topic;
             let mut runs: Vec<(u64, u64)> = Vec::new();
             for seq in messages {
                 match runs.last_mut() {
@@ -39,6 +40,7 @@ impl Notices {
                     recipient: recipient.clone(),
                     epoch,
                     messages: runs.to_vec(),
+                    never_sent,
                 };
                 all.push((to.clone(), custody));
             }
@@ -54,14 +56,15 @@ mod tests {
     #[test]
     fn many_messages_make_few_words() {
         let node = |name: &str| NodeId::new(name).unwrap();
-        let topic = |holding| (node("o"), holding, node("o"), node("r"), 7);
+        let topic = |holding| (node("o"), holding, false, node("o"), node("r"), 7);
         let mut notices = Notices::default();
         for seq in (1..=500).chain([502]) {
             notices.add(topic(Holding::Kept), seq);
         }
         notices.add(topic(Holding::Refused), 501);
         for seq in 0..=RANGES_MAX as u64 {
-            notices.add((node("x"), Holding::Done, node("o"), node("r"), 7), 2 * seq);
+            let topic = (node("x"), Holding::Done, false, node("o"), node("r"), 7);
+            notices.add(topic, 2 * seq);
         }
         let all = notices.take();
         let said: Vec<_> = all

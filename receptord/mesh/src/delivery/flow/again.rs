@@ -11,8 +11,8 @@ use receptor_proto::{ErrorCode, NodeId};
 
 use super::{
     CONGESTED, DOUBT, Due, ENTRUST, ENTRUST_AGAIN, FOREVER, Flow, GivenUp, HELD_MOST, IN_CUSTODY,
-    Key, NO_WAY_MOST, Outgoing, REFUSED_MOST, State, VOLATILE_GRACE, VOLATILE_PATIENCE,
-    VOLATILE_ROUNDS, Why,
+    IN_CUSTODY_MOST, Key, NO_WAY_MOST, Outgoing, REFUSED_MOST, State, VOLATILE_GRACE,
+    VOLATILE_PATIENCE, VOLATILE_ROUNDS, Why,
 };
 use crate::Instant;
 
@@ -45,6 +45,9 @@ impl Flow {
                     break;
                 }
                 let held = matches!(outgoing.state, State::Delayed(_, Why::Held));
+                if held {
+                    self.progressed = now;
+                }
                 if outgoing.attempts == 1 && outgoing.transfer.is_none() && !held {
                     sample = sample.max(Some(outgoing.sent_at));
                 }
@@ -231,13 +234,8 @@ impl Flow {
     /// A node on the way keeps these: with a way they are sent again after long, without one when
     /// there is one.
     pub(crate) fn in_custody(&mut self, now: Instant, by: &NodeId, first: Key, last: Key) {
-        let until = if self.path == 0 {
-            FOREVER
-        } else {
-            now + IN_CUSTODY
-        };
         for key in self.sent_between(first, last) {
-            let Some(outgoing) = self.outstanding.get(&key) else {
+            let Some(outgoing) = self.outstanding.get_mut(&key) else {
                 continue;
             };
             match outgoing.state {
@@ -245,6 +243,13 @@ impl Flow {
                 State::Queued => {}
                 State::Behind | State::Fetching | State::Active | State::Delayed(..) => continue,
             }
+            let until = if self.path == 0 {
+                FOREVER
+            } else {
+                let wait = IN_CUSTODY * (1 << outgoing.keeps.min(4));
+                outgoing.keeps += 1;
+                now + wait.min(IN_CUSTODY_MOST)
+            };
             self.delay(key, until, Why::Held);
             if self.custodian.as_ref() != Some(by) {
                 self.custodian = Some(by.clone());
@@ -282,6 +287,30 @@ impl Flow {
         }
     }
 
+    /// Whoever had these has not kept them and sent them to nobody. Of those that left this node
+    /// once that was the only copy: it is as if they had never been sent.
+    pub(crate) fn came_back(&mut self, current: u64, first: Key, last: Key) {
+        for key in self.sent_between(first, last) {
+            let Some(outgoing) = self.outstanding.get_mut(&key) else {
+                continue;
+            };
+            if outgoing.handed == 1 && !outgoing.restored && key.0 == current {
+                (outgoing.handed, outgoing.attempts) = (0, 0);
+            }
+        }
+    }
+
+    /// Messages of this range that may have left this node, in this start or one before.
+    pub(crate) fn handed_between(&self, first: Key, last: Key) -> Vec<Key> {
+        let known = self.outstanding.range(first..=last);
+        let handed = known.filter(|(_, outgoing)| outgoing.was_sent() || outgoing.restored);
+        handed.map(|(key, _)| *key).collect()
+    }
+
+    pub(crate) fn was_entrusted_to(&self, node: &NodeId) -> bool {
+        self.entrusted.as_ref() == Some(node)
+    }
+
     /// Messages of this range that another node may have.
     fn sent_between(&self, first: Key, last: Key) -> Vec<Key> {
         let known = self.outstanding.range(first..=last);
@@ -317,15 +346,23 @@ impl Flow {
         keys
     }
 
-    /// There is a way: whoever keeps messages sends them first.
+    /// There is a way, or another one: whoever keeps messages sends them first.
     pub(super) fn unpark(&mut self, now: Instant) {
         self.parked = false;
         self.grace = None;
         self.entrusting = false;
         self.entrust_at = None;
         self.trustee = None;
-        while let Some(&(FOREVER, key)) = self.delayed.last() {
-            self.delay(key, now + IN_CUSTODY, Why::Held);
+        self.hold_all(now + IN_CUSTODY);
+    }
+
+    /// What other nodes keep is sent again then.
+    fn hold_all(&mut self, until: Instant) {
+        for key in self.held() {
+            if let Some(outgoing) = self.outstanding.get_mut(&key) {
+                outgoing.keeps = 0;
+            }
+            self.delay(key, until, Why::Held);
         }
     }
 
@@ -361,6 +398,7 @@ impl Flow {
             self.grace = Some(now + VOLATILE_GRACE);
             self.entrust_at = Some(now + ENTRUST);
             self.send_again(|outgoing| !outgoing.once());
+            self.hold_all(FOREVER);
         }
         let once: Vec<Key> = self
             .outstanding
@@ -483,6 +521,12 @@ impl Flow {
                 break;
             }
             let why = self.outstanding.get(&key).map(|outgoing| outgoing.state);
+            let held = why == Some(State::Delayed(until, Why::Held));
+            if held && now < self.progressed + IN_CUSTODY {
+                // Whoever keeps them is at it.
+                self.delay(key, self.progressed + IN_CUSTODY, Why::Held);
+                continue;
+            }
             if why == Some(State::Delayed(until, Why::Doomed)) {
                 if let Some(outgoing) = self.remove(key) {
                     given_up.push(GivenUp {

@@ -13,9 +13,9 @@ use super::{
     Class, ENVELOPE, Floors, Flow, Key, Pipe, Pumped, READ_AGAIN, READS, State, TRANSFERS, TURN,
     Why,
 };
-use crate::Instant;
-use crate::delivery::millis;
 use crate::delivery::window::Window;
+use crate::delivery::{choice, millis};
+use crate::{Instant, Limits};
 
 impl Flow {
     /// Sends what can be sent now, up to one turn.
@@ -110,7 +110,10 @@ impl Flow {
             outgoing.state == State::Queued
                 && outgoing.stored
                 && !outgoing.is_large()
-                && !(outgoing.message.volatile || outgoing.moot)
+                // Whether it came in time only its recipient can say. What has not left this node
+                // waits for any node that qualifies.
+                && !(outgoing.message.volatile || outgoing.moot || outgoing.doubted)
+                && (outgoing.was_sent() || !outgoing.any)
         });
         let most = pipe.limits.flow_messages - self.messages;
         let keys: Vec<Key> = waits.map(|(key, _)| *key).take(most).collect();
@@ -154,10 +157,33 @@ impl Flow {
             outgoing.sent_at = pipe.now;
             // When its receipt comes says nothing of the way.
             outgoing.attempts = outgoing.attempts.max(1) + 1;
+            outgoing.handed += 1;
+            self.entrusted = Some(trustee.clone());
             self.occupy(key, State::InFlight);
             self.sent.push_back((pipe.now, key));
         }
         Pumped::Idle
+    }
+
+    /// Where the payload of a message is that goes to another recipient. Those that are asked for fill
+    /// the window.
+    pub(crate) fn body_for_moving(&mut self, key: Key, limits: &Limits) -> choice::Body {
+        let Some(outgoing) = self.outstanding.get_mut(&key) else {
+            return choice::Body::Later;
+        };
+        let (true, Some(entry)) = (outgoing.absent, outgoing.entry) else {
+            return choice::Body::Here;
+        };
+        let used = self.small_bytes + self.bulk_bytes;
+        let full = self.messages >= limits.flow_messages
+            || used > 0 && used + outgoing.cost() > self.window.size();
+        if full {
+            return choice::Body::Later;
+        }
+        let length = usize::try_from(outgoing.message.size).unwrap_or(SEGMENT_MAX);
+        outgoing.fetched = true;
+        self.occupy(key, State::Fetching);
+        choice::Body::Fetch { entry, length }
     }
 
     /// The first message of a lane that may be sent, and whether it is a request.
@@ -241,6 +267,7 @@ impl Flow {
                 self.used = true;
                 outgoing.sent_at = pipe.now;
                 outgoing.attempts += 1;
+                outgoing.handed += 1;
                 if outgoing.attempts > 1 {
                     *pipe.retransmitted += 1;
                 }

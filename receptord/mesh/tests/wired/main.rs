@@ -1,0 +1,7 @@
+//! Several real cores on wires that the tests cut and join: what becomes of messages between them.
+
+#![expect(clippy::unwrap_used, reason = "tests, also in their helpers")]
+
+mod choice;
+mod custody;
+mod mesh;

@@ -1,0 +1,672 @@
+//! A small mesh of real cores in one process, for tests that need more than one node and want to
+//! say exactly what happens when: wires without delay that are cut, joined and stalled, disks that
+//! keep what was confirmed, and a plugin that answers at once.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use receptor_mesh::{
+    Config, EntryId, Instant, LinkId, LinkInfo, Loaded, Mesh, Output, Payload, PersistToken,
+    Recipient, Record, Submission,
+};
+use receptor_proto::frame::Frame;
+use receptor_proto::lsa::Capability;
+use receptor_proto::packet::{Body, Content, Eof, Message, Packet, Piece};
+use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
+
+/// Room of a link's writer.
+const ROOM: usize = 1 << 20;
+
+pub(crate) fn node(name: &str) -> NodeId {
+    NodeId::new(name).unwrap()
+}
+
+pub(crate) fn id(n: u128) -> MessageId {
+    MessageId::from_u128(n)
+}
+
+/// What a node has on its disk.
+#[derive(Debug, Default)]
+pub(crate) struct Disk {
+    pub(crate) messages: BTreeMap<EntryId, Record>,
+    started: BTreeSet<EntryId>,
+    received: BTreeMap<(NodeId, u64), Record>,
+    /// Steps that are asked for and not yet done, while it `rests`.
+    waiting: VecDeque<(PersistToken, Vec<Record>)>,
+    pub(crate) rests: bool,
+    /// Every write fails.
+    pub(crate) broken: bool,
+    /// So does every read.
+    pub(crate) unreadable: bool,
+}
+
+impl Disk {
+    fn write(&mut self, records: Vec<Record>) {
+        for record in records {
+            match record {
+                Record::Outgoing { entry, .. }
+                | Record::Incoming { entry, .. }
+                | Record::Transit { entry, .. } => {
+                    let before = self.messages.insert(entry, record);
+                    assert!(before.is_none(), "{entry:?} is written twice");
+                }
+                Record::Started { entry } => {
+                    self.started.insert(entry);
+                }
+                Record::Received {
+                    ref origin, epoch, ..
+                } => {
+                    self.received.insert((origin.clone(), epoch), record);
+                }
+            }
+        }
+    }
+
+    /// What a start reads.
+    fn records(&self) -> Vec<Record> {
+        let outgoing = |record: &&Record| matches!(record, Record::Outgoing { .. });
+        let others = self.messages.values().filter(|record| !outgoing(record));
+        let started = self
+            .started
+            .iter()
+            .map(|entry| Record::Started { entry: *entry });
+        let mut records: Vec<Record> = others.cloned().collect();
+        records.extend(started);
+        records.extend(self.received.values().cloned());
+        records.extend(self.messages.values().filter(outgoing).cloned());
+        records
+    }
+
+    fn body(&self, entry: EntryId) -> Option<Bytes> {
+        match self.messages.get(&entry)? {
+            Record::Outgoing { message, .. }
+            | Record::Incoming { message, .. }
+            | Record::Transit { message, .. } => Some(message.body.clone()),
+            Record::Started { .. } | Record::Received { .. } => None,
+        }
+    }
+}
+
+/// One node.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) id: NodeId,
+    config: Config,
+    pub(crate) mesh: Option<Mesh>,
+    pub(crate) disk: Disk,
+    /// Takes works, does not finish them.
+    pub(crate) busy: bool,
+    offers: Option<Capability>,
+    /// Works given to the plugin, in order.
+    pub(crate) runs: Vec<MessageId>,
+    pub(crate) accepted: BTreeMap<MessageId, NodeId>,
+    /// Last words that clients got.
+    pub(crate) ends: BTreeMap<MessageId, Eof>,
+    /// Messages given up, as dead letters.
+    pub(crate) letters: Vec<(MessageId, Option<NodeId>, ErrorBody)>,
+    /// Packets of others and its own that it sent.
+    pub(crate) sent: Vec<Packet>,
+    /// The highest that any link's queue was, in bytes.
+    pub(crate) queued_most: usize,
+}
+
+#[derive(Debug)]
+struct Wire {
+    ends: [usize; 2],
+    links: Option<[LinkId; 2]>,
+    /// Takes no more bytes from this end than it has room for now.
+    stalled: [bool; 2],
+    owed: [usize; 2],
+}
+
+/// All of them, and the clock.
+#[derive(Debug)]
+pub(crate) struct Wired {
+    pub(crate) hosts: Vec<Host>,
+    wires: Vec<Wire>,
+    last_link: u64,
+    micros: u64,
+    frames: VecDeque<(usize, usize, LinkId, Frame)>,
+}
+
+impl Wired {
+    /// Nodes that run, without wires.
+    pub(crate) fn new(names: &[&str]) -> Self {
+        let host = |name: &&str| {
+            let id = node(name);
+            let mut config = Config::new(id.clone(), 1, 7);
+            config.hold_time = Duration::from_secs(1);
+            Host {
+                id,
+                config,
+                mesh: None,
+                disk: Disk::default(),
+                busy: false,
+                offers: None,
+                runs: Vec::new(),
+                accepted: BTreeMap::new(),
+                ends: BTreeMap::new(),
+                letters: Vec::new(),
+                sent: Vec::new(),
+                queued_most: 0,
+            }
+        };
+        Self {
+            hosts: names.iter().map(host).collect(),
+            wires: Vec::new(),
+            last_link: 0,
+            micros: 1_000_000,
+            frames: VecDeque::new(),
+        }
+    }
+
+    /// Nodes in a line, that know each other.
+    pub(crate) fn chain(names: &[&str]) -> Self {
+        let mut wired = Self::new(names);
+        for at in 1..names.len() {
+            wired.wire(at - 1, at);
+        }
+        wired.run(2000);
+        wired
+    }
+
+    pub(crate) fn at(&self, name: &str) -> usize {
+        let at = self.hosts.iter().position(|host| host.id.as_str() == name);
+        at.unwrap()
+    }
+
+    pub(crate) fn host(&mut self, name: &str) -> &mut Host {
+        let at = self.at(name);
+        &mut self.hosts[at]
+    }
+
+    pub(crate) fn mesh(&mut self, name: &str) -> &mut Mesh {
+        self.host(name).mesh.as_mut().unwrap()
+    }
+
+    /// Changes a node's configuration before it first starts.
+    pub(crate) fn configure(&mut self, name: &str, change: impl FnOnce(&mut Config)) {
+        let host = self.host(name);
+        assert!(host.mesh.is_none(), "it runs");
+        change(&mut host.config);
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        Instant::from_micros(self.micros)
+    }
+
+    /// Joins two nodes; those that do not run are started.
+    pub(crate) fn wire(&mut self, a: usize, b: usize) -> usize {
+        for host in [a, b] {
+            if self.hosts[host].mesh.is_none() {
+                self.start_host(host);
+            }
+        }
+        self.wires.push(Wire {
+            ends: [a, b],
+            links: None,
+            stalled: [false; 2],
+            owed: [0; 2],
+        });
+        let wire = self.wires.len() - 1;
+        self.join(wire);
+        wire
+    }
+
+    pub(crate) fn wire_between(&self, a: &str, b: &str) -> usize {
+        let (a, b) = (self.at(a), self.at(b));
+        let ends = [[a, b], [b, a]];
+        let wire = self.wires.iter().position(|wire| ends.contains(&wire.ends));
+        wire.unwrap()
+    }
+
+    pub(crate) fn join(&mut self, wire: usize) {
+        if self.wires[wire].links.is_some() {
+            return;
+        }
+        let ends = self.wires[wire].ends;
+        if ends.iter().any(|end| self.hosts[*end].mesh.is_none()) {
+            return;
+        }
+        let links = [LinkId(self.last_link + 1), LinkId(self.last_link + 2)];
+        self.last_link += 2;
+        self.wires[wire].links = Some(links);
+        self.wires[wire].owed = [0; 2];
+        let now = self.now();
+        for side in 0..2 {
+            let info = LinkInfo {
+                cost: 1,
+                proven: None,
+                address: String::new(),
+                dialled: side == 0,
+            };
+            let mesh = self.hosts[ends[side]].mesh.as_mut().unwrap();
+            mesh.handle_link_up(now, links[side], info);
+            mesh.handle_room(now, links[side], ROOM);
+        }
+        self.settle();
+    }
+
+    /// Breaks a wire; both ends notice.
+    pub(crate) fn cut(&mut self, wire: usize) {
+        let Some(links) = self.wires[wire].links.take() else {
+            return;
+        };
+        self.frames.retain(|(over, ..)| *over != wire);
+        self.wires[wire].stalled = [false; 2];
+        let ends = self.wires[wire].ends;
+        let now = self.now();
+        for side in 0..2 {
+            if let Some(mesh) = self.hosts[ends[side]].mesh.as_mut() {
+                let reason = ErrorBody::new(ErrorCode::Internal, "cut");
+                mesh.handle_link_down(now, links[side], reason);
+            }
+        }
+        self.settle();
+    }
+
+    /// From now on the far end reads nothing more of what `from` writes, but for what keeps the link up.
+    pub(crate) fn stall(&mut self, wire: usize, from: &str, stalled: bool) {
+        let side = usize::from(self.wires[wire].ends[1] == self.at(from));
+        self.wires[wire].stalled[side] = stalled;
+        let owed = std::mem::take(&mut self.wires[wire].owed[side]);
+        if let (false, Some(links)) = (stalled, self.wires[wire].links) {
+            let now = self.now();
+            let end = self.wires[wire].ends[side];
+            let mesh = self.hosts[end].mesh.as_mut().unwrap();
+            mesh.handle_room(now, links[side], owed);
+            self.settle();
+        } else {
+            self.wires[wire].owed[side] = owed;
+        }
+    }
+
+    /// As `kill -9` does: the peers notice at once.
+    pub(crate) fn kill(&mut self, name: &str) {
+        let at = self.at(name);
+        self.hosts[at].mesh = None;
+        self.hosts[at].disk.waiting.clear();
+        for wire in 0..self.wires.len() {
+            if self.wires[wire].ends.contains(&at) {
+                self.cut(wire);
+            }
+        }
+    }
+
+    /// Starts a node again, with all its wires.
+    pub(crate) fn start(&mut self, name: &str) {
+        let at = self.at(name);
+        self.start_host(at);
+        for wire in 0..self.wires.len() {
+            if self.wires[wire].ends.contains(&at) {
+                self.join(wire);
+            }
+        }
+    }
+
+    fn start_host(&mut self, at: usize) {
+        let now = self.now();
+        let host = &mut self.hosts[at];
+        assert!(host.mesh.is_none(), "it runs");
+        host.config.instance += 1;
+        let records = host.disk.records();
+        let mut mesh = Mesh::new(host.config.clone(), now, records);
+        if let Some(offers) = &host.offers {
+            mesh.set_capabilities(now, vec![offers.clone()]);
+        }
+        host.mesh = Some(mesh);
+        self.settle();
+    }
+
+    /// Lets a node say that it has a plugin.
+    pub(crate) fn offer(&mut self, name: &str, plugin: &str) {
+        let now = self.now();
+        let host = self.host(name);
+        let offer = Capability {
+            plugin: plugin.to_owned(),
+            version: "1".to_owned(),
+            ready: true,
+            actions: Vec::new(),
+        };
+        host.offers = Some(offer.clone());
+        if let Some(mesh) = &mut host.mesh {
+            mesh.set_capabilities(now, vec![offer]);
+        }
+        self.settle();
+    }
+
+    /// What a client asks for, with answers, for an hour.
+    pub(crate) fn submission(work: u128, recipient: Recipient, payload: Bytes) -> Submission {
+        Submission {
+            id: id(work),
+            recipient,
+            directive: Directive::new("p:run").unwrap(),
+            content: Content::Bytes,
+            payload: Payload::Inline(payload),
+            volatile: false,
+            respond: true,
+            expiry: Duration::from_secs(3600),
+            repeatable: false,
+        }
+    }
+
+    pub(crate) fn submit(&mut self, from: &str, submission: Submission) {
+        let now = self.now();
+        self.mesh(from).submit(now, submission).unwrap();
+        self.settle();
+    }
+
+    /// An empty message, durable, with answers.
+    pub(crate) fn send(&mut self, from: &str, to: &str, work: u128) {
+        let recipient = Recipient::Node(node(to));
+        self.submit(from, Self::submission(work, recipient, Bytes::new()));
+    }
+
+    /// A packet comes to a node over a wire, whoever made it.
+    pub(crate) fn inject(&mut self, wire: usize, to: &str, source: &str, body: &Body) {
+        let at = self.at(to);
+        let side = usize::from(self.wires[wire].ends[1] == at);
+        let link = self.wires[wire].links.unwrap()[side];
+        let packet = Packet::new(node(source), node(to), 30, body);
+        let now = self.now();
+        let mesh = self.hosts[at].mesh.as_mut().unwrap();
+        mesh.handle_frame(now, link, Frame::Packet(packet));
+        self.settle();
+    }
+
+    /// Messages of others that a node keeps.
+    pub(crate) fn custody(&self, name: &str) -> usize {
+        let mesh = self.hosts[self.at(name)].mesh.as_ref();
+        mesh.map_or(0, |mesh| mesh.in_custody().0)
+    }
+
+    /// Lets time pass, in milliseconds.
+    pub(crate) fn run(&mut self, ms: u64) {
+        let end = self.micros + ms * 1000;
+        loop {
+            let due = self
+                .hosts
+                .iter()
+                .filter_map(|host| host.mesh.as_ref()?.poll_timeout());
+            let Some(next) = due.min().filter(|next| next.as_micros() <= end) else {
+                break;
+            };
+            self.micros = self.micros.max(next.as_micros());
+            let now = self.now();
+            for at in 0..self.hosts.len() {
+                if let Some(mesh) = &mut self.hosts[at].mesh
+                    && mesh.poll_timeout().is_some_and(|due| due <= now)
+                {
+                    mesh.handle_timeout(now);
+                }
+            }
+            self.settle();
+        }
+        self.micros = end;
+    }
+
+    /// Runs until something holds; gives back how long that took, in milliseconds.
+    pub(crate) fn run_until(
+        &mut self,
+        most_ms: u64,
+        mut holds: impl FnMut(&mut Self) -> bool,
+    ) -> u64 {
+        let begin = self.micros;
+        while !holds(self) {
+            let passed = (self.micros - begin) / 1000;
+            assert!(passed < most_ms, "not within {most_ms} ms");
+            self.run(1);
+        }
+        (self.micros - begin) / 1000
+    }
+
+    pub(crate) fn start_if_down(&mut self, name: &str) {
+        if self.host(name).mesh.is_none() {
+            self.start(name);
+        }
+    }
+
+    /// A disk that rests does the first thing that it was asked for.
+    pub(crate) fn wake_one(&mut self, name: &str) {
+        let now = self.now();
+        let host = self.host(name);
+        let (token, records) = host.disk.waiting.pop_front().unwrap();
+        host.disk.write(records);
+        host.mesh.as_mut().unwrap().handle_persisted(now, token);
+        self.settle();
+    }
+
+    /// A disk that rests fails in everything that it was asked for.
+    pub(crate) fn fail_waiting(&mut self, name: &str) {
+        let now = self.now();
+        while let Some((token, _)) = self.host(name).disk.waiting.pop_front() {
+            let error = ErrorBody::new(ErrorCode::Internal, "the disk is broken");
+            self.mesh(name).handle_persist_failed(now, token, error);
+        }
+        self.settle();
+    }
+
+    /// A disk that rests does what it was asked for, and the node is killed before it hears of it.
+    pub(crate) fn write_and_kill(&mut self, name: &str) {
+        let disk = &mut self.host(name).disk;
+        disk.rests = false;
+        while let Some((_, records)) = disk.waiting.pop_front() {
+            disk.write(records);
+        }
+        self.kill(name);
+    }
+
+    /// A disk that rested does what it was asked for.
+    pub(crate) fn wake_disk(&mut self, name: &str) {
+        let at = self.at(name);
+        self.hosts[at].disk.rests = false;
+        let now = self.now();
+        while let Some((token, records)) = self.hosts[at].disk.waiting.pop_front() {
+            self.hosts[at].disk.write(records);
+            if let Some(mesh) = &mut self.hosts[at].mesh {
+                mesh.handle_persisted(now, token);
+            }
+        }
+        self.settle();
+    }
+
+    /// Does everything that everybody wants done now.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            let mut moved = false;
+            for at in 0..self.hosts.len() {
+                while let Some(output) = self.hosts[at].mesh.as_mut().and_then(Mesh::poll_output) {
+                    moved = true;
+                    self.output(at, output);
+                }
+            }
+            while let Some((_, at, link, frame)) = self.frames.pop_front() {
+                moved = true;
+                let now = self.now();
+                if let Some(mesh) = &mut self.hosts[at].mesh {
+                    mesh.handle_frame(now, link, frame);
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn output(&mut self, at: usize, output: Output) {
+        let now = self.now();
+        match output {
+            Output::Transmit { link, frame } => self.transmit(at, link, frame),
+            Output::CloseLink { link, .. } => {
+                let ours = |wire: &Wire| wire.links.is_some_and(|links| links.contains(&link));
+                if let Some(wire) = self.wires.iter().position(ours) {
+                    let links = self.wires[wire].links.take().unwrap();
+                    let side = usize::from(links[0] == link);
+                    let peer = self.wires[wire].ends[side];
+                    let reason = ErrorBody::new(ErrorCode::Internal, "closed");
+                    if let Some(mesh) = &mut self.hosts[peer].mesh {
+                        mesh.handle_link_down(now, links[side], reason);
+                    }
+                }
+            }
+            Output::Persist { token, records, .. } => {
+                let host = &mut self.hosts[at];
+                if host.disk.rests {
+                    host.disk.waiting.push_back((token, records));
+                    return;
+                }
+                let mesh = host.mesh.as_mut().unwrap();
+                if host.disk.broken {
+                    let error = ErrorBody::new(ErrorCode::Internal, "the disk is broken");
+                    mesh.handle_persist_failed(now, token, error);
+                    return;
+                }
+                host.disk.write(records);
+                mesh.handle_persisted(now, token);
+            }
+            Output::Remove { entry } => {
+                let disk = &mut self.hosts[at].disk;
+                disk.messages.remove(&entry);
+                disk.started.remove(&entry);
+            }
+            Output::Fetch {
+                entry,
+                offset,
+                length,
+            } => {
+                let host = &mut self.hosts[at];
+                let body = host.disk.body(entry).filter(|_| !host.disk.unreadable);
+                let part = body.map(|body| {
+                    let from = usize::try_from(offset).unwrap().min(body.len());
+                    body.slice(from..(from + length).min(body.len()))
+                });
+                let lost = || ErrorBody::new(ErrorCode::Internal, "cannot be read");
+                let piece = part.map(|bytes| Piece { sum: 0, bytes });
+                let mesh = host.mesh.as_mut().unwrap();
+                mesh.handle_fetched(now, entry, offset, piece.ok_or_else(lost));
+            }
+            Output::Load {
+                token,
+                recipient,
+                first,
+                last,
+                ..
+            } => {
+                let host = &mut self.hosts[at];
+                let wanted = |record: &&Record| matches!(record, Record::Outgoing { recipient: to, .. } if *to == recipient);
+                let found = host
+                    .disk
+                    .messages
+                    .range(first..=last)
+                    .map(|(_, record)| record);
+                let records = found.filter(wanted).cloned().collect();
+                let loaded = Loaded {
+                    records,
+                    next: None,
+                };
+                host.mesh
+                    .as_mut()
+                    .unwrap()
+                    .handle_loaded(now, token, Ok(loaded));
+            }
+            Output::Accepted { work, recipient } => {
+                let before = self.hosts[at].accepted.insert(work, recipient);
+                assert!(before.is_none(), "{work} is accepted twice");
+            }
+            Output::Readdressed { work, recipient } => {
+                self.hosts[at].accepted.insert(work, recipient);
+            }
+            Output::Dispatch { work, attempt, .. } => {
+                let mesh = self.hosts[at].mesh.as_mut().unwrap();
+                if attempt == 1 {
+                    mesh.work_started(now, work);
+                } else {
+                    let error = ErrorBody::new(ErrorCode::Interrupted, "interrupted");
+                    self.end(at, work, Some(error));
+                }
+            }
+            Output::Start { work } => {
+                self.hosts[at].runs.push(work);
+                if !self.hosts[at].busy {
+                    self.end(at, work, None);
+                }
+            }
+            Output::CancelWork { work, .. } => {
+                let error = ErrorBody::new(ErrorCode::Cancelled, "cancelled");
+                self.end(at, work, Some(error));
+            }
+            Output::Deliver {
+                work, serial, eof, ..
+            } => {
+                let host = &mut self.hosts[at];
+                host.ends.extend(eof.map(|eof| (work, eof)));
+                host.mesh.as_mut().unwrap().consumed(now, work, serial);
+            }
+            Output::DeadLetter {
+                message,
+                origin,
+                reason,
+                ..
+            } => {
+                self.hosts[at].letters.push((message.work, origin, reason));
+            }
+            Output::Begin { .. } | Output::Append { .. } => panic!("no large payloads here"),
+            Output::ResumeWork { .. } | Output::EchoResult { .. } | Output::Event(_) => {}
+        }
+    }
+
+    fn end(&mut self, at: usize, work: MessageId, error: Option<ErrorBody>) {
+        let now = self.now();
+        let eof = Eof {
+            code: u32::from(error.is_some()),
+            error,
+        };
+        let nothing = Payload::Inline(Bytes::new());
+        let mesh = self.hosts[at].mesh.as_mut().unwrap();
+        // One that was cancelled while it was busy may have ended.
+        let _ = mesh.work_done(now, work, eof, Content::None, nothing);
+    }
+
+    fn transmit(&mut self, at: usize, link: LinkId, frame: Frame) {
+        let now = self.now();
+        let over = |wire: &Wire| wire.links.is_some_and(|links| links.contains(&link));
+        let Some(wire) = self.wires.iter().position(over) else {
+            return;
+        };
+        if let Frame::Packet(packet) = &frame {
+            self.hosts[at].sent.push(packet.clone());
+        }
+        let links = self.wires[wire].links.unwrap();
+        let side = usize::from(links[1] == link);
+        let size = frame.encoded_len();
+        let host = &mut self.hosts[at];
+        let mesh = host.mesh.as_mut().unwrap();
+        let queued: usize = mesh.queued(link).iter().sum();
+        host.queued_most = host.queued_most.max(queued);
+        if self.wires[wire].stalled[side] {
+            self.wires[wire].owed[side] += size;
+        } else {
+            mesh.handle_room(now, link, size);
+        }
+        let peer = self.wires[wire].ends[1 - side];
+        self.frames.push_back((wire, peer, links[1 - side], frame));
+    }
+}
+
+/// Messages among packets, by what they ask for.
+pub(crate) fn messages(packets: &[Packet]) -> Vec<(NodeId, Message)> {
+    let message = |packet: &Packet| match Body::decode(packet.kind, packet.body.clone()).ok()? {
+        Body::Message(message) | Body::Kept { message, .. } | Body::Entrusted { message, .. } => {
+            Some((packet.destination.clone(), message))
+        }
+        Body::Echo { .. }
+        | Body::EchoReply(_)
+        | Body::Undeliverable(_)
+        | Body::Segment(_)
+        | Body::Receipt(_)
+        | Body::Custody(_)
+        | Body::Unknown { .. } => None,
+    };
+    packets.iter().filter_map(message).collect()
+}
