@@ -291,6 +291,14 @@ pub enum Output {
         /// To whom it goes.
         recipient: NodeId,
     },
+    /// A client's message that wants no responses could not be written: it is not accepted, and
+    /// nothing more comes of it. Of one that wants responses its last one says so.
+    NotAccepted {
+        /// The message.
+        work: MessageId,
+        /// Why.
+        reason: ErrorBody,
+    },
     /// Prepare to run this work. When a plugin can take it, at once if possible (before the
     /// next output is polled: then one sync covers arrival and start), call
     /// [`crate::Mesh::work_started`]; but hand it over only at [`Output::Start`]. Report with

@@ -731,6 +731,10 @@ impl Delivery {
     fn sweep(&mut self, now: Instant) {
         self.sweep_at = None;
         let mut kept = false;
+        // Of nodes that nothing came from, clients and the store may still be asked about.
+        let requests = self.requests.iter().map(|(_, request)| request.remote);
+        let sources = self.sources.values().map(|(remote, _)| *remote);
+        let referred: BTreeSet<RemoteId> = requests.chain(sources).collect();
         for at in 0..self.remotes.len() {
             let remote = &mut self.remotes[at];
             let over: Vec<u64> = remote
@@ -751,6 +755,7 @@ impl Delivery {
             kept |= !remote.received.is_empty();
             let idle = at != OWN.0
                 && !remote.is_known
+                && !referred.contains(&RemoteId(at))
                 && remote.flow.is_unused()
                 && remote.acks.is_empty()
                 && !(remote.is_ready || remote.is_touched || remote.is_blocked)

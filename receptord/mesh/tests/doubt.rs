@@ -66,7 +66,7 @@ fn what_was_never_sent_expires_in_time() {
 }
 
 #[test]
-fn what_an_earlier_run_may_have_sent_is_not_called_expired_at_once() {
+fn what_an_earlier_run_may_have_sent_is_not_called_expired() {
     let record = Record::Outgoing {
         entry: EntryId(1),
         recipient: node("away"),
@@ -87,8 +87,26 @@ fn what_an_earlier_run_may_have_sent_is_not_called_expired_at_once() {
             body: Bytes::new(),
         },
     };
-    let (when, _) = given_up(&mut mesh([record]));
+    let (when, why) = given_up(&mut mesh([record]));
     assert!(when >= at(LIFETIME_MS), "{when:?}");
+    assert_eq!(why, ErrorCode::Lost);
+}
+
+#[test]
+fn a_one_way_message_that_is_not_written_is_refused() {
+    let mut mesh = mesh([]);
+    mesh.submit(at(0), submission("away", false)).unwrap();
+    let mut refused = Vec::new();
+    while let Some(output) = mesh.poll_output() {
+        if let Output::Persist { token, .. } = output {
+            let full = ErrorBody::new(ErrorCode::Busy, "full");
+            mesh.handle_persist_failed(at(0), token, full);
+        } else if let Output::NotAccepted { reason, .. } = output {
+            refused.push(reason.code);
+        }
+    }
+    assert_eq!(refused, [ErrorCode::Busy]);
+    assert!(!mesh.is_pending(MessageId::from_u128(1)));
 }
 
 /// What the core wants written, and how often a client was told that it is.

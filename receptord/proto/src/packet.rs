@@ -21,7 +21,8 @@ use crate::id::{MessageId, NodeId};
 use crate::wire::{DecodeError, Reader, Writer, bytes_len};
 
 pub use self::message::{
-    CancelReason, Content, ERROR_MAX, Eof, Message, MessageKind, RESULT_NAME_MAX, SMALL_MAX,
+    CancelReason, Content, ERROR_MAX, Eof, Message, MessageKind, PAYLOAD_MAX, RESULT_NAME_MAX,
+    SMALL_MAX,
 };
 
 /// The largest payload carried inside its message, and the largest segment, in bytes: large

@@ -340,7 +340,7 @@ impl Prefix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{CancelReason, Content, Eof, MessageKind};
+    use crate::packet::{CancelReason, Content, Eof, MessageKind, PAYLOAD_MAX};
     use crate::{Directive, ErrorBody, ErrorCode, MessageId};
     use alloc::string::ToString as _;
     use proptest::prelude::*;
@@ -372,7 +372,7 @@ mod tests {
         let payload = prop_oneof![
             proptest::collection::vec(any::<u8>(), 0..300)
                 .prop_map(|body| (body.len() as u64, body)),
-            (SEGMENT_MAX as u64 + 1..).prop_map(|size| (size, Vec::new())),
+            (SEGMENT_MAX as u64 + 1..=PAYLOAD_MAX).prop_map(|size| (size, Vec::new())),
         ];
         (message_kind(), name, numbers, any::<u128>(), payload).prop_map(
             |(kind, name, (epoch, seq, floor, remaining_ms), work, (size, body))| Message {

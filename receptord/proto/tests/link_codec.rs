@@ -11,7 +11,8 @@ use receptor_proto::frame::{
 use receptor_proto::lsa::{Lsa, LsaKey, LsaKind, LsaSummary, Version};
 use receptor_proto::packet::{
     About, ActiveWork, Body, CONTROL_MAX, CancelReason, Content, Custody, EchoReply, Eof, Holding,
-    Message, MessageKind, Packet, Piece, RANGES_MAX, Receipt, SEGMENT_MAX, Segment, Undeliverable,
+    Message, MessageKind, PAYLOAD_MAX, Packet, Piece, RANGES_MAX, Receipt, SEGMENT_MAX, Segment,
+    Undeliverable,
 };
 use receptor_proto::wire::DecodeError;
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
@@ -87,7 +88,7 @@ fn message() -> impl Strategy<Value = Message> {
     ];
     let payload = prop_oneof![
         vec(any::<u8>(), 0..300).prop_map(|body| (body.len() as u64, Bytes::from(body))),
-        (SEGMENT_MAX as u64 + 1..=u64::MAX).prop_map(|size| (size, Bytes::new())),
+        (SEGMENT_MAX as u64 + 1..=PAYLOAD_MAX).prop_map(|size| (size, Bytes::new())),
     ];
     let content = prop_oneof![
         Just(Content::None),
@@ -537,4 +538,36 @@ fn long_errors_are_cut_to_fit() {
     let error = eof.error.unwrap();
     assert_eq!(error.code, ErrorCode::PluginExit);
     assert!(error.detail.is_empty() && error.message.len() < 100_000);
+}
+
+#[test]
+fn a_size_that_no_payload_has_is_refused() {
+    let message = |size| Message {
+        epoch: 1,
+        seq: 1,
+        floor: 0,
+        work: MessageId::from_u128(1),
+        kind: MessageKind::Response {
+            serial: 1,
+            eof: None,
+        },
+        volatile: false,
+        remaining_ms: 1,
+        content: Content::Bytes,
+        name: None,
+        size,
+        body: Bytes::new(),
+    };
+    let decode = |size| {
+        let node = |name| NodeId::new(name).unwrap();
+        let packet = Packet::new(node("a"), node("b"), 1, &Body::Message(message(size)));
+        Body::decode(packet.kind, packet.body)
+    };
+    assert_eq!(decode(PAYLOAD_MAX), Ok(Body::Message(message(PAYLOAD_MAX))));
+    let (size, limit) = (PAYLOAD_MAX + 1, PAYLOAD_MAX);
+    let what = "payload";
+    assert_eq!(
+        decode(size),
+        Err(DecodeError::TooLarge { what, size, limit })
+    );
 }

@@ -269,6 +269,20 @@ impl Engine {
         }
     }
 
+    /// A one-way message is not on the disk.
+    pub(super) fn not_accepted(&mut self, work: MessageId, reason: ErrorBody) {
+        let Some(send) = self.clients.sends.remove(&work) else {
+            return;
+        };
+        match send.listener {
+            Listener::Client(mailbox) | Listener::Detaching(mailbox) => {
+                let news = News::Refused(reason);
+                mailbox.push(Letter { work, news });
+            }
+            Listener::Gone => {}
+        }
+    }
+
     pub(super) fn deliver(&mut self, work: MessageId, response: Response) {
         let (serial, ended) = (response.serial, response.eof.is_some());
         let send = self.clients.sends.get_mut(&work);

@@ -485,6 +485,7 @@ impl Engine {
                 tracing::debug!(%work, %recipient, "goes to another node, the first cannot be reached");
                 self.keeper.accepted(work, &recipient);
             }
+            Output::NotAccepted { work, reason } => self.not_accepted(work, reason),
             Output::Dispatch {
                 work,
                 sender,

@@ -53,6 +53,8 @@ pub(crate) struct Letter {
     pub(crate) given_up: bool,
     pub(crate) refused: Option<ErrorBody>,
     pub(crate) accepted: bool,
+    /// The client was told that it could not be written.
+    not_accepted: bool,
     /// Where it was handed to a plugin.
     pub(crate) runs: Vec<(NodeIndex, Life)>,
     /// What the plugin said in its latest run.
@@ -161,6 +163,7 @@ impl Letter {
             given_up: false,
             refused: None,
             accepted: false,
+            not_accepted: false,
             runs: Vec::new(),
             said: Said::default(),
             forgotten: Vec::new(),
@@ -222,6 +225,20 @@ impl Letter {
 }
 
 impl Ledger {
+    /// A client that wants no responses was told that its message could not be written.
+    pub(crate) fn not_accepted(&mut self, work: MessageId) -> Result<(), String> {
+        let Some(letter) = self.letters.get_mut(&work) else {
+            return Err(format!("{work} not accepted, which nobody sent"));
+        };
+        let again = std::mem::replace(&mut letter.not_accepted, true);
+        if again || letter.accepted || letter.respond {
+            return Err(format!(
+                "{work} not accepted, and its client was told already"
+            ));
+        }
+        Ok(())
+    }
+
     /// A client was told «accepted».
     pub(crate) fn accepted(
         &mut self,
@@ -231,8 +248,10 @@ impl Ledger {
         let Some(letter) = self.letters.get_mut(&work) else {
             return Err(format!("{work} accepted, which nobody sent"));
         };
-        if std::mem::replace(&mut letter.accepted, true) {
-            return Err(format!("{work} accepted twice"));
+        if letter.not_accepted || std::mem::replace(&mut letter.accepted, true) {
+            return Err(format!(
+                "{work} accepted a second time, or after it was not"
+            ));
         }
         if letter.refused.is_some() {
             return Err(format!("{work} accepted and refused"));
@@ -361,8 +380,13 @@ impl Letter {
             || self
                 .recipient
                 .is_some_and(|node| life(node).data != self.recipient_life.data);
-        if !self.accepted || self.volatile || forgotten {
+        if self.volatile || forgotten {
             return None;
+        }
+        if !self.accepted {
+            let told = self.refused.is_some() || self.not_accepted || self.end.is_some();
+            return (!told && life(self.from) == self.from_life)
+                .then(|| "was neither accepted nor refused".to_owned());
         }
         let about = || {
             format!(

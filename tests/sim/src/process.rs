@@ -115,6 +115,13 @@ impl World {
                 };
                 self.check_honest(result);
             }
+            Output::NotAccepted { work, reason } => {
+                self.trace.numbers([17, now]);
+                self.trace
+                    .line(now, || format!("{node}: does not accept {work}: {reason}"));
+                let result = self.ledger.not_accepted(work);
+                self.check_honest(result);
+            }
             Output::Dispatch {
                 work,
                 sender,

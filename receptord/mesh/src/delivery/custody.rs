@@ -216,9 +216,11 @@ impl Delivery {
     ) {
         let custodians = &mut self.keeper.custodians;
         let key = (from, (message.epoch, message.seq));
-        if custodians.len() < CUSTODIANS_MAX || custodians.contains_key(&key) {
-            custodians.insert(key, custodian);
+        if custodians.len() >= CUSTODIANS_MAX && !custodians.contains_key(&key) {
+            // Its message may never be taken. If it is, its custodian asks again.
+            custodians.pop_first();
         }
+        custodians.insert(key, custodian);
         self.on_message(cx, from, message);
     }
 

@@ -379,6 +379,8 @@ impl Pipe<'_> {
 #[derive(Debug)]
 pub(crate) struct Flow {
     outstanding: BTreeMap<Key, Box<Outgoing>>,
+    /// Those of it that may be sent once only.
+    once: BTreeSet<Key>,
     /// What waits in the store alone, behind what is outstanding here.
     pub(crate) backlog: Backlog,
     /// Requests here whose recipient was chosen among others.
@@ -450,6 +452,7 @@ impl Flow {
     pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             outstanding: BTreeMap::new(),
+            once: BTreeSet::new(),
             backlog: Backlog::default(),
             any: 0,
             pageable: [0; LANES],
@@ -574,6 +577,9 @@ impl Flow {
         if self.parked && outgoing.message.volatile {
             self.grace.get_or_insert(now + VOLATILE_GRACE);
         }
+        if outgoing.once() {
+            self.once.insert(key);
+        }
         let lane = lane(&outgoing.message);
         self.pageable[lane] += usize::from(outgoing.is_pageable());
         self.any += usize::from(outgoing.any);
@@ -690,6 +696,9 @@ impl Flow {
     pub(crate) fn remove(&mut self, key: Key) -> Option<Box<Outgoing>> {
         self.take_out(key);
         let outgoing = self.outstanding.remove(&key)?;
+        if outgoing.once() {
+            self.once.remove(&key);
+        }
         self.resident -= outgoing.message.body.len();
         self.pageable[lane(&outgoing.message)] -= usize::from(outgoing.is_pageable());
         self.any -= usize::from(outgoing.any);

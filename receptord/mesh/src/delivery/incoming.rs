@@ -46,7 +46,8 @@ impl Delivery {
             self.move_on(cx, from, message.epoch);
         }
         let Some(received) = self.received(cx, from, message.epoch) else {
-            self.mistakes += 1;
+            // What its earlier starts have outstanding must come in first.
+            self.acks(from).busy(key, BUSY);
             return;
         };
         let lifetime = Duration::from_millis(message.remaining_ms).min(LIFETIME_MOST);
@@ -109,18 +110,7 @@ impl Delivery {
         remote.is_known = true;
         if !remote.received.contains_key(&epoch) {
             if remote.received.len() >= EPOCHS_MAX {
-                // The oldest is the likeliest to be done with.
-                let (&oldest, _) = remote.received.first_key_value()?;
-                if oldest > epoch {
-                    return None;
-                }
-                remote.received.remove(&oldest);
-                self.journal.note(Record::Received {
-                    origin: remote.node.clone(),
-                    epoch: oldest,
-                    floor: u64::MAX,
-                    ranges: Vec::new(),
-                });
+                return None;
             }
             self.plan_sweep(cx.now + SWEEP);
         }

@@ -280,6 +280,7 @@ impl Delivery {
         }
         let (to, key) = (request.remote, request.key);
         let ended = request.is_ended() || request.over;
+        let respond = request.respond;
         request.accepted = true;
         if let Some(entry) = request.entry.take() {
             self.journal.remove(entry);
@@ -292,6 +293,12 @@ impl Delivery {
                 let expires = outgoing.expires;
                 self.send_cancel(cx, to, id, CancelReason::SenderGone, false, expires);
             }
+        }
+        if !respond {
+            cx.out.push_back(Output::NotAccepted {
+                work: id,
+                reason: error.clone(),
+            });
         }
         if ended {
             // Its end was waiting for the message to be accepted; it never will be.

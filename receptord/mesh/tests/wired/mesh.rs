@@ -612,6 +612,9 @@ impl Wired {
                 self.hosts[at].letters.push((message.work, origin, reason));
             }
             Output::Begin { .. } | Output::Append { .. } => panic!("no large payloads here"),
+            Output::NotAccepted { work, reason } => {
+                panic!("{work}: every write succeeds: {reason}")
+            }
             Output::ResumeWork { .. } | Output::EchoResult { .. } | Output::Event(_) => {}
         }
     }

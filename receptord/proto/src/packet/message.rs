@@ -15,7 +15,9 @@ use crate::wire::{DecodeError, Reader, Writer};
 
 /// The largest payload that travels as [`Priority::Small`], in bytes.
 pub const SMALL_MAX: usize = 4 * 1024;
-
+/// The largest payload that a message may announce, in bytes: more than any disk holds, and so little
+/// that sums of sizes fit 64 bits.
+pub const PAYLOAD_MAX: u64 = 1 << 56;
 /// The longest result name, in bytes.
 pub const RESULT_NAME_MAX: usize = 255;
 /// The longest encoded error inside a packet, in bytes; longer messages are cut.
@@ -254,6 +256,10 @@ impl Message {
         let work = read_id(r)?;
         let remaining_ms = r.varint("lifetime")?;
         let size = r.varint("size")?;
+        if size > PAYLOAD_MAX {
+            let (what, limit) = ("payload", PAYLOAD_MAX);
+            return Err(DecodeError::TooLarge { what, size, limit });
+        }
         let kind = match kind {
             1 => MessageKind::Request {
                 directive: read_directive(r)?,

@@ -400,13 +400,7 @@ impl Flow {
             self.send_again(|outgoing| !outgoing.once());
             self.hold_all(FOREVER);
         }
-        let once: Vec<Key> = self
-            .outstanding
-            .iter()
-            .filter(|(_, outgoing)| outgoing.once())
-            .map(|(key, _)| *key)
-            .collect();
-        for key in once {
+        for key in core::mem::take(&mut self.once) {
             if let Some(outgoing) = self.remove(key) {
                 let code = if outgoing.was_sent() {
                     ErrorCode::Lost
@@ -483,7 +477,7 @@ impl Flow {
                 self.expiry.push(outgoing.expires, key);
                 continue;
             }
-            let code = if outgoing.doubted && outgoing.was_sent() {
+            let code = if outgoing.doubted && (outgoing.was_sent() || outgoing.restored) {
                 ErrorCode::Lost
             } else {
                 ErrorCode::Expired
