@@ -257,6 +257,32 @@ fn a_full_disk_refuses_with_its_reason_and_loses_nothing() {
 }
 
 #[test]
+fn a_small_disk_keeps_messages() {
+    let mesh = Mesh::new();
+    let Some(volume) = volume(&mesh, "a", 16) else {
+        return;
+    };
+    let a = mesh.node("a").volume(&volume).start();
+    let payload = format!("\"{}\"", "x".repeat(60_000));
+    let mut ids = Vec::new();
+    while let Ok(id) = send(&a, "z", &payload) {
+        ids.push(id);
+        assert!(ids.len() < 500, "16 MiB hold no more");
+    }
+    assert!(ids.len() > 120, "only {} were taken", ids.len());
+    let _z = mesh.node("z").peer(&a).start();
+    wait_for("everything is delivered", || {
+        let works = ask(&a, &json!({"command": "works"}));
+        let works = works["works"].as_array()?;
+        let done = works
+            .iter()
+            .filter(|work| work["state"] == "succeeded" && work["role"] == "sent");
+        (done.count() == ids.len()).then_some(())
+    });
+    wait_for("there is room again", || send(&a, "z", &payload).ok());
+}
+
+#[test]
 fn a_full_disk_keeps_responses_waiting_and_loses_none() {
     let mesh = Mesh::new();
     let Some(volume) = volume(&mesh, "a", 64) else {

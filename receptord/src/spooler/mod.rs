@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use nix::sys::statvfs::statvfs;
 use receptor_mesh::{EntryId, LoadToken, Loaded, PersistToken, Record};
 use receptor_proto::control::SpoolDamage;
 use receptor_proto::packet::{Message, Piece};
@@ -55,6 +56,12 @@ const RECORD: u64 = 256;
 const LINGER: Duration = Duration::from_millis(2);
 /// So much of it is company enough.
 const LINGER_MAX: u64 = 64 << 10;
+/// Segments that the spool is to have room for: their size follows from that.
+const SEGMENTS: u64 = 32;
+/// The smallest segment, in bytes: a few of the largest messages.
+const SEGMENT_LEAST: u64 = 256 << 10;
+/// The largest: beyond that nothing gets faster, and more is in memory while one is read.
+const SEGMENT_MOST: u64 = 16 << 20;
 /// How long the start waits for somebody who reads the spool, such as `receptorctl spool list
 /// --data-dir`: a million messages are read in a few seconds.
 const READER_PATIENCE: Duration = Duration::from_secs(15);
@@ -171,6 +178,7 @@ impl Store {
     ) -> Result<(Self, Recovered), SpoolError> {
         let dir = data_dir.join(DIR);
         let mut options = Options::new(fastrand::u64(..));
+        options.segment_bytes = segment_bytes(config.max_bytes.min(room(data_dir)));
         options.limits = Limits {
             max_bytes: config.max_bytes,
             max_entries: config.max_entries,
@@ -497,6 +505,26 @@ impl Store {
         face.lingering.set(0);
         face.queue.wake();
     }
+}
+
+/// Segments for a spool of at most so many bytes: one is written to and two are in reserve, of
+/// which a small disk must have room for more than a few.
+fn segment_bytes(most: u64) -> u64 {
+    let share = (most / SEGMENTS).clamp(SEGMENT_LEAST, SEGMENT_MOST);
+    1 << share.ilog2()
+}
+
+/// Bytes that the spool has and may take of its disk; any number when the system does not say.
+fn room(data_dir: &Path) -> u64 {
+    let Ok(disk) = statvfs(data_dir) else {
+        return u64::MAX;
+    };
+    let files = std::fs::read_dir(data_dir.join(DIR).join("segments"));
+    let files = files.into_iter().flatten().flatten();
+    let own: u64 = files
+        .filter_map(|file| Some(file.metadata().ok()?.len()))
+        .sum();
+    own.saturating_add(disk.blocks_available().saturating_mul(disk.fragment_size()))
 }
 
 /// Opens the spool, and waits for one who reads it: no other daemon has this data directory.

@@ -143,6 +143,16 @@ async fn the_start_waits_for_one_who_reads_the_spool() {
     starter.join().unwrap();
 }
 
+#[test]
+fn segments_are_as_large_as_the_disk_allows() {
+    let mebibyte = 1 << 20;
+    assert_eq!(segment_bytes(u64::MAX), 16 * mebibyte);
+    assert_eq!(segment_bytes(512 * mebibyte), 16 * mebibyte);
+    assert_eq!(segment_bytes(100 * mebibyte), 2 * mebibyte);
+    assert_eq!(segment_bytes(32 * mebibyte), mebibyte);
+    assert_eq!(segment_bytes(0), 256 << 10);
+}
+
 #[tokio::test]
 async fn payloads_are_written_read_and_removed_in_order() {
     let dir = tempfile::tempdir().unwrap();
