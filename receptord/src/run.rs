@@ -139,8 +139,15 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
     }
 
     let settings = Rc::new(RefCell::new(settings));
-    let keeper = Keeper::open(&data_dir, Rc::clone(&settings), store.clone())
-        .map_err(|error| failed(Exit::Unavailable, error))?;
+    let keeper = Keeper::open(&data_dir, Rc::clone(&settings), store.clone()).map_err(|error| {
+        // A later version's: trying again does not help.
+        let exit = if error.kind() == io::ErrorKind::Unsupported {
+            Exit::Configuration
+        } else {
+            Exit::Unavailable
+        };
+        failed(exit, error)
+    })?;
     let host_config = HostConfig::from_settings(
         handles.node_id.clone(),
         &data_dir,

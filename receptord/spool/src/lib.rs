@@ -31,6 +31,9 @@
 //!
 //! # A segment
 //!
+//! A directory whose `format` names a later version is refused before anything in it is touched,
+//! and so is a segment that does. The number covers what the daemon keeps beside the spool as well.
+//!
 //! All numbers are big-endian, checksums are CRC-32C.
 //!
 //! ```text

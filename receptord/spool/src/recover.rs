@@ -104,6 +104,8 @@ pub(crate) fn open<D: Disk>(
 ) -> Result<(Spool<D>, Report), SpoolError> {
     let mut options = *options;
     options.segment_bytes = options.segment_bytes.clamp(SEGMENT_LEAST, SEGMENT_MOST);
+    // Before anything is touched: what a newer version wrote is left as it is.
+    let known = known_format(&disk)?;
     if writable {
         disk.prepare(&[SEGMENTS, PAYLOADS, CORRUPT])
             .map_err(|error| SpoolError::io("making the directories", &error))?;
@@ -115,7 +117,9 @@ pub(crate) fn open<D: Disk>(
             SpoolError::io("locking", &error)
         }
     })?;
-    check_format(&disk, writable)?;
+    if writable && !known {
+        write_format(&disk)?;
+    }
     let mut recovery = Recovery {
         disk: &disk,
         writable,
@@ -164,10 +168,12 @@ fn read_into<D: Disk>(disk: &D, path: &str, at_most: u64, to: &mut Vec<u8>) -> i
     Ok(())
 }
 
-fn check_format<D: Disk>(disk: &D, writable: bool) -> Result<(), SpoolError> {
+/// Whether the directory says which version its format has. It does not when it is new, or when
+/// its segments must say it.
+fn known_format<D: Disk>(disk: &D) -> Result<bool, SpoolError> {
     let text = match read_file(disk, FORMAT, 64) {
         Ok(text) => String::from_utf8_lossy(&text).into_owned(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(SpoolError::io("reading format", &error)),
     };
     let version = text.strip_prefix(FORMAT_WORD);
@@ -176,20 +182,19 @@ fn check_format<D: Disk>(disk: &D, writable: bool) -> Result<(), SpoolError> {
             found,
             known: VERSION,
         }),
-        Some(_) => Ok(()),
-        // A new spool, or one whose segments must say it.
-        None if writable => {
-            let write = || {
-                let file = disk.open(FORMAT_NEW, Access::Create)?;
-                write_full(&file, format!("{FORMAT_WORD}{VERSION}\n").as_bytes(), 0)?;
-                file.sync()?;
-                disk.rename(FORMAT_NEW, FORMAT)?;
-                disk.sync_dir("")
-            };
-            write().map_err(failed("writing", FORMAT))
-        }
-        None => Ok(()),
+        known => Ok(known.is_some()),
     }
+}
+
+fn write_format<D: Disk>(disk: &D) -> Result<(), SpoolError> {
+    let write = || {
+        let file = disk.open(FORMAT_NEW, Access::Create)?;
+        write_full(&file, format!("{FORMAT_WORD}{VERSION}\n").as_bytes(), 0)?;
+        file.sync()?;
+        disk.rename(FORMAT_NEW, FORMAT)?;
+        disk.sync_dir("")
+    };
+    write().map_err(failed("writing", FORMAT))
 }
 
 /// The number in a file's name.
@@ -276,6 +281,12 @@ impl<D: Disk> Recovery<'_, D> {
                     *seal = length.min(*seal);
                 }
             }
+            if let Err(NoHeader::Newer(found)) = header {
+                return Err(SpoolError::Newer {
+                    found,
+                    known: VERSION,
+                });
+            }
             headers.insert(number, header);
         }
         // A spare may have been renamed and written to before a crash that undid the renaming. Its
@@ -298,12 +309,6 @@ impl<D: Disk> Recovery<'_, D> {
                 Ok(header) if seal.is_none_or(|seal| seal >= FIRST) => {
                     self.segment(log, &header, seal)?;
                 }
-                Err(NoHeader::Newer(found)) => {
-                    return Err(SpoolError::Newer {
-                        found,
-                        known: VERSION,
-                    });
-                }
                 Err(NoHeader::Broken) if seal != Some(0) => {
                     let bytes = read_file(self.disk, &path, CORRUPT_MAX)
                         .map_err(failed("reading", &path))?;
@@ -317,7 +322,9 @@ impl<D: Disk> Recovery<'_, D> {
                 // Everything in it was given up. Remembered until it is gone for good.
                 Ok(_) => self.index.segment(number).is_dirty = true,
                 // Of what it holds, nothing was ever said to be safe.
-                Err(NoHeader::Broken | NoHeader::Blank) => self.drop_file(&path),
+                Err(NoHeader::Broken | NoHeader::Blank | NoHeader::Newer(_)) => {
+                    self.drop_file(&path);
+                }
             }
         }
         self.marks.clear();

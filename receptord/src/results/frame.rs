@@ -162,11 +162,19 @@ pub(super) struct Summary {
 ///
 /// # Errors
 ///
-/// When it cannot be read, or has no first line.
+/// When it cannot be read, has no first line, or is of a later version
+/// ([`io::ErrorKind::Unsupported`]).
 pub(super) fn scan(mut file: impl BufRead) -> io::Result<Summary> {
     let Some((head, length)) = line::<Head>(&mut file)? else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "no first line"));
     };
+    if head.version > VERSION {
+        let text = format!(
+            "kept responses have version {}, this program knows up to {VERSION}",
+            head.version
+        );
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    }
     let mut summary = Summary {
         head,
         length,
