@@ -29,6 +29,7 @@
 
 mod answers;
 mod backlog;
+mod cancels;
 mod choice;
 mod custody;
 mod deadlines;
@@ -57,6 +58,7 @@ use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use crate::wiring::Net;
 use crate::{Config, Counters, EntryId, Instant, Limits, Output, Record};
+use cancels::Early;
 use custody::Keeper;
 use flow::{Flow, Key, Pipe, Pumped};
 use inbox::Requests;
@@ -68,17 +70,8 @@ use works::Works;
 
 /// Nodes that messages are exchanged with; beyond, strangers are not heard.
 const REMOTES_MAX: usize = 250_000;
-/// Cancels of requests that are not here yet.
-const EARLY_MAX: usize = 1024;
-/// How long such a cancel is remembered at most.
-const EARLY_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How often what is not needed any more is looked for.
 const SWEEP: Duration = Duration::from_secs(600);
-/// How soon early cancels are looked at when something comes from another node: it may have been
-/// the last that was missing before one. Messages come in bursts, and one look is enough for each.
-const EARLY_LOOK: Duration = Duration::from_millis(100);
-/// How often it is looked for early cancels whose lifetime is over.
-const EARLY_SWEEP: Duration = Duration::from_secs(30);
 /// How long a response is kept for a sender who cannot be reached.
 const RESPONSE_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The same for one that is in memory only.
@@ -136,15 +129,6 @@ struct Remote {
     is_known: bool,
     /// When its timer is set.
     timer: Option<Instant>,
-}
-
-/// A cancel that came before its request.
-#[derive(Debug)]
-struct Early {
-    remote: RemoteId,
-    key: Key,
-    entry: Option<EntryId>,
-    until: Instant,
 }
 
 /// Everything about messages of and for this node.
@@ -772,43 +756,6 @@ impl Delivery {
         if kept {
             self.sweep_at = Some(now + SWEEP);
         }
-    }
-
-    /// Forgets cancels whose requests cannot come any more: everything before them has come, or
-    /// their lifetime is over.
-    fn sweep_early(&mut self, now: Instant) {
-        self.early_at = None;
-        let remotes = &self.remotes;
-        self.early.retain(|_, early| {
-            let received = &remotes[early.remote.0].received;
-            let (epoch, seq) = early.key;
-            let remote = &remotes[early.remote.0];
-            let complete = remote.first_epoch >= epoch
-                && received
-                    .get(&epoch)
-                    .is_some_and(|received| received.complete_below(seq));
-            let keep = early.until > now && !complete;
-            if let (false, Some(entry)) = (keep, early.entry) {
-                self.journal.retire(
-                    now,
-                    journal::Retired {
-                        remote: early.remote,
-                        key: early.key,
-                        entry,
-                        after: None,
-                        work: None,
-                    },
-                );
-            }
-            keep
-        });
-        if !self.early.is_empty() {
-            self.plan_early(now + EARLY_SWEEP);
-        }
-    }
-
-    fn plan_early(&mut self, at: Instant) {
-        self.early_at = Some(self.early_at.map_or(at, |planned| planned.min(at)));
     }
 
     fn plan_sweep(&mut self, at: Instant) {

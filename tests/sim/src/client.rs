@@ -126,6 +126,15 @@ impl World {
         let Some(mesh) = self.hosts[node].mesh.as_mut() else {
             return;
         };
+        let mut submission = submission;
+        if volatile
+            && !respond
+            && let Recipient::Node(to) = &submission.recipient
+            && mesh.takes_bundles(to)
+        {
+            // To the core it is one message, whatever is in it.
+            submission.content = Content::Bundle;
+        }
         match mesh.submit(clock, submission) {
             Ok(()) if cancelled => {
                 let pause = self.clients.u64(0..3_000_000);

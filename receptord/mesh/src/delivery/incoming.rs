@@ -7,19 +7,18 @@
 use core::time::Duration;
 
 use receptor_proto::packet::{
-    About, CancelReason, Content, Eof, Message, MessageKind, Receipt, SEGMENT_MAX, Segment,
-    Undeliverable,
+    About, Content, Eof, Message, MessageKind, Receipt, SEGMENT_MAX, Segment, Undeliverable,
 };
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
+use super::cancels::EARLY_LOOK;
 use super::flow::Key;
 use super::inbox::{self, Stored};
 use super::journal::{Arrival, Done, Retired};
 use super::partial::{Part, Room};
 use super::received::{EPOCHS_MAX, Received, Verdict};
-use super::works::{NewWork, State};
-use super::{BUSY, Cx, DISK_BUSY, Delivery, EARLY_KEPT, EARLY_MAX, Early, LIFETIME_MOST};
-use super::{EARLY_LOOK, Out, RemoteId, SWEEP, millis};
+use super::works::NewWork;
+use super::{BUSY, Cx, DISK_BUSY, Delivery, LIFETIME_MOST, Out, RemoteId, SWEEP, millis};
 use crate::wiring::Net;
 use crate::{EntryId, Instant, Output, Payload, Record};
 use alloc::boxed::Box;
@@ -298,7 +297,7 @@ impl Delivery {
 
     /// Lets go of a message of which nothing needs to be kept. That it came is still written
     /// before its origin is told, so that a receipt is true after a restart as well.
-    fn let_go(&mut self, from: RemoteId, key: Key, volatile: bool) {
+    pub(super) fn let_go(&mut self, from: RemoteId, key: Key, volatile: bool) {
         if volatile {
             self.ack(from, key);
             return;
@@ -316,7 +315,7 @@ impl Delivery {
     }
 
     /// Says that a volatile message is here.
-    fn ack(&mut self, from: RemoteId, key: Key) {
+    pub(super) fn ack(&mut self, from: RemoteId, key: Key) {
         if let Some(received) = self.remotes[from.0].received.get_mut(&key.0) {
             received.ack(key.1);
         }
@@ -324,7 +323,7 @@ impl Delivery {
     }
 
     /// Takes a message's number until its write is done.
-    fn pend(&mut self, from: RemoteId, key: Key) {
+    pub(super) fn pend(&mut self, from: RemoteId, key: Key) {
         if let Some(received) = self.remotes[from.0].received.get_mut(&key.0) {
             received.take(key.1);
         }
@@ -633,157 +632,6 @@ impl Delivery {
         self.acks(from).busy(key, BUSY);
     }
 
-    fn take_cancel(
-        &mut self,
-        cx: &mut Cx<'_>,
-        from: RemoteId,
-        message: Message,
-        reason: CancelReason,
-    ) {
-        let key = (message.epoch, message.seq);
-        let id = message.work;
-        if let Some(work) = self.works.get(id) {
-            if work.remote == from && work.withdrawn {
-                self.remember_cancel(cx, from, message);
-                return;
-            }
-            let wanted = work.remote == from
-                && !work.cancelled
-                && matches!(
-                    work.state,
-                    State::Waiting | State::Starting | State::Running
-                );
-            if !wanted {
-                self.let_go(from, key, message.volatile);
-                return;
-            }
-            let entry = self.store_cancel(from, message);
-            if let Some(work) = self.works.get_mut(id) {
-                work.cancelled = true;
-                work.cancel = entry.map(|entry| (key, entry));
-                cx.out.push_back(Output::CancelWork { work: id, reason });
-            }
-            return;
-        }
-        if let Some(other) = self.partials.find(from, |_, partial| {
-            partial.message.work == id && is_request(&partial.message)
-        }) {
-            self.cancel_partial(cx, from, other, key, message.volatile);
-            return;
-        }
-        if message.remaining_ms == 0 && self.early.get(&id).is_some_and(|e| e.remote == from) {
-            // The request was here, as its origin knows now.
-            self.forget_early(cx, id);
-        }
-        let remote = &self.remotes[from.0];
-        let complete = remote
-            .received
-            .get(&key.0)
-            .is_some_and(|received| received.complete_below(key.1));
-        if complete && remote.first_epoch >= key.0
-            || message.remaining_ms == 0
-            || self.works.was_here(id)
-        {
-            // Its request was here before it, and is not any more.
-            self.let_go(from, key, message.volatile);
-            return;
-        }
-        self.remember_cancel(cx, from, message);
-    }
-
-    /// Remembers a cancel until its request comes.
-    fn remember_cancel(&mut self, cx: &mut Cx<'_>, from: RemoteId, message: Message) {
-        let id = message.work;
-        let key = (message.epoch, message.seq);
-        if self.early.contains_key(&id) {
-            self.let_go(from, key, message.volatile);
-            return;
-        }
-        let lifetime = Duration::from_millis(message.remaining_ms).min(EARLY_KEPT);
-        let entry = self.store_cancel(from, message);
-        let early = Early {
-            remote: from,
-            key,
-            entry,
-            until: cx.now + lifetime,
-        };
-        self.keep_early(cx, id, early);
-    }
-
-    pub(super) fn keep_early(&mut self, cx: &Cx<'_>, id: MessageId, early: Early) {
-        if self.early.len() >= EARLY_MAX {
-            let next = self.early.iter().min_by_key(|(_, early)| early.until);
-            if let Some(next) = next.map(|(id, _)| *id) {
-                self.forget_early(cx, next);
-            }
-        }
-        self.early.insert(id, early);
-        self.plan_early(cx.now + EARLY_LOOK);
-    }
-
-    pub(super) fn forget_early(&mut self, cx: &Cx<'_>, id: MessageId) {
-        if let Some(early) = self.early.remove(&id)
-            && let Some(entry) = early.entry
-        {
-            self.journal.retire(
-                cx.now,
-                Retired {
-                    remote: early.remote,
-                    key: early.key,
-                    entry,
-                    after: None,
-                    work: None,
-                },
-            );
-        }
-    }
-
-    /// Writes a cancel, unless it is volatile.
-    fn store_cancel(&mut self, from: RemoteId, message: Message) -> Option<EntryId> {
-        let key = (message.epoch, message.seq);
-        if message.volatile {
-            self.ack(from, key);
-            return None;
-        }
-        let entry = self.new_entry();
-        let work = message.work;
-        self.pend(from, key);
-        let record = Record::Incoming {
-            entry,
-            origin: self.remotes[from.0].node.clone(),
-            message,
-        };
-        let done = Done::Arrived {
-            remote: from,
-            key,
-            what: Arrival::Cancel { work, entry },
-        };
-        self.journal.write(record, done);
-        Some(entry)
-    }
-
-    /// A cancel of a request whose payload is still on its way: both are over.
-    fn cancel_partial(
-        &mut self,
-        cx: &mut Cx<'_>,
-        from: RemoteId,
-        request: Key,
-        cancel: Key,
-        volatile: bool,
-    ) {
-        let Some(partial) = self.partials.remove(from, request) else {
-            return;
-        };
-        let entry = partial.entry;
-        self.journal.remove(entry);
-        let MessageKind::Request { respond, .. } = partial.message.kind else {
-            return;
-        };
-        let error = ErrorBody::new(ErrorCode::Cancelled, "cancelled while it arrived");
-        self.refuse(cx, from, &partial.message, respond, error);
-        self.let_go(from, cancel, volatile);
-    }
-
     /// An incoming entry is needed no longer; of responses, once it is noted that the client
     /// took the one `after` it.
     pub(super) fn retire(
@@ -874,6 +722,6 @@ enum No {
     Never(ErrorBody),
 }
 
-fn is_request(message: &Message) -> bool {
+pub(super) fn is_request(message: &Message) -> bool {
     matches!(message.kind, MessageKind::Request { .. })
 }

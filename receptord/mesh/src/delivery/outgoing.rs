@@ -1,4 +1,4 @@
-//! What clients ask for: their requests and cancels, and what becomes of them; with what every
+//! What clients ask for: their requests, and what becomes of them; with what every
 //! message that goes out has in common.
 //!
 //! Owns the promise that a request which wants responses gets exactly one last one: from its
@@ -13,15 +13,12 @@ use receptor_proto::packet::{
 };
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
-use super::flow::{GivenUp, Key, Outgoing};
-use super::inbox::{OpenCancel, Request, Response, Stored};
+use super::flow::{GivenUp, Outgoing};
+use super::inbox::{Request, Response, Stored};
 use super::journal::Done;
-use super::{CANCEL_LIFETIME, Cx, Delivery, OWN, Out, RemoteId, millis};
+use super::{Cx, Delivery, OWN, Out, RemoteId, millis};
 use crate::wiring::Net;
-use crate::{
-    EntryId, Event, Instant, NoSuchWork, Output, Payload, Recipient, Record, Submission,
-    SubmitError,
-};
+use crate::{EntryId, Event, Instant, Output, Payload, Recipient, Record, Submission, SubmitError};
 
 impl Delivery {
     pub(crate) fn submit(
@@ -210,113 +207,6 @@ impl Delivery {
         }
     }
 
-    pub(crate) fn cancel(
-        &mut self,
-        now: Instant,
-        net: &mut dyn Net,
-        work: MessageId,
-        reason: CancelReason,
-        out: &mut Out,
-    ) -> Result<(), NoSuchWork> {
-        let cx = &mut Cx { now, net, out };
-        self.cancel_with(cx, work, reason)
-    }
-
-    pub(super) fn cancel_with(
-        &mut self,
-        cx: &mut Cx<'_>,
-        work: MessageId,
-        reason: CancelReason,
-    ) -> Result<(), NoSuchWork> {
-        let Some(request) = self.requests.get_mut(work) else {
-            // It comes back from its page first.
-            let found = self.recall(cx.now, work, Some(reason));
-            return if found { Ok(()) } else { Err(NoSuchWork) };
-        };
-        if request.is_ended() || request.over || request.cancelled {
-            return Ok(());
-        }
-        request.cancelled = true;
-        let (to, key, durable, arrived) = (
-            request.remote,
-            request.key,
-            request.entry.is_some(),
-            request.arrived,
-        );
-        let flow = &mut self.remotes[to.0].flow;
-        let unsent = |outgoing: &Outgoing| outgoing.is_here_alone(self.instance);
-        if flow.get(key).is_some_and(unsent) {
-            if let Some(outgoing) = flow.remove(key) {
-                let code = ErrorCode::Cancelled;
-                self.given_up(cx, to, GivenUp { outgoing, code });
-            }
-            return Ok(());
-        }
-        let expires = match flow.get(key) {
-            Some(outgoing) if !arrived => outgoing.expires,
-            _ => cx.now + CANCEL_LIFETIME,
-        };
-        flow.withdraw_payload(key);
-        let cancel = self.send_cancel(cx, to, work, reason, durable, expires);
-        if let Some(outgoing) = self.remotes[to.0].flow.get_mut(cancel) {
-            outgoing.moot = arrived;
-        }
-        if durable
-            && !arrived
-            && let Some(request) = self.requests.get_mut(work)
-        {
-            request.open_cancel = OpenCancel::new(cancel);
-        }
-        Ok(())
-    }
-
-    pub(super) fn send_cancel(
-        &mut self,
-        cx: &mut Cx<'_>,
-        to: RemoteId,
-        work: MessageId,
-        reason: CancelReason,
-        durable: bool,
-        expires: Instant,
-    ) -> Key {
-        let key = (self.instance, self.remotes[to.0].flow.next_seq());
-        let message = Self::cancel_message(cx, key, work, reason, durable, expires);
-        let entry = durable.then(|| self.new_entry());
-        if let Some(entry) = entry {
-            let record = Record::Outgoing {
-                entry,
-                recipient: self.remotes[to.0].node.clone(),
-                message: message.clone(),
-            };
-            self.journal.write(record, Done::Cancel { remote: to, key });
-        }
-        self.send(cx, to, Outgoing::new(message, entry, expires));
-        key
-    }
-
-    fn cancel_message(
-        cx: &Cx<'_>,
-        (epoch, seq): Key,
-        work: MessageId,
-        reason: CancelReason,
-        durable: bool,
-        expires: Instant,
-    ) -> Message {
-        Message {
-            epoch,
-            seq,
-            floor: 0,
-            work,
-            kind: MessageKind::Cancel { reason },
-            volatile: !durable,
-            remaining_ms: Self::remaining(cx, expires),
-            content: Content::None,
-            name: None,
-            size: 0,
-            body: Bytes::new(),
-        }
-    }
-
     /// The recipient has this message.
     pub(super) fn receipted(
         &mut self,
@@ -348,26 +238,6 @@ impl Delivery {
                 }
             }
         }
-    }
-
-    /// A recipient that has a cancel may keep it for a request that it had long before, and only
-    /// this node knows it had: says so. The cancel's own entry stays until that is heard, so that a
-    /// restart comes to say it too.
-    fn close_cancel(
-        &mut self,
-        cx: &mut Cx<'_>,
-        to: RemoteId,
-        work: MessageId,
-        reason: CancelReason,
-        entry: Option<EntryId>,
-    ) {
-        let expires = cx.now + CANCEL_LIFETIME;
-        let key = (self.instance, self.remotes[to.0].flow.next_seq());
-        let message = Self::cancel_message(cx, key, work, reason, entry.is_some(), expires);
-        let mut outgoing = Outgoing::new(message, entry, expires);
-        outgoing.stored = entry.is_some();
-        outgoing.moot = true;
-        self.send(cx, to, outgoing);
     }
 
     fn request_arrived(&mut self, cx: &mut Cx<'_>, to: RemoteId, message: Message, instance: u64) {

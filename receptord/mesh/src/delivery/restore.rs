@@ -14,12 +14,13 @@ use receptor_proto::packet::{Content, Eof, Message, MessageKind};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use super::backlog::{self, Paged};
+use super::cancels::{EARLY_KEPT, EARLY_LOOK, Early};
 use super::flow::Outgoing;
 use super::inbox::{OpenCancel, Request, Response, Stored};
 use super::partial::Room;
 use super::received::{Received, Verdict};
 use super::works::{NewWork, State};
-use super::{Delivery, EARLY_KEPT, EARLY_LOOK, Early, LIFETIME_MOST, Out, RemoteId, SWEEP};
+use super::{Delivery, LIFETIME_MOST, Out, RemoteId, SWEEP};
 use crate::{EntryId, Instant, LinkId, Output, Payload, Reachability, Record};
 
 /// What a store gave back beside outgoing messages, sorted.

@@ -8,10 +8,11 @@ use alloc::vec::Vec;
 use receptor_proto::packet::CancelReason;
 use receptor_proto::{ErrorBody, MessageId};
 
+use super::cancels::{EARLY_KEPT, Early};
 use super::flow::Key;
 use super::journal::{Arrival, Done, Retired};
 use super::works::{State, Unwritten};
-use super::{Cx, DISK_BUSY, Delivery, EARLY_KEPT, Early, Out, RemoteId};
+use super::{Cx, DISK_BUSY, Delivery, Out, RemoteId};
 use crate::wiring::Net;
 use crate::{Event, Instant, Output, PersistToken, Record};
 

@@ -102,15 +102,25 @@ fn a_custodian_that_gets_no_further_does_not_hold_up_a_new_way() {
 
 #[test]
 fn a_receipt_that_is_lost_holds_up_its_origin_for_a_second_or_so() {
-    let mut wired = kept(1);
+    let mut wired = Wired::chain(&["origin", "a", "b"]);
+    wired.cut(wired.wire_between("a", "b"));
+    wired.run(100);
+    let to = Recipient::Node(node("b"));
+    let mut submission = Wired::submission(1, to, Bytes::new());
+    submission.respond = false;
+    wired.submit("origin", submission);
+    wired.run(ENTRUST_MS);
+    assert_eq!(wired.custody("a"), 1);
+    let wire = wired.wire_between("origin", "a");
+    wired.lose_packets(wire, "a", true);
     join(&mut wired);
-    // b gets the message, and neither its receipt nor its answer comes back.
     wired.run_until(AT_ONCE_MS, |wired| wired.host("b").runs.len() == 1);
-    let mut wired = kept(1);
-    wired.stall(wired.wire_between("origin", "a"), "a", false);
-    join(&mut wired);
-    let took = wired.run_until(5000, |wired| wired.host("origin").ends.len() == 1);
+    wired.run(10);
+    wired.lose_packets(wire, "a", false);
+    assert_eq!(wired.host("origin").disk.messages.len(), 1);
+    let took = wired.run_until(5000, |wired| wired.host("origin").disk.messages.is_empty());
     assert!(took < 2500, "{took} ms");
+    assert_eq!(wired.host("b").runs.len(), 1);
 }
 
 #[test]
@@ -423,7 +433,13 @@ fn a_custodian_lets_go_only_for_its_recipient_or_who_may_have_got_it() {
     // Nor for a node on the way to which nothing was sent: nobody can have it.
     wired.inject(wire, "a", "b", &word(Holding::Kept, false, 0, u64::MAX));
     assert_eq!(wired.custody("a"), 2);
+    // Nor for a stranger when it was sent on.
+    wired.host("b").disk.rests = true;
     join(&mut wired);
+    wired.run_until(AT_ONCE_MS, |wired| !wired.host("b").disk.is_idle());
+    wired.inject(wire, "a", "liar", &word(Holding::Kept, false, 0, u64::MAX));
+    assert_eq!(wired.custody("a"), 2);
+    wired.wake_disk("b");
     wired.run_until(AT_ONCE_MS, |wired| wired.host("b").runs.len() == 2);
 }
 

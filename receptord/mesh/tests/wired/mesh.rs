@@ -63,6 +63,11 @@ impl Disk {
         }
     }
 
+    /// Nothing is asked of it that it has not done.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// What a start reads.
     fn records(&self) -> Vec<Record> {
         let outgoing = |record: &&Record| matches!(record, Record::Outgoing { .. });
@@ -117,6 +122,8 @@ struct Wire {
     links: Option<[LinkId; 2]>,
     /// Takes no more bytes from this end than it has room for now.
     stalled: [bool; 2],
+    /// Loses what is no routing, from this end.
+    loses: [bool; 2],
     owed: [usize; 2],
 }
 
@@ -207,6 +214,7 @@ impl Wired {
             ends: [a, b],
             links: None,
             stalled: [false; 2],
+            loses: [false; 2],
             owed: [0; 2],
         });
         let wire = self.wires.len() - 1;
@@ -280,6 +288,12 @@ impl Wired {
         } else {
             self.wires[wire].owed[side] = owed;
         }
+    }
+
+    /// A wire loses the packets that `from` sends, and nothing else.
+    pub(crate) fn lose_packets(&mut self, wire: usize, from: &str, loses: bool) {
+        let side = usize::from(self.wires[wire].ends[1] == self.at(from));
+        self.wires[wire].loses[side] = loses;
     }
 
     /// As `kill -9` does: the peers notice at once.
@@ -651,6 +665,9 @@ impl Wired {
             self.wires[wire].owed[side] += size;
         } else {
             mesh.handle_room(now, link, size);
+        }
+        if self.wires[wire].loses[side] && matches!(frame, Frame::Packet(_)) {
+            return;
         }
         let peer = self.wires[wire].ends[1 - side];
         self.frames.push_back((wire, peer, links[1 - side], frame));
