@@ -139,15 +139,7 @@ impl DataDir {
         };
         let metadata = match fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(path)
-                    .map_err(io("create data directory"))?;
-                if let Some(parent) = path.canonicalize().ok().as_deref().and_then(Path::parent) {
-                    // One that cannot be opened belongs to somebody else, who made it before.
-                    let _ = File::open(parent).and_then(|parent| parent.sync_all());
-                }
+                create(path, &sync_dir).map_err(io("create data directory"))?;
                 fs::metadata(path)
             }
             other => other,
@@ -227,6 +219,39 @@ impl DataDir {
             }
             Err(error) => Err(io("read", &path)(error)),
         }
+    }
+}
+
+/// Makes a directory and those above it that are missing, and lets `sync` make each of them durable
+/// in the one that it is in: what is kept in the last is there after a power loss if all are.
+fn create(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Ok(()),
+    };
+    let make = || DirBuilder::new().mode(0o700).create(path);
+    let made = match make() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            create(parent, sync)?;
+            make()
+        }
+        made => made,
+    };
+    match made {
+        // With dots in its path it can be one of those that were just made.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => sync(parent),
+    }
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    match File::open(path) {
+        Ok(dir) => dir.sync_all(),
+        // It may be written to and not be read; nothing can be done.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -310,6 +335,27 @@ mod tests {
             fs::metadata(data_dir.path()).unwrap().permissions().mode() & 0o777,
             0o700
         );
+    }
+
+    #[test]
+    fn every_directory_that_is_made_is_made_durable() {
+        let parent = tempfile::tempdir().unwrap();
+        let root = parent.path();
+        let synced = std::cell::RefCell::new(Vec::new());
+        let sync = |path: &Path| {
+            synced.borrow_mut().push(path.to_owned());
+            Ok(())
+        };
+        create(&root.join("x/y/z"), &sync).unwrap();
+        let expected = [root.to_owned(), root.join("x"), root.join("x/y")];
+        assert_eq!(synced.take(), expected);
+        let mode = fs::metadata(root.join("x")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        create(&root.join("x/y/new/../other"), &sync).unwrap();
+        assert!(root.join("x/y/other").is_dir());
+        assert!(synced.borrow().contains(&root.join("x/y/new/..")));
+        fs::write(root.join("file"), "").unwrap();
+        assert!(create(&root.join("file/x"), &sync).is_err());
     }
 
     #[test]
