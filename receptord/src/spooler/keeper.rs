@@ -102,7 +102,7 @@ impl Keeper {
         let mut patience = None;
         loop {
             match self.queue.take(patience) {
-                Taken::Jobs(jobs, bytes) => {
+                Taken::Jobs(jobs, weight) => {
                     let mut end = None;
                     for job in jobs {
                         if let Some(reply) = self.job(job) {
@@ -111,8 +111,9 @@ impl Keeper {
                         }
                     }
                     self.commit();
-                    self.queue.done(bytes);
+                    // Before that is given back, or it would count nowhere for a moment.
                     self.publish();
+                    self.queue.done(weight);
                     if let Some(reply) = end {
                         self.close();
                         // One that does not wait any more is as well.

@@ -407,7 +407,8 @@ impl Store {
         sums: Sums,
     ) -> Result<(), ErrorBody> {
         let queue = &self.0.queue;
-        if queue.usage().1 + queue.waiting_bytes().saturating_add(size) > self.0.max_bytes {
+        let coming = queue.waiting_bytes() + queue.adopting_bytes();
+        if queue.usage().1 + coming.saturating_add(size) > self.0.max_bytes {
             let _ = std::fs::remove_file(from);
             let max = self.0.max_bytes;
             return Err(refusal(&SpoolError::Full {

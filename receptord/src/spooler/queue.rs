@@ -107,13 +107,35 @@ impl Trouble {
     }
 }
 
+/// What jobs count until they are done.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Weight {
+    /// Bytes to write.
+    written: u64,
+    /// Bytes of files to take over. They take room and no time: each is renamed.
+    adopted: u64,
+}
+
+impl std::iter::Sum for Weight {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            written: sum.written + one.written,
+            adopted: sum.adopted + one.adopted,
+        })
+    }
+}
+
 impl Job {
-    /// What it counts while it waits.
-    fn bytes(&self) -> u64 {
-        match self {
+    fn weight(&self) -> Weight {
+        let written = match self {
             Self::Persist { bytes, .. } => *bytes,
             Self::Append { bytes, .. } => bytes.len() as u64,
-            Self::Adopt { size, .. } => *size,
+            Self::Adopt { size, .. } => {
+                return Weight {
+                    adopted: *size,
+                    ..Weight::default()
+                };
+            }
             Self::Remove(_)
             | Self::SetAside(_)
             | Self::Tighten
@@ -124,6 +146,10 @@ impl Job {
             | Self::Page { .. }
             | Self::Load { .. }
             | Self::Close(_) => 0,
+        };
+        Weight {
+            written,
+            ..Weight::default()
         }
     }
 }
@@ -133,8 +159,9 @@ impl Job {
 pub(super) struct Queue {
     state: Mutex<State>,
     work: Condvar,
-    /// Of what waits or is being done.
+    /// Of what waits or is being done: [`Weight::written`] and [`Weight::adopted`].
     waiting: AtomicU64,
+    adopting: AtomicU64,
     entries: AtomicU64,
     bytes: AtomicU64,
     trouble: Mutex<Trouble>,
@@ -152,7 +179,7 @@ struct State {
 #[derive(Debug)]
 pub(super) enum Taken {
     /// These, and what they count.
-    Jobs(VecDeque<Job>, u64),
+    Jobs(VecDeque<Job>, Weight),
     /// Nothing for so long.
     Idle,
     /// Nothing ever again.
@@ -165,6 +192,7 @@ impl Queue {
             state: Mutex::default(),
             work: Condvar::new(),
             waiting: AtomicU64::new(0),
+            adopting: AtomicU64::new(0),
             entries: AtomicU64::new(entries),
             bytes: AtomicU64::new(bytes),
             trouble: Mutex::new(trouble),
@@ -177,11 +205,12 @@ impl Queue {
     }
 
     pub(super) fn push(&self, job: Job) {
-        let bytes = job.bytes();
+        let weight = job.weight();
         let mut state = self.state();
         // Who waits for a job that is dropped learns it by that.
         if !state.closed {
-            self.waiting.fetch_add(bytes, Ordering::Relaxed);
+            self.waiting.fetch_add(weight.written, Ordering::Relaxed);
+            self.adopting.fetch_add(weight.adopted, Ordering::Relaxed);
             state.jobs.push_back(job);
         }
     }
@@ -213,8 +242,8 @@ impl Queue {
             let called = std::mem::take(&mut state.called) || state.closed;
             if called && !state.jobs.is_empty() {
                 let jobs = std::mem::take(&mut state.jobs);
-                let bytes = jobs.iter().map(Job::bytes).sum();
-                return Taken::Jobs(jobs, bytes);
+                let weight = jobs.iter().map(Job::weight).sum();
+                return Taken::Jobs(jobs, weight);
             }
             if state.closed {
                 return Taken::Closed;
@@ -234,13 +263,19 @@ impl Queue {
     }
 
     /// So much of what was taken is done.
-    pub(super) fn done(&self, bytes: u64) {
-        self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+    pub(super) fn done(&self, weight: Weight) {
+        self.waiting.fetch_sub(weight.written, Ordering::Relaxed);
+        self.adopting.fetch_sub(weight.adopted, Ordering::Relaxed);
     }
 
     /// Bytes that wait or are being written.
     pub(super) fn waiting_bytes(&self) -> u64 {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of files that are to be taken over.
+    pub(super) fn adopting_bytes(&self) -> u64 {
+        self.adopting.load(Ordering::Relaxed)
     }
 
     /// Messages that are kept, and their bytes.

@@ -355,3 +355,50 @@ async fn damage_is_set_aside_and_the_rest_is_there() {
     let corrupt = fs::read_dir(dir.path().join("spool/corrupt")).unwrap();
     assert_eq!(corrupt.count(), 1);
 }
+
+/// A plugin named a large result; taking it over is one renaming, and must not refuse what others
+/// ask for at the same moment.
+#[tokio::test]
+async fn a_large_result_refuses_nobody_elses_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut running, _) = Running::open(dir.path(), &config(10 << 30));
+    let store = running.store.clone();
+    // One turn of the engine: the thread does not run in between.
+    store.hold();
+    let result = dir.path().join("result");
+    let size = QUEUE_MAX + 1;
+    fs::File::create(&result).unwrap().set_len(size).unwrap();
+    store
+        .adopt(EntryId(1000), result.clone(), size, Sums::default())
+        .unwrap();
+    let record = outgoing(1, "b", b"a small message of somebody else");
+    let refused = store.persist(PersistToken(1), vec![record], true);
+    assert!(refused.is_none(), "{refused:?}");
+    store.release();
+    let Done::Persisted(_, Ok(())) = running.done().await else {
+        panic!("another report");
+    };
+    assert!(!result.exists(), "it was taken over");
+}
+
+/// What is to be taken over counts before it is.
+#[tokio::test]
+async fn results_on_their_way_take_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, _) = Running::open(dir.path(), &config(1 << 30));
+    let store = running.store.clone();
+    store.hold();
+    let size = 600 << 20;
+    let [first, second] = ["first", "second"].map(|name| dir.path().join(name));
+    for path in [&first, &second] {
+        fs::File::create(path).unwrap().set_len(size).unwrap();
+    }
+    let adopt = |entry, path: &Path| {
+        let entry = EntryId(entry);
+        store.adopt(entry, path.to_owned(), size, Sums::default())
+    };
+    adopt(1, &first).unwrap();
+    assert!(adopt(2, &second).is_err());
+    assert!(!second.exists(), "nobody else would remove it");
+    store.release();
+}
