@@ -260,6 +260,7 @@ impl Engine {
                     done += 1;
                 }
                 Report::Status { .. }
+                | Report::Left { .. }
                 | Report::Room
                 | Report::Returned(_)
                 | Report::Capabilities(_) => {}

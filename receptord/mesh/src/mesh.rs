@@ -346,6 +346,12 @@ impl Mesh {
         self.delivery.has_arrived(work)
     }
 
+    /// Whether this work is dispatched again after a restart: it is on the disk and has not ended.
+    #[must_use]
+    pub fn outlives_a_restart(&self, work: MessageId) -> bool {
+        self.delivery.outlives_a_restart(work)
+    }
+
     /// The plugin has begun with a dispatched work.
     pub fn work_started(&mut self, now: Instant, work: MessageId) {
         self.delivery

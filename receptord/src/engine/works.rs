@@ -97,6 +97,8 @@ struct Apart {
     running: usize,
     failed: usize,
     error: Option<ErrorBody>,
+    /// The host shut down before one of them had ended.
+    left: bool,
 }
 
 #[derive(Debug)]
@@ -549,10 +551,19 @@ impl Engine {
                     payload,
                 };
                 match (bundle, held) {
-                    (Some(bundle), Held::Done { eof, .. }) => self.part_ended(bundle, work, eof),
+                    (Some(bundle), Held::Done { eof, .. }) => {
+                        self.part_ended(bundle, work, Some(eof));
+                    }
                     (_, held) => self.take_report(work, held),
                 }
                 self.works.freed = true;
+            }
+            Report::Left { work } => {
+                self.works.left_queue(work);
+                match self.works.bundle_of(work) {
+                    Some(bundle) => self.part_ended(bundle, work, None),
+                    None => self.leave(work),
+                }
             }
             Report::Room => self.works.freed = true,
             Report::Returned(job) => self.take_back(job),
@@ -596,20 +607,39 @@ impl Engine {
         self.give(work, held);
     }
 
-    /// A part of a bundle that was taken apart is over.
-    fn part_ended(&mut self, bundle: MessageId, part: MessageId, eof: Eof) {
+    /// This node stops, and the host has let go of a work that may run again. What is on the disk
+    /// does so at the next start; of the others nothing is left then.
+    fn leave(&mut self, work: MessageId) {
+        self.works.table.remove(&work);
+        if self.mesh.outlives_a_restart(work) {
+            tracing::info!(%work, "the work goes on after the restart");
+        } else {
+            let text = "the node shut down";
+            self.end_work(work, ErrorBody::new(ErrorCode::Interrupted, text));
+        }
+    }
+
+    /// A part of a bundle that was taken apart is over, or was [left](Report::Left).
+    fn part_ended(&mut self, bundle: MessageId, part: MessageId, eof: Option<Eof>) {
         self.works.table.remove(&part);
         let Some(entry) = self.works.table.get_mut(&bundle) else {
             return;
         };
         let apart = entry.apart.get_or_insert_default();
         apart.running = apart.running.saturating_sub(1);
-        if eof.code != 0 {
-            apart.failed += 1;
-            apart.error = apart.error.take().or(eof.error);
+        match eof {
+            Some(eof) if eof.code != 0 => {
+                apart.failed += 1;
+                apart.error = apart.error.take().or(eof.error);
+            }
+            Some(_) => {}
+            None => apart.left = true,
         }
         if apart.more || apart.running > 0 {
             return;
+        }
+        if apart.left {
+            return self.leave(bundle);
         }
         let (failed, error) = (apart.failed, apart.error.take());
         if failed > 0 {

@@ -28,8 +28,9 @@ pub const MAX_WAITING: usize = 100;
 /// From the engine to the host.
 #[derive(Debug)]
 pub enum Command {
-    /// Run this work when there is room for it; at most [`MAX_WAITING`] of a plugin may wait. Ends with [`Report::Done`], always, unless the
-    /// host shuts down before the work was started.
+    /// Run this work when there is room for it; at most [`MAX_WAITING`] of a plugin may wait. Ends with
+    /// [`Report::Done`], always, unless the host shuts down: then with [`Report::Left`], or, when no
+    /// process has it yet, without a word.
     Run(Box<Job>),
     /// The start of the work is safe on the disk: hand it over. Follows [`Report::Started`], or
     /// [`Command::Run`] of a job that was admitted.
@@ -68,8 +69,9 @@ pub enum Command {
         /// Where to.
         reply: oneshot::Sender<Vec<PluginInfo>>,
     },
-    /// Start nothing more. Running works may go on for `grace` and are then ended; what was not
-    /// started is forgotten without a report. The host ends when nothing is left.
+    /// Start nothing more. Running works may go on for `grace` and are then ended, with
+    /// [`Report::Left`] when they may run again; what waits is forgotten without a report. The host
+    /// ends when nothing is left.
     Shutdown {
         /// For how long.
         grace: Duration,
@@ -104,7 +106,7 @@ pub struct Job {
 pub enum JobPayload {
     /// In memory.
     Inline(Bytes),
-    /// In a file that stays until the work is done and that the plugin may read in place.
+    /// In a file that stays until the work is done. The plugin gets a copy.
     File {
         /// Where.
         path: PathBuf,
@@ -163,6 +165,12 @@ pub enum Report {
         content: Content,
         /// The plugin's last word; empty with [`Content::None`].
         payload: ReportPayload,
+    },
+    /// The host shuts down, and the work may run again at the next start: it was not started, or its
+    /// plugin says that it may be repeated. The last of it; it has not ended.
+    Left {
+        /// Which.
+        work: MessageId,
     },
     /// What this node can do now. Comes when it has changed, and once at the start.
     Capabilities(Vec<Capability>),

@@ -251,12 +251,7 @@ impl Host {
     fn command(&mut self, command: Command) {
         match command {
             Command::Run(job) => self.take(job),
-            Command::Start { work } => match self.works.get(&work) {
-                Some(Work::Running { control, .. }) => control.start(),
-                Some(Work::Waiting { .. }) | None => {
-                    tracing::debug!(%work, "a start of a work that is not to be started");
-                }
-            },
+            Command::Start { work } => self.start_is_safe(work),
             Command::Cancel { work, reason } => self.cancel(work, reason),
             Command::Taken { work, results } => {
                 if let Some(Work::Running { control, .. }) = self.works.get(&work) {
@@ -282,7 +277,7 @@ impl Host {
 
     fn take(&mut self, job: Box<Job>) {
         if self.stopping.is_some() {
-            // It is not started and so not lost: its entry stays in the engine's store.
+            // No plugin has seen it, so that it is not lost: its entry stays in the engine's store.
             self.give_back_if_admitted(&job);
             return;
         }
@@ -291,21 +286,35 @@ impl Host {
             self.refuse(job.work, problem);
             return;
         }
-        if job.admitted {
-            self.start(job);
-            return;
+        if !job.admitted {
+            return self.wait(job);
         }
-        let directive = job.directive.clone();
+        if let Err(job) = self.start(job) {
+            // Its plugin was replaced since it was admitted. It waits until it is known what the
+            // new one can do.
+            self.give_back_if_admitted(&job);
+            self.wait(job);
+        }
+    }
+
+    fn wait(&mut self, job: Box<Job>) {
+        let (work, directive) = (job.work, job.directive.clone());
         let name = directive.plugin();
         let Some(plugin) = self.plugins.get_mut(name) else {
-            return;
+            let problem = self.no_such_plugin(name);
+            return self.refuse(work, problem);
         };
         debug_assert!(
-            plugin.waiting.len() < MAX_WAITING,
+            job.admitted
+                || plugin
+                    .waiting
+                    .iter()
+                    .filter(|(_, job)| !job.admitted)
+                    .count()
+                    < MAX_WAITING,
             "the engine keeps the rest"
         );
         self.order += 1;
-        let work = job.work;
         plugin.waiting.push_back((self.order, job));
         self.admission.set_waiting(name, plugin.waiting.len());
         self.works.insert(work, Work::Waiting { directive });
@@ -458,27 +467,52 @@ impl Host {
                 continue;
             }
             self.admission.take(&name);
-            if job.content == Content::Bundle {
+            let is_bundle = job.content == Content::Bundle;
+            if is_bundle {
                 self.admission.take_bundle(&name);
             }
-            self.start(job);
+            if let Err(job) = self.start(job) {
+                self.admission.give_back(&name);
+                if is_bundle {
+                    self.admission.end_bundle(&name);
+                }
+                let problem = format!("it is not known what {name} can do");
+                self.refuse(job.work, error(ErrorCode::NotReady, problem));
+            }
         }
     }
 
-    /// Gives a work that has a place to its plugin.
-    fn start(&mut self, job: Box<Job>) {
+    /// The start of a work is on the disk.
+    fn start_is_safe(&mut self, work: MessageId) {
+        match self.works.get(&work) {
+            Some(Work::Running { control, .. }) => control.start(),
+            Some(Work::Waiting { directive }) => {
+                // One that was admitted and had to wait nevertheless.
+                let plugin = self.plugins.get_mut(directive.plugin());
+                let waiting = plugin.into_iter().flat_map(|plugin| &mut plugin.waiting);
+                for (_, job) in waiting.filter(|(_, job)| job.work == work) {
+                    job.start = true;
+                }
+            }
+            None => tracing::debug!(%work, "a start of a work that is not to be started"),
+        }
+    }
+
+    /// Gives a work that has a place to its plugin. It comes back when it is not known whether the
+    /// plugin can do it; the place is its own then as well.
+    fn start(&mut self, job: Box<Job>) -> Result<(), Box<Job>> {
         let directive = job.directive.clone();
         let name = directive.plugin();
         let number = self.shared.next_number();
         let Some(plugin) = self.plugins.get_mut(name) else {
-            return;
+            return Err(job);
         };
         let (Some(Found::Plugin { executable, .. }), Some(hello)) = (&plugin.found, &plugin.hello)
         else {
-            return;
+            return Err(job);
         };
         let Some(action) = hello.actions.get(job.directive.action()) else {
-            return;
+            return Err(job);
         };
         let (work, may_start) = (job.work, job.start);
         if hello.mode == Mode::Job && job.content == Content::Bundle {
@@ -486,7 +520,7 @@ impl Host {
             self.admission.end_bundle(name);
             self.works.remove(&work);
             self.outbox.push_back(Report::Returned(job));
-            return;
+            return Ok(());
         }
         let (control, server) = match hello.mode {
             Mode::Job => {
@@ -538,6 +572,7 @@ impl Host {
                 server,
             },
         );
+        Ok(())
     }
 
     // What the tasks tell.

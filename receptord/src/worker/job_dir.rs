@@ -127,12 +127,7 @@ impl Handover {
             PayloadKind::Bytes | PayloadKind::File | PayloadKind::None => {}
         }
         let path = self.dir.join(&self.file_name);
-        // A link costs nothing, whatever the size. It cannot lead to another file system.
-        if fs::hard_link(source, &path).is_err() {
-            let mut from = open()?;
-            let copied = new_file(&path).and_then(|mut to| io::copy(&mut from, &mut to));
-            copied.map_err(|e| failed(&e))?;
-        }
+        copy(source, &path).map_err(|e| failed(&e))?;
         Ok(self.by_file(size, sum))
     }
 
@@ -218,6 +213,20 @@ fn new_file(path: &Path) -> io::Result<File> {
         .create_new(true)
         .mode(0o600)
         .open(path)
+}
+
+/// Gives a plugin a payload of its own. A second name of the stored one would cost nothing, but
+/// the file is the plugin's to change, and what is stored must stay as it was sent: a restart
+/// could not use it otherwise. Where the file system can, both share their blocks until one of
+/// them is changed.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut from = File::open(from)?;
+    let copied = io::copy(&mut from, &mut new_file(to)?);
+    if copied.is_err() {
+        // On a full disk the others need the room at once.
+        let _ = fs::remove_file(to);
+    }
+    copied.map(drop)
 }
 
 fn invalid(kind: PayloadKind, why: &str) -> ErrorBody {

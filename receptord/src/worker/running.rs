@@ -131,6 +131,13 @@ impl Control {
         self.unconfirmed.borrow().len() < WINDOW_RESULTS && self.held.get() < WINDOW_BYTES
     }
 
+    /// Whether the host shuts down and the job may run again at the next start. Then it has no end
+    /// now: the restart is to do what it would do after a crash, not less.
+    pub(super) fn is_left(&self, idempotent: bool) -> bool {
+        let shuts_down = *self.cancel.borrow() == Some(CancelReason::Shutdown);
+        shuts_down && (idempotent || !self.may_start())
+    }
+
     fn sent(&self, payload: &ReportPayload) {
         let bytes = match payload {
             ReportPayload::Inline(bytes) => bytes.len(),
@@ -291,6 +298,7 @@ pub(super) struct Running {
     pub control: Rc<Control>,
     /// Why it is being ended, if it is.
     pub why: Option<Why>,
+    idempotent: bool,
     timeout: Option<Duration>,
     idle: Option<Duration>,
     max_results: Option<u64>,
@@ -317,6 +325,7 @@ impl Running {
             id: work.to_string(),
             control,
             why: None,
+            idempotent: terms.idempotent,
             timeout,
             idle,
             max_results: config.max_results,
@@ -457,6 +466,11 @@ impl Running {
 
     /// The last report.
     pub(super) async fn done(&mut self, outcome: Outcome, at: &Places) -> Report {
+        // What a plugin says that was told to end says nothing of how its job would have ended.
+        let went_well = matches!(outcome, Outcome::Done { code: 0, .. });
+        if !went_well && self.control.is_left(self.idempotent) {
+            return Report::Left { work: self.work };
+        }
         let (mut eof, mut content, bytes) = outcome.into_parts();
         let payload = match self.spill(bytes, at).await {
             Ok(payload) => payload,

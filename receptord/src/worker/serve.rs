@@ -234,23 +234,28 @@ async fn refuse_all(task: &Task, problem: &ErrorBody) {
         let Some(new) = task.server.inbox.borrow_mut().pop_front() else {
             return;
         };
-        let problem = match new.control.cancelled() {
-            Some(reason) => Why::Cancel(reason).error(),
-            None => problem.clone(),
-        };
-        let (eof, content, payload) = Outcome::Failed(problem).into_parts();
-        let report = Report::Done {
-            work: new.job.work,
-            eof,
-            content,
-            payload: super::api::ReportPayload::Inline(payload),
+        let work = new.job.work;
+        let report = if new.control.is_left(new.terms.idempotent) {
+            Report::Left { work }
+        } else {
+            let problem = match new.control.cancelled() {
+                Some(reason) => Why::Cancel(reason).error(),
+                None => problem.clone(),
+            };
+            let (eof, content, payload) = Outcome::Failed(problem).into_parts();
+            Report::Done {
+                work,
+                eof,
+                content,
+                payload: super::api::ReportPayload::Inline(payload),
+            }
         };
         if new.job.content == Content::Bundle {
             task.shared.admission.end_bundle(&task.plugin.name);
         }
         task.shared.admission.give_back(new.job.directive.plugin());
         let _ = task.shared.reports.send(report).await;
-        task.shared.ends.push(TaskEnd::Served(new.job.work));
+        task.shared.ends.push(TaskEnd::Served(work));
     }
 }
 

@@ -170,3 +170,20 @@ fn a_node_that_stops_ends_its_bundles() {
         rig.stop().await;
     });
 }
+
+#[test]
+fn a_node_that_stops_lets_go_of_bundles_that_may_run_again() {
+    run(async {
+        let mut rig = Rig::new(&["serve-cancel-obedient"], |_| {}).await;
+        let directive = "serve-cancel-obedient:later-again";
+        let bundle = send(&mut rig, directive, &["1"; 100]).await;
+        rig.until(|rig| rig.work(bundle).is_some_and(|work| work.started.is_some()))
+            .await;
+        rig.command(Command::Shutdown {
+            grace: Duration::ZERO,
+        })
+        .await;
+        rig.until_left(bundle).await;
+        rig.stop().await;
+    });
+}

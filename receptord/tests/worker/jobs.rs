@@ -240,6 +240,7 @@ fn statuses_are_thinned_and_the_latest_wins() {
             Report::Started { .. }
             | Report::Data { .. }
             | Report::Done { .. }
+            | Report::Left { .. }
             | Report::Room
             | Report::Returned(_)
             | Report::Capabilities(_) => panic!("{report:?}"),
@@ -502,6 +503,136 @@ fn a_shut_down_host_ends_what_runs_and_forgets_what_waits() {
         let ended = rig.finish(running).await;
         assert_eq!(ended.code(), "interrupted");
         assert!(rig.work(waiting).is_none());
+        rig.stop().await;
+    });
+}
+
+/// Asks the host to stop at once.
+async fn shut_down(rig: &mut Rig) {
+    let grace = Duration::ZERO;
+    rig.command(Command::Shutdown { grace }).await;
+}
+
+#[test]
+fn a_stopping_host_lets_go_of_what_may_run_again() {
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let again = rig.send("rogue:sleepy-again", "").await;
+        rig.until_data(again, 1).await;
+        let once = rig.send("rogue:sleepy", "").await;
+        rig.until_data(once, 1).await;
+        shut_down(&mut rig).await;
+        assert_eq!(rig.finish(once).await.code(), "interrupted");
+        rig.until_left(again).await;
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn a_stopping_host_lets_go_of_what_no_plugin_has_seen() {
+    run(async {
+        let mut rig = Rig::new(&["rogue", "serve"], |_| {}).await;
+        for directive in ["rogue:good", "serve:good"] {
+            let payload = JobPayload::Inline(Bytes::from_static(b"1"));
+            let mut job = rig.job(directive, Content::Json, payload);
+            assert!(rig.admission.try_admit(&job.directive).is_some());
+            job.admitted = true;
+            rig.command(Command::Run(Box::new(job))).await;
+        }
+        let served = rig.root().join("data/jobs");
+        rig.until_seen("it is there for the job and the server", || {
+            crate::rig::entries(&served).len() == 2
+        })
+        .await;
+        shut_down(&mut rig).await;
+        for number in [1, 2] {
+            let work = receptor_proto::MessageId::from_u128(number);
+            rig.until_left(work).await;
+        }
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn a_work_that_ended_well_has_ended_though_the_host_stops() {
+    run(async {
+        let mut rig = Rig::new(&["rogue-cancel"], |config| {
+            config.times.cancel_grace = Duration::from_secs(20);
+        })
+        .await;
+        let work = rig.send("rogue-cancel:finish-again", "").await;
+        rig.until_data(work, 1).await;
+        shut_down(&mut rig).await;
+        assert_eq!(rig.finish(work).await.result(), "just done");
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn a_plugin_that_changes_its_payload_changes_its_own_copy() {
+    run(async {
+        let mut rig = Rig::new(&["rogue", "serve"], |_| {}).await;
+        let path = rig.root().join("stored");
+        for size in [10, 300_000] {
+            let stored = vec![b'x'; size];
+            std::fs::write(&path, &stored).unwrap();
+            let size = u64::try_from(size).unwrap();
+            for directive in ["rogue:scribble", "serve:scribble"] {
+                let path = path.clone();
+                let file = JobPayload::File { path, size };
+                let id = rig.submit(directive, Content::Bytes, file).await;
+                assert_eq!(rig.finish(id).await.result(), size + 8);
+                assert!(std::fs::read(rig.root().join("stored")).unwrap() == stored);
+            }
+        }
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn a_work_whose_plugin_is_replaced_before_its_start_waits_for_the_new_one() {
+    // One that takes its time to say what it is.
+    const SLOW: &str = r#"#!/bin/sh
+until [ -e GO ]; do sleep 0.01; done
+echo '{"type":"hello","protocol":1,"name":"rogue","version":"2","actions":{"good":{"output":"text"}}}'
+[ -z "$RECEPTOR_JOB_ID" ] || echo new
+"#;
+    run(async {
+        let mut rig = Rig::new(&["rogue"], |_| {}).await;
+        let mut jobs = Vec::new();
+        for start in [true, false] {
+            let payload = JobPayload::Inline(Bytes::from_static(b"1"));
+            let mut job = rig.job("rogue:good", Content::Json, payload);
+            assert!(rig.admission.try_admit(&job.directive).is_some());
+            (job.admitted, job.start) = (true, start);
+            jobs.push(job);
+        }
+        std::fs::remove_file(rig.dirs[0].join("rogue")).unwrap();
+        rig.until_advertised(|all| all.is_empty()).await;
+        let go = rig.root().join("go");
+        let slow = SLOW.replace("GO", go.to_str().unwrap());
+        crate::rig::put(&rig.dirs[0], "rogue", &slow);
+        let reason = loop {
+            if let Some(info) = rig.list().await.remove("rogue") {
+                break info.reason;
+            }
+            rig.soon().await;
+        };
+        assert_eq!(reason.as_deref(), Some("it has not said its hello yet"));
+        let works: Vec<_> = jobs.iter().map(|job| job.work).collect();
+        for job in jobs {
+            rig.command(Command::Run(Box::new(job))).await;
+        }
+        let work = works[1];
+        rig.command(Command::Start { work }).await;
+        rig.list().await;
+        assert_eq!(rig.admission.used(), 0, "nobody holds a place");
+        std::fs::write(go, "").unwrap();
+        for work in works {
+            let work = rig.finish(work).await;
+            assert_eq!(work.started, None, "the engine knows");
+            assert_eq!(work.data[0].bytes, "new");
+        }
         rig.stop().await;
     });
 }

@@ -62,6 +62,8 @@ pub(crate) struct Work {
     pub(crate) data: Vec<Datum>,
     pub(crate) statuses: VecDeque<Report>,
     pub(crate) done: Option<Done>,
+    /// It may run again at the next start.
+    pub(crate) left: bool,
 }
 
 pub(crate) struct Datum {
@@ -217,6 +219,12 @@ impl Rig {
         self.works.remove(&work).unwrap()
     }
 
+    /// Waits until the host has let go of a work that may run again.
+    pub(crate) async fn until_left(&mut self, work: MessageId) {
+        self.until(|rig| rig.work(work).is_some_and(|work| work.left))
+            .await;
+    }
+
     pub(crate) fn work(&self, work: MessageId) -> Option<&Work> {
         self.works.get(&work)
     }
@@ -304,12 +312,17 @@ impl Rig {
                 payload,
             } => {
                 let entry = self.works.entry(work).or_default();
-                assert!(entry.done.is_none(), "done twice");
+                assert!(entry.done.is_none() && !entry.left, "ended twice");
                 entry.done = Some(Done {
                     eof,
                     content,
                     bytes: read(payload),
                 });
+            }
+            Report::Left { work } => {
+                let entry = self.works.entry(work).or_default();
+                assert!(entry.done.is_none() && !entry.left, "ended twice");
+                entry.left = true;
             }
             Report::Room => {}
             Report::Returned(job) => self.returned.push(job.work),

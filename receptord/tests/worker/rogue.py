@@ -118,6 +118,16 @@ def many(job, payload):
 
 
 @action(payload="file")
+def scribble(job, payload):
+    """Uses its payload as room to work in."""
+    with open(payload, "r+b") as file:
+        file.write(b"mine")
+        file.seek(0, os.SEEK_END)
+        file.write(b"and more")
+    say(type="done", id=job, code=0, result=os.stat(payload).st_size)
+
+
+@action(payload="file")
 def by_file(job, payload):
     with open(payload, "rb") as file:
         bytes = file.read()
@@ -362,6 +372,11 @@ def sleepy(job, payload):
     forever()
 
 
+@action(payload="none", idempotent=True)
+def sleepy_again(job, payload):
+    sleepy(job, payload)
+
+
 @action(payload="none")
 def ignore_term(job, payload):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -439,6 +454,12 @@ def finish_when_cancelled(job, payload):
     say(type="done", id=job, code=0, result="just done")
 
 
+@action(payload="none", idempotent=True)
+def finish_again(job, payload):
+    say(type="data", id=job, data={"pid": os.getpid()})
+    finish_when_cancelled(job, payload)
+
+
 # Served.
 
 @action(payload="none")
@@ -446,6 +467,11 @@ def later(job, payload):
     """Answers when the next job is done."""
     LATER.append(job)
     say(type="data", id=job, data={"pid": os.getpid()})
+
+
+@action(payload="none", idempotent=True)
+def later_again(job, payload):
+    later(job, payload)
 
 
 @action(payload="none")

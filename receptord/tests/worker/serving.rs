@@ -36,6 +36,29 @@ fn many_works_share_a_process() {
 }
 
 #[test]
+fn a_stopping_host_lets_go_of_served_works_that_may_run_again() {
+    run(async {
+        // One ends its works when it is told to, the other is ended with them.
+        let mut rig = Rig::new(&["serve", "serve-cancel-obedient"], |_| {}).await;
+        let mut works = Vec::new();
+        for plugin in ["serve", "serve-cancel-obedient"] {
+            for action in ["later-again", "later"] {
+                let work = rig.send(&format!("{plugin}:{action}"), "").await;
+                rig.until_data(work, 1).await;
+                works.push(work);
+            }
+        }
+        let grace = Duration::ZERO;
+        rig.command(Command::Shutdown { grace }).await;
+        for pair in works.chunks(2) {
+            rig.until_left(pair[0]).await;
+            assert_eq!(rig.finish(pair[1]).await.code(), "interrupted");
+        }
+        rig.stop().await;
+    });
+}
+
+#[test]
 fn a_serving_process_without_works_is_stopped() {
     run(async {
         let mut rig = Rig::new(&["serve"], |config| {

@@ -422,6 +422,11 @@ impl Delivery {
         }
     }
 
+    pub(crate) fn outlives_a_restart(&self, id: MessageId) -> bool {
+        let work = self.in_progress(id);
+        work.is_some_and(|work| work.entry.is_some() && !work.withdrawn)
+    }
+
     /// A work that may still say something.
     fn in_progress(&self, id: MessageId) -> Option<&super::works::Work> {
         self.works.get(id).filter(|work| {

@@ -513,6 +513,11 @@ impl Serving<'_> {
             failures.first.get_or_insert_with(|| problem.clone());
         }
         self.tell_failures();
+        if carried.error.is_some() && carried.control.is_left(carried.terms.idempotent) {
+            self.idle_since = self.now;
+            self.emit(Report::Left { work });
+            return self.task.shared.ends.push(TaskEnd::Served(work));
+        }
         self.report_bundle(work, carried.error);
     }
 
