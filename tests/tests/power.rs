@@ -260,7 +260,7 @@ fn everything_that_daemons_write_is_seen() {
     let mut b = b.start();
     wait_plugins(&c, &["b"]);
     let mut dice = Dice::new(1);
-    let campaign = Campaign::start(&[c.socket_path()], &["b"], (4, 200), None, &mut dice);
+    let campaign = Campaign::start(&[c.socket_path()], &["b"], (4, 200), &mut dice);
     let summary = campaign.account(&[runs], Excused::default());
     assert!(summary.accepted >= 200, "{summary:?}");
     quiet(&[&c, &b]);

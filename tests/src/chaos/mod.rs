@@ -44,8 +44,6 @@ pub struct Campaign {
 pub struct Excused {
     /// Nodes with plugins were ended.
     pub interrupted: bool,
-    /// Nodes with plugins were replaced by ones with an empty data directory.
-    pub wiped: bool,
 }
 
 /// How it ended.
@@ -59,7 +57,7 @@ pub struct Summary {
     pub cancelled: usize,
     /// Those that expired.
     pub expired: usize,
-    /// Those whose recipient lost its memory.
+    /// Those that expired when nobody could be asked who may have run them.
     pub lost: usize,
     /// Those that no client knows to have been accepted.
     pub unknown: usize,
@@ -69,14 +67,12 @@ pub struct Summary {
 
 impl Campaign {
     /// So many clients of each of `sockets`, whose daemons may come and go, that send to the
-    /// plugins of `workers` until `messages` were accepted in all. With `lifetime_ms` no message
-    /// is worth delivering for longer.
+    /// plugins of `workers` until `messages` were accepted in all.
     #[must_use]
     pub fn start(
         sockets: &[&Path],
         workers: &[&str],
         (clients, messages): (usize, usize),
-        lifetime_ms: Option<u64>,
         dice: &mut Dice,
     ) -> Self {
         let accepted = Arc::new(AtomicUsize::new(0));
@@ -88,7 +84,6 @@ impl Campaign {
                 socket: sockets[number].clone(),
                 number,
                 workers: workers.iter().map(|&name| name.to_owned()).collect(),
-                lifetime_ms,
                 dice: Dice::new(dice.throw(u64::MAX)),
                 control: None,
                 all: Vec::new(),
@@ -166,8 +161,8 @@ impl Campaign {
         }
         // The rest are those that no client knows to have been accepted.
         for (name, runs) in noted {
-            let may = excused.wiped || name.starts_with("again ");
-            assert!(runs.len() <= 1 || may, "{runs:?} of {name}");
+            let again = name.starts_with("again ");
+            assert!(runs.len() <= 1 || again, "{runs:?} of {name}");
             summary.orphans += 1;
         }
         assert!(summary.orphans <= summary.unknown, "{summary:?}");
@@ -181,7 +176,6 @@ struct Client {
     /// Of the socket.
     number: usize,
     workers: Vec<String>,
-    lifetime_ms: Option<u64>,
     dice: Dice,
     control: Option<Control>,
     all: Vec<Message>,
@@ -191,7 +185,6 @@ impl Client {
     /// Sends one message. Whether it was accepted.
     fn one(&mut self) -> bool {
         let mut message = Message::any(&mut self.dice, &self.workers, self.number);
-        message.lifetime_ms = message.lifetime_ms.or(self.lifetime_ms);
         let payload = message.payload();
         let accepted = if message.manner == Manner::Half {
             self.send_half(&message, &payload);

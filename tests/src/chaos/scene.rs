@@ -17,9 +17,9 @@ use crate::power::{Dice, Power};
 use crate::relay::Relay;
 use crate::{DEADLINE, Daemon, LOOK_EVERY, Mesh};
 
-/// How long messages are worth delivering where a worker may lose its memory: only then is it
-/// told that nobody knows what became of them.
-const LIFETIME_MS: u64 = 4_000;
+/// Silence is noticed soon, and works that cannot end hold nobody up for long.
+const CONFIG: &str = "[shutdown]\ndrain-timeout = \"2s\"\n\
+     [link]\nhold-time = \"1s\"\nconnect-timeout = \"1s\"";
 /// Clients of each controller.
 const CLIENTS: usize = 6;
 /// Where nodes in namespaces listen.
@@ -43,8 +43,6 @@ pub struct Form {
     workers: Vec<usize>,
     /// Works that run at once on a worker.
     max_works: usize,
-    /// Whether workers may lose their memory.
-    wipes: bool,
 }
 
 impl Form {
@@ -100,7 +98,6 @@ impl Form {
             controllers,
             workers,
             max_works: [2, 8, 16][dice.index(3)],
-            wipes: dice.throw(4) == 0,
         };
         if dice.throw(4) == 0 {
             // Two links between the same nodes.
@@ -191,9 +188,7 @@ impl Scene {
         let mut power = Vec::new();
         for number in 0..form.nodes {
             let name = format!("n{number}");
-            let mut node = mesh
-                .node(&name)
-                .config("[link]\nhold-time = \"1s\"\nconnect-timeout = \"1s\"");
+            let mut node = mesh.node(&name).config(CONFIG);
             if let Some(lab) = &lab {
                 let url = format!("rnp://{}:{PORT}", Lab::address(number));
                 node = (node.netns(&lab.host(number)).listen(&url)).arg("--allow-plaintext");
@@ -264,9 +259,8 @@ impl Scene {
         let sockets: Vec<_> = controllers
             .map(|at| self.nodes[*at].socket_path())
             .collect();
-        let lifetime = self.form.wipes.then_some(LIFETIME_MS);
         let many = (CLIENTS, messages);
-        let campaign = Campaign::start(&sockets, &workers, many, lifetime, dice);
+        let campaign = Campaign::start(&sockets, &workers, many, dice);
         for fault in 0..faults {
             // Somewhere in its own part of the run.
             let part = (messages / faults).max(1);
@@ -291,10 +285,7 @@ impl Scene {
             std::thread::sleep(LOOK_EVERY);
         }
         self.tell("all is mended");
-        let excused = Excused {
-            interrupted: true,
-            wiped: self.form.wipes,
-        };
+        let excused = Excused { interrupted: true };
         let runs = std::mem::take(&mut self.runs);
         let summary = campaign.account(&runs, excused);
         self.tell("all is accounted for");
@@ -381,9 +372,9 @@ impl Scene {
                 }
             }
             8 => {
-                let controller = self.form.controllers.contains(&victim);
-                let worker = self.form.workers.contains(&victim);
-                if controller || worker && !self.form.wipes {
+                // Only those that are responsible for nothing.
+                let form = &self.form;
+                if form.controllers.contains(&victim) || form.workers.contains(&victim) {
                     return;
                 }
                 self.tell(&format!("an empty n{victim} after {outage:?}"));
