@@ -10,10 +10,15 @@
 //!
 //! Nothing here passes or fails: a machine with neighbors is no judge.
 
-#![expect(clippy::print_stdout, reason = "a table for people")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a table for people"
+)]
 
 mod durable;
 mod floor;
+mod kills;
 mod large;
 
 use std::fmt::Write as _;
@@ -36,7 +41,7 @@ fn main() {
     let mut wanted = words;
     wanted.retain(|word| !word.starts_with('-'));
     let bench = Bench::new();
-    let all: [(&str, Measure); 25] = [
+    let all: [(&str, Measure); 26] = [
         ("N1", n1_request_reply),
         ("N1-p99", n1_tail),
         ("N3", n3_requests_in_flight),
@@ -47,6 +52,7 @@ fn main() {
         ("N7", durable::n7_accept),
         ("N8", durable::n8_end_to_end),
         ("N9", durable::n9_request_reply),
+        ("N10", kills::n10_kills),
         ("N11", durable::n11_outage),
         ("N12-killed", |b| durable::n12_second_path(b, false)),
         ("N12-frozen", |b| durable::n12_second_path(b, true)),
