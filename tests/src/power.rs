@@ -147,6 +147,25 @@ impl Power {
         (power, node)
     }
 
+    /// From here on calls of this sort (`write` at an offset, `sync`) fail with EIO; `None`: none
+    /// does any more.
+    ///
+    /// # Panics
+    ///
+    /// When that cannot be said.
+    pub fn break_down(&self, sort: Option<&str>) {
+        let faults = self.log.with_extension("eio");
+        match sort {
+            Some(sort) => {
+                // At once, for whoever reads it meanwhile.
+                let new = faults.with_extension("new");
+                fs::write(&new, sort).expect("a fault");
+                fs::rename(new, faults).expect("a fault");
+            }
+            None => fs::remove_file(faults).expect("there was a fault"),
+        }
+    }
+
     /// Follows a data directory that is a new one now. Its daemon must not run.
     ///
     /// # Panics

@@ -5,7 +5,8 @@
 //! the file lies in `POWER_LOSS_ROOT`, appends a [`record::Record`] to `POWER_LOSS_LOG`,
 //! both under one lock, so that the log has the true order. Only syncs differ: they reach no disk,
 //! take `POWER_LOSS_SYNC_US` microseconds, and what was written before their beginning counts
-//! as durable from their end on. Files on other paths are left alone. What is written past the C
+//! as durable from their end on. While a file beside the log, with the extension `eio`, holds
+//! `write` or `sync`, these calls fail as on a disk that breaks. Files on other paths are left alone. What is written past the C
 //! library, or through a mapping, is not seen: the test compares the directory with the log and
 //! would tell.
 //!
@@ -48,6 +49,8 @@ struct Log {
     root: PathBuf,
     fd: c_int,
     sync_us: u64,
+    /// See [`Self::fails`].
+    faults: PathBuf,
 }
 
 impl Log {
@@ -67,6 +70,7 @@ impl Log {
                 root: PathBuf::from(OsStr::from_bytes(root.to_bytes())),
                 fd,
                 sync_us,
+                faults: PathBuf::from(OsStr::from_bytes(path.to_bytes())).with_extension("eio"),
             })
         })
         .as_ref()
@@ -80,6 +84,16 @@ impl Log {
         if usize::try_from(wrote) != Ok(bytes.len()) {
             std::process::abort();
         }
+    }
+
+    /// Whether a call of this sort fails now: what a file beside the log names fails with EIO for
+    /// as long as it is there.
+    fn fails(&self, sort: &[u8]) -> bool {
+        let fails = std::fs::read(&self.faults).is_ok_and(|named| named == sort);
+        if fails {
+            nix::errno::Errno::set_raw(libc::EIO);
+        }
+        fails
     }
 
     /// The path below the directory, when it is there.
@@ -372,6 +386,9 @@ fn placed(fd: c_int, offset: off_t, call: impl FnOnce() -> c_long) -> ssize_t {
     let Some((log, ino)) = Log::get().zip(followed(fd)) else {
         return ssize_t::try_from(call()).unwrap_or(-1);
     };
+    if log.fails(b"write") {
+        return -1;
+    }
     let _order = order();
     let done = call();
     let errno = nix::errno::Errno::last_raw();
@@ -558,6 +575,9 @@ fn synced(fd: c_int, call: impl FnOnce() -> c_long) -> c_int {
     let Some((log, ino)) = Log::get().zip(followed(fd)) else {
         return int!(call());
     };
+    if log.fails(b"sync") {
+        return -1;
+    }
     let number = CALLS.fetch_add(1, Ordering::Relaxed);
     let call = number << 32 | u64::from(std::process::id());
     let begin = order();
