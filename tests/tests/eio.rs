@@ -1,8 +1,6 @@
 //! A disk that fails below a real daemon: what cannot be kept is refused with its reason, nothing
 //! that was accepted is lost, and the daemon goes on when the disk does.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use receptor_tests::power::{Dice, Power};
 use receptor_tests::{Daemon, Mesh, wait_for};
 use serde_json::{Value, json};
