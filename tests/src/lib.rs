@@ -21,6 +21,7 @@ pub mod power;
 pub mod relay;
 pub mod traffic;
 pub mod volume;
+pub mod works;
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use receptor_tests::chaos::scene::{Form, Scene};
 use receptor_tests::chaos::{Campaign, Excused, Runs, wait_plugins};
 use receptor_tests::power::{Dice, Power};
+use receptor_tests::works::wait_agreement;
 use receptor_tests::{Daemon, Mesh, Node, wait_for};
 use serde_json::json;
 
@@ -276,6 +277,7 @@ fn quiet(nodes: &[&Daemon]) {
             (status["receptor"]["spool"]["entries"] == 0).then_some(())
         });
     }
+    wait_agreement(nodes.iter().copied());
 }
 
 #[test]

@@ -339,6 +339,20 @@ pub enum Output {
         /// Which.
         work: MessageId,
     },
+    /// A work here that is not volatile has ended: this is what its sender is told. Comes before the
+    /// [`Output::Persist`] of its last response, so that whoever notes it can do so in the same
+    /// write. Of works that nobody waits for only those that failed. What comes later for the same
+    /// work replaces it.
+    Ended {
+        /// Which. There may be none of it here, if it was refused.
+        work: MessageId,
+        /// Who asked.
+        sender: NodeId,
+        /// Responses, the last one too.
+        responses: u64,
+        /// How it ended.
+        eof: Eof,
+    },
     /// A response for a client, in serial order, after the request's [`Output::Accepted`] if it
     /// was accepted at all. Call [`crate::Mesh::consumed`] when the client has taken it or is
     /// gone. After a restart some that were consumed shortly before may come again.
@@ -525,6 +539,8 @@ pub struct WorkView {
     pub since: Instant,
     /// It was given to its plugin.
     pub running: bool,
+    /// It has said its last; only its request is not forgotten yet.
+    pub ended: bool,
     /// Its end was asked for.
     pub cancelled: bool,
     /// It is in memory only.

@@ -11,7 +11,8 @@ use receptor_proto::record::Label;
 
 use crate::disk::Disk;
 use crate::error::SpoolError;
-use crate::log::{Effect, REMOVED, Reserve, Results, decode_removed, encode_removed};
+use crate::log::{Effect, MEMO, REMOVED, Reserve, Results};
+use crate::log::{decode_memo, decode_removed, encode_removed};
 use crate::segment::{FrameWriter, Header, Place, Scan};
 use crate::spool::Spool;
 
@@ -156,6 +157,14 @@ impl<D: Disk> Spool<D> {
                 encode_removed(&removed, &mut out);
                 let effects = removed.iter().map(|(_, target)| Effect::Removal(*target));
                 return Some((out.into(), effects.collect()));
+            }
+            Ok(Label::Other(MEMO)) => {
+                let (entry, _) = decode_memo(record.clone()).ok()?;
+                let slot = index.entries.get(entry.0)?;
+                if (slot.segment, slot.place) != (victim, place) {
+                    return None;
+                }
+                Effect::Memo { entry, place }
             }
             Ok(Label::Other(_)) | Err(_) => Effect::Unknown,
         };
@@ -323,7 +332,7 @@ mod tests {
         let group = |range: std::ops::Range<u64>| {
             let records = range.flat_map(|entry| match write(entry) {
                 Op::Write { records, .. } => records,
-                Op::Remove(_) => Vec::new(),
+                Op::Memo { .. } | Op::Remove(_) => Vec::new(),
             });
             let (token, records) = (1, records.collect());
             [Op::Write { token, records }]

@@ -18,6 +18,8 @@ use crate::slots::Slots;
 const NOTE: u64 = 24;
 /// The slot of a message that counts for no recipient.
 const NOBODY: u32 = u32::MAX;
+/// The slot of a memo, which counts for no limit.
+const MEMO: u32 = u32::MAX - 1;
 /// No segment: their numbers begin at 1.
 const NONE: u32 = 0;
 
@@ -64,7 +66,12 @@ pub(crate) struct Slot {
 impl Slot {
     /// Whether it is a message to another.
     pub(crate) fn is_outgoing(&self) -> bool {
-        self.node != NOBODY
+        self.node < MEMO
+    }
+
+    /// Whether it is a memo and no message.
+    pub(crate) fn is_memo(&self) -> bool {
+        self.node == MEMO
     }
 }
 
@@ -182,6 +189,9 @@ impl Index {
 
     /// What the removal of an entry would give back, and for whom.
     pub(crate) fn usage_of(&self, entry: EntryId) -> Option<(Usage, Option<&NodeId>)> {
+        if self.entries.get(entry.0).is_some_and(Slot::is_memo) {
+            return None;
+        }
         let Some(slot) = self.entries.get(entry.0) else {
             let bytes = self.payloads.get(&entry.0)?.size;
             return Some((Usage { entries: 0, bytes }, None));
@@ -274,6 +284,21 @@ impl Index {
         self.segment(segment).live += u64::from(place.length);
     }
 
+    /// A memo was written, or copied.
+    pub(crate) fn put_memo(&mut self, entry: EntryId, segment: u32, place: Place) {
+        if self.entries.contains(entry.0) {
+            return self.put(entry, segment, place, None);
+        }
+        let slot = Slot {
+            segment,
+            place,
+            node: MEMO,
+            started: NONE,
+        };
+        self.entries.insert(entry.0, slot);
+        self.segment(segment).live += u64::from(place.length);
+    }
+
     /// A message was started, says a record in this segment. False: there is no such message.
     pub(crate) fn start(&mut self, entry: EntryId, segment: u32) -> bool {
         let Some(slot) = self.entries.get_mut(entry.0) else {
@@ -339,9 +364,11 @@ impl Index {
         self.copies.remove(&entry.0);
         let slot = self.entries.remove(entry.0);
         if let Some(slot) = &slot {
-            let size = self.size(entry, slot);
-            self.total.sub(size);
-            self.nodes.sub(slot.node, size);
+            if !slot.is_memo() {
+                let size = self.size(entry, slot);
+                self.total.sub(size);
+                self.nodes.sub(slot.node, size);
+            }
             let (segment, length) = (slot.segment, u64::from(slot.place.length));
             self.segment(segment).live -= length;
             self.unmark(slot.started);

@@ -45,8 +45,9 @@
 //!           count:u32  durable:u32 (how much of this segment was safe at this write)
 //!           crc:u32 (of the salt, the fields before, those after and the table)  0:u32
 //!           table of count × (length:u32 crc:u32), records one after the other, padding
-//! record    as in receptor_proto::record; kind 64 is the spool's own:
+//! record    as in receptor_proto::record; those from 64 on are the spool's own:
 //!           64  count:varint (entry:varint segment:varint)…      removed, and where it was
+//!           65  entry:varint memo:bytes                          see Op::Memo
 //! ```
 //!
 //! One group of records is one frame, so it is whole or absent. Records of unknown kinds are
@@ -96,7 +97,7 @@ pub use index::Usage;
 pub use page::Page;
 pub use partials::{Growing, Synced};
 pub use payloads::payload_path;
-pub use records::Records;
+pub use records::{Memos, Records};
 pub use recover::{CORRUPT, Damage, Report};
-pub use spool::{Limits, Op, Options, Outcome, Spool};
+pub use spool::{Limits, MEMO_FIRST, MEMO_MAX, Op, Options, Outcome, Spool};
 pub use sums::{BLOCK, SUMS, Sums, Verifier, link_payload, sums_beside, verify_payload};

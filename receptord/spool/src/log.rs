@@ -21,6 +21,8 @@ use crate::segment::{FIRST, FrameWriter, Header, Place, SEALS_MAX, end_mark};
 
 /// The kind of a record that names removed entries and the segments where they were.
 pub(crate) const REMOVED: u8 = STORE_KIND_FIRST;
+/// The kind of a memo ([`crate::Op::Memo`]).
+pub(crate) const MEMO: u8 = STORE_KIND_FIRST + 1;
 /// Where the log is.
 pub(crate) const SEGMENTS: &str = "segments";
 /// A segment grows by as many zeros at once: a sync that changes no length is cheaper.
@@ -67,6 +69,8 @@ pub(crate) enum Effect {
         recipient: Option<NodeId>,
         place: Place,
     },
+    /// A memo is there.
+    Memo { entry: EntryId, place: Place },
     /// A message was started.
     Started(EntryId),
     /// What was received in a flow.
@@ -110,6 +114,7 @@ impl Effect {
                 recipient,
                 place: here,
             },
+            Self::Memo { entry, .. } => Self::Memo { entry, place: here },
             Self::Received { key, over, .. } => Self::Received {
                 key,
                 place: here,
@@ -185,7 +190,26 @@ pub(crate) fn encode_removed(removed: &[(EntryId, u32)], out: &mut Vec<u8>) {
     }
 }
 
-/// Reads such a record.
+/// Appends a memo.
+pub(crate) fn encode_memo(entry: EntryId, memo: &[u8], out: &mut Vec<u8>) {
+    let mut w = Writer(out);
+    w.u8(MEMO);
+    w.varint(entry.0);
+    w.bytes(memo);
+}
+
+/// Reads the name of a memo, and the memo unless only the front of it is given.
+pub(crate) fn decode_memo(
+    record: bytes::Bytes,
+) -> Result<(EntryId, Option<bytes::Bytes>), DecodeError> {
+    let mut r = Reader::new(record);
+    r.u8("record kind")?;
+    let entry = EntryId(r.varint("entry")?);
+    let memo = r.bytes(crate::spool::MEMO_MAX, "memo").ok();
+    Ok((entry, memo))
+}
+
+/// Reads a record that [`encode_removed`] made.
 pub(crate) fn decode_removed(record: bytes::Bytes) -> Result<Vec<(EntryId, u32)>, DecodeError> {
     let mut r = Reader::new(record);
     r.u8("record kind")?;
@@ -518,6 +542,7 @@ impl<F: DiskFile> Log<F> {
                     recipient,
                     place,
                 } => index.put(entry, number, place, recipient.as_ref()),
+                Effect::Memo { entry, place } => index.put_memo(entry, number, place),
                 Effect::Started(entry) => {
                     index.start(entry, number);
                 }
@@ -565,6 +590,7 @@ impl<F: DiskFile> Log<F> {
                 }
                 Effect::Group(group) => results.push((group, Err(error.clone()))),
                 Effect::Message { .. }
+                | Effect::Memo { .. }
                 | Effect::Started(_)
                 | Effect::Received { .. }
                 | Effect::Removal(_)

@@ -2,16 +2,17 @@
 //!
 //! Owns the order of reading and nothing else; what is there and where, the index says. Outgoing
 //! messages come last and in order of entry, so that whoever keeps only some of them in memory
-//! can take them one by one. Keeps one window of one segment in memory.
+//! can take them one by one. Memos are read by themselves. Keeps one window of one segment in
+//! memory.
 
 use bytes::Bytes;
 use receptor_proto::record::{EntryId, Record};
 
 use crate::disk::{Access, Disk, read_full};
 use crate::error::SpoolError;
-use crate::log::segment_path;
+use crate::log::{decode_memo, segment_path};
 use crate::segment::Place;
-use crate::spool::Spool;
+use crate::spool::{MEMO_FIRST, Spool};
 
 /// Bytes that are read at once: records mostly lie in the order in which they are read.
 const WINDOW: usize = 1 << 20;
@@ -32,9 +33,46 @@ pub struct Records<'a, D: Disk> {
     wanted: Vec<Wanted>,
     /// The next outgoing message has this entry or a later one; `None` after the last.
     outgoing: Option<u64>,
-    /// A part of a segment: its number, where it begins, and what is there.
-    window: (u32, usize, Vec<u8>),
+    window: Window,
     next: Option<Record>,
+}
+
+/// A part of a segment, so that what lies side by side is read at once.
+#[derive(Default)]
+struct Window {
+    segment: u32,
+    start: usize,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    /// The record at this place; `None` when it is not as it was written.
+    fn record<D: Disk>(
+        &mut self,
+        spool: &Spool<D>,
+        segment: u32,
+        place: Place,
+    ) -> Result<Option<Bytes>, SpoolError> {
+        let (offset, length) = (place.offset as usize, place.length as usize);
+        let Self {
+            segment: in_window,
+            start,
+            bytes,
+        } = self;
+        if *in_window != segment || offset < *start || offset + length > *start + bytes.len() {
+            let path = segment_path(segment);
+            bytes.resize(length.max(WINDOW), 0);
+            let read = spool.disk.open(&path, Access::Read);
+            let read = read.and_then(|file| read_full(&file, bytes, u64::from(place.offset)));
+            (*in_window, *start) = (segment, offset);
+            bytes.truncate(*read.as_ref().unwrap_or(&0));
+            read.map_err(|error| SpoolError::io(format!("reading {path}"), &error))?;
+        }
+        let from = offset - *start;
+        let record = bytes.get(from..from + length);
+        let record = record.filter(|record| crc32c::crc32c(record) == place.crc);
+        Ok(record.map(Bytes::copy_from_slice))
+    }
 }
 
 impl<D: Disk> std::fmt::Debug for Records<'_, D> {
@@ -50,6 +88,9 @@ impl<'a, D: Disk> Records<'a, D> {
         let entries = spool.index.entries.iter();
         let entries = entries.filter_map(|(entry, slot)| {
             let (entry, started) = (EntryId(entry), slot.started != 0);
+            if slot.is_memo() {
+                return None;
+            }
             if slot.is_outgoing() {
                 return started.then_some(Wanted::Started(entry));
             }
@@ -67,27 +108,13 @@ impl<'a, D: Disk> Records<'a, D> {
             now_ms,
             wanted,
             outgoing: Some(0),
-            window: (0, 0, Vec::new()),
+            window: Window::default(),
             next: None,
         }
     }
 
     fn read(&mut self, segment: u32, place: Place, entry: EntryId) -> Result<Record, SpoolError> {
-        let (offset, length) = (place.offset as usize, place.length as usize);
-        let (in_window, start, bytes) = &mut self.window;
-        if *in_window != segment || offset < *start || offset + length > *start + bytes.len() {
-            let path = segment_path(segment);
-            bytes.resize(length.max(WINDOW), 0);
-            let read = self.spool.disk.open(&path, Access::Read);
-            let read = read.and_then(|file| read_full(&file, bytes, u64::from(place.offset)));
-            (*in_window, *start) = (segment, offset);
-            bytes.truncate(*read.as_ref().unwrap_or(&0));
-            read.map_err(|error| SpoolError::io(format!("reading {path}"), &error))?;
-        }
-        let from = offset - *start;
-        let record = bytes.get(from..from + length);
-        let record = record.filter(|record| crc32c::crc32c(record) == place.crc);
-        let record = record.map(Bytes::copy_from_slice);
+        let record = self.window.record(self.spool, segment, place)?;
         let record = record.and_then(|record| Record::decode(record, self.now_ms).ok()?);
         record.ok_or(SpoolError::Damaged(entry))
     }
@@ -118,5 +145,47 @@ impl<D: Disk> Iterator for Records<'_, D> {
         };
         self.outgoing = entry.checked_add(1);
         Some(self.read(slot.segment, slot.place, EntryId(entry)))
+    }
+}
+
+/// See [`Spool::memos`].
+pub struct Memos<'a, D: Disk> {
+    spool: &'a Spool<D>,
+    /// Last first.
+    wanted: Vec<(u32, Place)>,
+    window: Window,
+}
+
+impl<D: Disk> std::fmt::Debug for Memos<'_, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Memos({} left)", self.wanted.len())
+    }
+}
+
+impl<'a, D: Disk> Memos<'a, D> {
+    pub(crate) fn new(spool: &'a Spool<D>) -> Self {
+        let memos = spool.index.entries.range(MEMO_FIRST);
+        let mut wanted: Vec<_> = memos.map(|(_, slot)| (slot.segment, slot.place)).collect();
+        wanted.sort_unstable_by_key(|(segment, place)| std::cmp::Reverse((*segment, place.offset)));
+        Self {
+            spool,
+            wanted,
+            window: Window::default(),
+        }
+    }
+}
+
+impl<D: Disk> Iterator for Memos<'_, D> {
+    type Item = (EntryId, Bytes);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while let Some((segment, place)) = self.wanted.pop() {
+            let record = self.window.record(self.spool, segment, place);
+            let memo = record.ok().flatten().map(decode_memo);
+            if let Some(Ok((entry, Some(memo)))) = memo {
+                return Some((entry, memo));
+            }
+        }
+        None
     }
 }

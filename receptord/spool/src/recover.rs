@@ -16,7 +16,8 @@ use receptor_proto::record::{EntryId, Label};
 use crate::disk::{Access, Disk, DiskFile, read_full, write_full};
 use crate::error::SpoolError;
 use crate::index::{Index, Usage};
-use crate::log::{Log, NUMBER_MAX, REMOVED, SEGMENTS, decode_removed, segment_path, spare_path};
+use crate::log::{Log, MEMO, NUMBER_MAX, REMOVED, SEGMENTS};
+use crate::log::{decode_memo, decode_removed, segment_path, spare_path};
 use crate::partials::{self, NOTE, Note, note_path};
 use crate::payloads::{PAYLOADS, aside_path, payload_path};
 use crate::segment::{FIRST, Header, NoHeader, Place, Scan, VERSION};
@@ -428,6 +429,10 @@ impl<D: Disk> Recovery<'_, D> {
                         self.index.kill(number, target);
                     }
                 }
+                Err(_) => self.index.segment(number).unknown += 1,
+            },
+            Ok(Label::Other(MEMO)) => match decode_memo(record) {
+                Ok((entry, _)) => self.index.put_memo(entry, number, place),
                 Err(_) => self.index.segment(number).unknown += 1,
             },
             Ok(Label::Other(_)) | Err(_) => self.index.segment(number).unknown += 1,

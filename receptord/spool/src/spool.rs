@@ -13,11 +13,11 @@ use receptor_proto::record::{self, EntryId, Record};
 
 use crate::disk::{Access, Disk, read_full};
 use crate::error::SpoolError;
-use crate::index::{Index, Usage};
-use crate::log::{Effect, Log, Reserve, Results, gone, segment_path};
+use crate::index::{Index, Slot, Usage};
+use crate::log::{Effect, Log, Reserve, Results, encode_memo, gone, segment_path};
 use crate::partials::Note;
 use crate::payloads::payload_path;
-use crate::records::Records;
+use crate::records::{Memos, Records};
 use crate::recover::{self, Report};
 use crate::segment::{FIRST, FrameWriter, GROUP_MAX, Place};
 use crate::sums::{Growths, Reading, sums_path};
@@ -42,6 +42,11 @@ const SEGMENTS_FREE_TIGHT: u64 = 1;
 /// Bytes of segments for each needed byte before a commit itself copies what is needed out of
 /// one; half as much is enough for [`Spool::maintain`].
 const SPREAD_MAX: u64 = 3;
+
+/// Bytes of one memo.
+pub const MEMO_MAX: usize = 8 << 10;
+/// The names of memos begin here; those of messages end before.
+pub const MEMO_FIRST: u64 = 1 << 63;
 
 /// How large the spool may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +106,17 @@ pub enum Op {
         token: u64,
         /// What to write.
         records: Vec<Record>,
+    },
+    /// Keep a few bytes under a name of their own until they are removed. They are read back by
+    /// [`Spool::memos`] alone and count for no limit: whoever writes them bounds them. What is
+    /// written after a memo is never durable without it, unless the memo could not be written:
+    /// there is no outcome, [`Spool::has_memo`] says. One with a name that is in use, or of more
+    /// than [`MEMO_MAX`] bytes, is not kept.
+    Memo {
+        /// Its name: [`MEMO_FIRST`] or above, never used before.
+        entry: EntryId,
+        /// What it says.
+        bytes: Bytes,
     },
     /// Forget an entry, what was written about it, and its payload.
     Remove(EntryId),
@@ -254,7 +270,7 @@ impl<D: Disk> Spool<D> {
     }
 
     /// Does all of it in order, with one write and one sync, or a few when a segment ends in
-    /// between. A batch without a write is not synced: its removals are with the next one, or
+    /// between. A batch of removals alone is not synced: they are with the next one, or
     /// with [`Self::maintain`]. Blocks for as long as the disk takes.
     ///
     /// Gives one outcome for each write, in the order of the batch. `now_ms` is the wall clock
@@ -274,6 +290,11 @@ impl<D: Disk> Spool<D> {
                         results.push((at, Err(error)));
                     }
                 }
+                Op::Memo { entry, bytes } if self.writable => {
+                    // Whoever wants to know looks whether it is there.
+                    let _ = self.gather_memo(*entry, bytes, &mut results);
+                }
+                Op::Memo { .. } => {}
                 Op::Remove(entry) if self.writable => {
                     self.forget_note(*entry);
                     taken.freed.count(&self.index, *entry);
@@ -283,8 +304,8 @@ impl<D: Disk> Spool<D> {
             }
         }
         if self.writable {
-            let writes = batch.iter().any(|op| matches!(op, Op::Write { .. }));
-            self.finish(writes, &mut results);
+            let writes = |op: &Op| !matches!(op, Op::Remove(_));
+            self.finish(batch.iter().any(writes), &mut results);
         }
         results.sort_by_key(|(at, _)| *at);
         let outcome = |(at, result)| match &batch[at] {
@@ -292,7 +313,7 @@ impl<D: Disk> Spool<D> {
                 token: *token,
                 result,
             }),
-            Op::Remove(_) => None,
+            Op::Memo { .. } | Op::Remove(_) => None,
         };
         results.into_iter().filter_map(outcome).collect()
     }
@@ -592,6 +613,38 @@ impl<D: Disk> Spool<D> {
         Ok(())
     }
 
+    fn gather_memo(
+        &mut self,
+        entry: EntryId,
+        memo: &Bytes,
+        results: &mut Results,
+    ) -> Result<(), SpoolError> {
+        if memo.len() > MEMO_MAX {
+            let (size, max) = (memo.len(), MEMO_MAX);
+            return Err(SpoolError::TooLarge { size, max });
+        }
+        if self.index.entries.contains(entry.0) || self.log.fresh.contains(&entry.0) {
+            return Err(SpoolError::EntryExists(entry));
+        }
+        let mut frame = FrameWriter::default();
+        frame.record(|out| encode_memo(entry, memo, out));
+        let effects = |places: Vec<Place>| {
+            let places = places.into_iter();
+            places.map(|place| Effect::Memo { entry, place }).collect()
+        };
+        let reserve = Reserve::Removals;
+        self.log.gather(
+            &self.disk,
+            &mut self.index,
+            results,
+            frame,
+            reserve,
+            effects,
+        )?;
+        self.log.fresh.insert(entry.0);
+        Ok(())
+    }
+
     /// Counts one message of a group, if the limits allow it.
     fn admit(
         &self,
@@ -731,6 +784,25 @@ impl<D: Disk> Spool<D> {
     /// entry.
     pub fn records(&self, now_ms: u64) -> Records<'_, D> {
         Records::new(self, now_ms)
+    }
+
+    /// All memos, in no order. What cannot be read is left out.
+    pub fn memos(&self) -> Memos<'_, D> {
+        Memos::new(self)
+    }
+
+    /// The highest name that a memo has.
+    #[must_use]
+    pub fn last_memo(&self) -> Option<EntryId> {
+        let last = self.index.entries.range(MEMO_FIRST).last();
+        last.map(|(entry, _)| EntryId(entry))
+    }
+
+    /// Whether there is a memo of this name.
+    #[must_use]
+    pub fn has_memo(&self, entry: EntryId) -> bool {
+        let slot = self.index.entries.get(entry.0);
+        slot.is_some_and(Slot::is_memo)
     }
 
     /// Reads all that can be believed of a segment.

@@ -11,7 +11,7 @@ use receptor_proto::packet::{Content, Eof, Message, MessageKind, SEGMENT_MAX};
 use receptor_proto::record::{EntryId, Record};
 use receptor_proto::{Directive, MessageId, NodeId};
 use receptor_spool::sim::{Faults, SimDisk};
-use receptor_spool::{Limits, Op, Options, Report, Spool, SpoolError};
+use receptor_spool::{Limits, MEMO_FIRST, Op, Options, Report, Spool, SpoolError};
 
 type Flow = (u64, Vec<(u64, u64)>);
 
@@ -34,12 +34,19 @@ struct Model {
     payloads: BTreeMap<u64, Vec<u8>>,
     flows: BTreeMap<(NodeId, u64), Flow>,
     maybe_flows: BTreeMap<(NodeId, u64), Vec<Option<Flow>>>,
+    /// What they say, and whether they must be there.
+    memos: BTreeMap<u64, (Bytes, bool)>,
+    /// Removed, and not known to be durable.
+    removing_memos: BTreeSet<u64>,
     last_entry: u64,
     last_floor: u64,
+    last_memo: u64,
 }
 
 struct Run {
     rng: Rng,
+    /// What memos there are is drawn apart, so that seeds without them stay what they were.
+    memo_rng: Option<Rng>,
     disk: SimDisk,
     model: Model,
     options: Options,
@@ -111,6 +118,7 @@ impl Run {
         Self {
             disk: SimDisk::new(rng.u64(..)),
             rng,
+            memo_rng: None,
             model: Model::default(),
             options,
             now: 1_000_000,
@@ -228,10 +236,11 @@ impl Run {
                 batch.push(Op::Write { token, records });
             }
         }
+        self.add_memos(&mut batch);
         // The model's removals are told again in their place.
         let told = batch
             .iter()
-            .filter(|op| matches!(op, Op::Remove(_)))
+            .filter(|op| matches!(op, Op::Remove(entry) if entry.0 < MEMO_FIRST))
             .count();
         let keep = self.model.removing.len() - told;
         self.model.removing.truncate(keep);
@@ -239,6 +248,14 @@ impl Run {
         let mut outcomes = outcomes.into_iter();
         for op in batch {
             match op {
+                Op::Memo { entry, bytes } => {
+                    // Until something behind it is safe.
+                    self.model.memos.insert(entry.0, (bytes, false));
+                }
+                Op::Remove(entry) if entry.0 >= MEMO_FIRST => {
+                    assert!(!spool.has_memo(entry), "removed and there");
+                    self.model.removing_memos.insert(entry.0);
+                }
                 Op::Remove(entry) => {
                     self.model.removing.push(entry.0);
                     assert_eq!(
@@ -250,7 +267,7 @@ impl Run {
                 Op::Write { token, records } => {
                     let outcome = outcomes.next().expect("one outcome for each write");
                     assert_eq!(outcome.token, token);
-                    self.written(&records, outcome.result);
+                    self.written(spool, &records, outcome.result);
                 }
             }
         }
@@ -264,7 +281,38 @@ impl Run {
         }
     }
 
-    fn written(&mut self, records: &[Record], result: Result<(), SpoolError>) {
+    /// Writes and removes memos here and there in a batch.
+    fn add_memos(&mut self, batch: &mut Vec<Op>) {
+        let Some(rng) = &mut self.memo_rng else {
+            return;
+        };
+        for _ in 0..rng.usize(0..4) {
+            let at = rng.usize(0..=batch.len());
+            let known = self.model.memos.len();
+            let picked = self.model.memos.keys().nth(rng.usize(0..known.max(1)));
+            let picked = picked.filter(|memo| !self.model.removing_memos.contains(memo));
+            let op = match picked {
+                // Not one of this batch: that may come behind.
+                Some(&memo) if rng.u8(0..3) == 0 => Op::Remove(EntryId(memo)),
+                _ => {
+                    self.model.last_memo += 1;
+                    let length = rng.usize(0..300);
+                    Op::Memo {
+                        entry: EntryId(MEMO_FIRST + self.model.last_memo),
+                        bytes: bytes(rng, length).into(),
+                    }
+                }
+            };
+            batch.insert(at, op);
+        }
+    }
+
+    fn written(
+        &mut self,
+        spool: &Spool<SimDisk>,
+        records: &[Record],
+        result: Result<(), SpoolError>,
+    ) {
         let model = &mut self.model;
         match result {
             Ok(()) => {
@@ -282,6 +330,12 @@ impl Run {
                     }
                     model.failed.clear();
                     model.maybe_flows.clear();
+                    for memo in std::mem::take(&mut model.removing_memos) {
+                        model.memos.remove(&memo);
+                    }
+                    for (memo, (_, must)) in &mut model.memos {
+                        *must |= spool.has_memo(EntryId(*memo));
+                    }
                     for stored in model.entries.values_mut() {
                         stored.maybe_started = false;
                     }
@@ -356,6 +410,7 @@ impl Run {
         }
         assert_eq!(entries, found.len() as u64);
         assert_eq!(entries, spool.usage().entries);
+        self.check_memos(spool);
         let model = &mut self.model;
 
         let mut back = false;
@@ -451,6 +506,28 @@ impl Run {
     }
 }
 
+impl Run {
+    fn check_memos(&mut self, spool: &Spool<SimDisk>) {
+        let found: BTreeMap<u64, Bytes> = spool.memos().map(|(memo, b)| (memo.0, b)).collect();
+        let model = &mut self.model;
+        for (memo, (bytes, must)) in &model.memos {
+            match found.get(memo) {
+                Some(found) => assert!(found == bytes, "memo {memo} says something else"),
+                None => assert!(
+                    !must || model.removing_memos.contains(memo),
+                    "memo {memo} is lost"
+                ),
+            }
+        }
+        for memo in found.keys() {
+            assert!(model.memos.contains_key(memo), "memo {memo} came back");
+        }
+        model.removing_memos.clear();
+        let sure = found.into_iter().map(|(memo, bytes)| (memo, (bytes, true)));
+        model.memos = sure.collect();
+    }
+}
+
 impl Model {
     fn apply(&mut self, record: &Record) {
         match record {
@@ -538,45 +615,55 @@ const FAILED_ONCE: [(u64, &str); 4] = [
 
 #[test]
 fn nothing_that_was_promised_is_lost_and_nothing_that_was_removed_returns() {
-    each_seed(0..100, |seed| {
+    each_seed(0..100, |seed| survive(Run::new(seed)));
+}
+
+#[test]
+fn memos_are_there_as_soon_as_anything_behind_them_is_safe() {
+    each_seed(0..20, |seed| {
         let mut run = Run::new(seed);
-        for _ in 0..8 {
-            let (mut spool, report) = run.open().expect("a whole disk opens");
-            assert_eq!(report.usage, spool.usage());
-            run.check(&spool);
-            let faults = Faults {
-                read: some(&mut run.rng, 0.01),
-                write: some(&mut run.rng, 0.03),
-                short: some(&mut run.rng, 0.2),
-                sync: some(&mut run.rng, 0.03),
-                other: some(&mut run.rng, 0.03),
-                capacity: if run.rng.u8(0..3) == 0 {
-                    run.rng.u64(60_000..400_000)
-                } else {
-                    0
-                },
-                stop_after: run.rng.u64(0..120),
-            };
-            run.disk.set_faults(faults);
-            for _ in 0..run.rng.usize(1..25) {
-                run.step(&mut spool);
-                if run.rng.u8(0..4) == 0 {
-                    // Its failures are those of the disk.
-                    let _ = spool.maintain();
-                }
-            }
-            match run.rng.u8(0..4) {
-                0 => run.disk.kill(),
-                1 => {
-                    let _ = spool.close();
-                    run.disk.crash();
-                }
-                _ => run.disk.crash(),
+        run.memo_rng = Some(Rng::with_seed(!seed));
+        survive(run);
+    });
+}
+
+fn survive(mut run: Run) {
+    for _ in 0..8 {
+        let (mut spool, report) = run.open().expect("a whole disk opens");
+        assert_eq!(report.usage, spool.usage());
+        run.check(&spool);
+        let faults = Faults {
+            read: some(&mut run.rng, 0.01),
+            write: some(&mut run.rng, 0.03),
+            short: some(&mut run.rng, 0.2),
+            sync: some(&mut run.rng, 0.03),
+            other: some(&mut run.rng, 0.03),
+            capacity: if run.rng.u8(0..3) == 0 {
+                run.rng.u64(60_000..400_000)
+            } else {
+                0
+            },
+            stop_after: run.rng.u64(0..120),
+        };
+        run.disk.set_faults(faults);
+        for _ in 0..run.rng.usize(1..25) {
+            run.step(&mut spool);
+            if run.rng.u8(0..4) == 0 {
+                // Its failures are those of the disk.
+                let _ = spool.maintain();
             }
         }
-        let (spool, _) = run.open().expect("a whole disk opens");
-        run.check(&spool);
-    });
+        match run.rng.u8(0..4) {
+            0 => run.disk.kill(),
+            1 => {
+                let _ = spool.close();
+                run.disk.crash();
+            }
+            _ => run.disk.crash(),
+        }
+    }
+    let (spool, _) = run.open().expect("a whole disk opens");
+    run.check(&spool);
 }
 
 #[test]

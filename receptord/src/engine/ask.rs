@@ -1,9 +1,9 @@
 //! What clients ask about works and messages, and what they want done about them.
 //!
 //! Puts together what the core, the keeper and the table of works know. Owns the last word of the
-//! plugins about works that run here, and the works that ended here a while ago; both are bounded.
+//! plugins about works that run here, as many as there are of them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use receptor_mesh::{EntryId, Reachability, WaitingKind, WorkView};
@@ -11,13 +11,11 @@ use receptor_proto::control::{
     SpoolEntry, SpoolKind, SpoolReason, SpoolReply, WorkRole, WorkState, WorkStatus,
 };
 use receptor_proto::packet::{self, Eof, Message, MessageKind};
-use receptor_proto::{Directive, ErrorBody, ErrorCode, IdPrefix, MessageId, NodeId};
+use receptor_proto::{ErrorBody, ErrorCode, IdPrefix, MessageId, NodeId};
 
 use super::Engine;
-use crate::results::{DeadLetter, not_found, now_ms, resolve};
+use crate::results::{DeadLetter, Ending, not_found, now_ms, resolve};
 
-/// Works that ended here and are still shown.
-const ENDED_MAX: usize = 1000;
 /// Messages that are looked at for one answer; a line holds a few thousand.
 const SPOOL_MAX: usize = 10_000;
 /// Works that are looked at for one answer.
@@ -29,7 +27,6 @@ const MESSAGE_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Known {
     told: HashMap<MessageId, Told>,
-    ended: VecDeque<Ended>,
 }
 
 /// What a plugin said last of a work.
@@ -37,19 +34,6 @@ pub(super) struct Known {
 struct Told {
     message: Option<String>,
     progress: Option<(u64, u64)>,
-}
-
-/// A work that ended here.
-#[derive(Debug)]
-struct Ended {
-    id: MessageId,
-    sender: NodeId,
-    directive: Directive,
-    since_ms: u64,
-    at_ms: u64,
-    responses: u64,
-    eof: Eof,
-    told: Option<Told>,
 }
 
 impl Engine {
@@ -67,7 +51,7 @@ impl Engine {
             self.cancel_work(work, reason);
             return Ok(work);
         }
-        let known = self.keeper.knows(work) || self.known.ended.iter().any(|e| e.id == work);
+        let known = self.keeper.knows(work) || self.keeper.history().knows(work);
         let text = if known {
             format!("the work {work} has ended already")
         } else {
@@ -171,22 +155,25 @@ impl Engine {
             work.sent = self.mesh.sent(work.id);
             work.coming = self.mesh.coming(work.id);
         }
+        let retention = self.settings.borrow().spool.results_retention.as_millis();
+        let retention = u64::try_from(retention).unwrap_or(u64::MAX);
         let here = match only {
             None => self.mesh.works(WORKS_MAX).0,
             Some(work) => self.mesh.work(work).into_iter().collect(),
         };
-        let ended = self.known.ended.iter();
-        let kept = self.settings.borrow().spool.results_retention.as_millis();
-        let recent = now_ms().saturating_sub(u64::try_from(kept).unwrap_or(u64::MAX));
-        let ended =
-            ended.filter(|ended| ended.at_ms > recent && only.is_none_or(|only| only == ended.id));
-        let ended: Vec<_> = ended.map(|ended| ended.status(&node)).collect();
-        let running = here
-            .into_iter()
-            .filter(|view| !ended.iter().any(|ended| ended.id == view.work))
-            .map(|view| self.status_here(&node, view));
-        works.extend(running);
-        works.extend(ended);
+        let history = self.keeper.history();
+        let recent = |work: &WorkStatus| work.ended_ms.is_none_or(|ended| ended <= retention);
+        // One that is remembered may run again.
+        let runs = |view: &WorkView| !view.ended || !history.knows(view.work);
+        let running: Vec<_> = here.into_iter().filter(runs).collect();
+        let again: HashSet<_> = running.iter().map(|view| view.work).collect();
+        let ended = history.statuses(&node, only).into_iter();
+        works.extend(ended.filter(|work| recent(work) && !again.contains(&work.id)));
+        works.extend(
+            running
+                .into_iter()
+                .map(|view| self.status_here(&node, view)),
+        );
         if let Some(work) = only
             && works.is_empty()
         {
@@ -232,10 +219,7 @@ impl Engine {
         let (here, _) = self.mesh.works(usize::MAX);
         let ids = self.keeper.ids().into_iter();
         let ids = ids.chain(here.into_iter().map(|view| view.work));
-        resolve(
-            prefix,
-            ids.chain(self.known.ended.iter().map(|ended| ended.id)),
-        )
+        resolve(prefix, ids.chain(self.keeper.history().ids()))
     }
 
     /// A plugin says how it goes.
@@ -263,31 +247,39 @@ impl Engine {
         told.progress = progress.or(told.progress);
     }
 
-    /// A work here has ended, and the core is about to hear of it.
-    pub(super) fn note_end(&mut self, work: MessageId, eof: &Eof) {
-        let told = self.known.told.remove(&work);
-        let Some(view) = self.mesh.work(work) else {
-            return;
-        };
-        // What leaves nothing behind leaves nothing here either.
-        if view.volatile {
-            return;
-        }
+    /// What a plugin said of a work that is over is of no use.
+    pub(super) fn forget_told(&mut self, work: MessageId) {
+        self.known.told.remove(&work);
+    }
+
+    /// A work here has ended.
+    pub(super) fn work_ended(
+        &mut self,
+        work: MessageId,
+        sender: NodeId,
+        responses: u64,
+        eof: &Eof,
+    ) {
         let now = now_ms();
-        let age = u64::try_from(self.now.since(view.since).as_millis()).unwrap_or(0);
-        if self.known.ended.len() >= ENDED_MAX {
-            self.known.ended.pop_front();
-        }
-        self.known.ended.push_back(Ended {
+        let view = self.mesh.work(work);
+        let since_ms = view.as_ref().map_or(now, |view| self.since_ms(view));
+        self.keeper.history().add(Ending {
             id: work,
-            sender: view.sender,
-            directive: view.directive,
-            since_ms: now.saturating_sub(age),
+            role: WorkRole::Here,
+            directive: view.map(|view| view.directive),
+            peer: Some(sender),
+            since_ms,
             at_ms: now,
-            responses: view.responses + 1,
-            eof: eof.clone(),
-            told,
+            responses,
+            digest: None,
+            end: eof.into(),
         });
+    }
+
+    /// Since when a work is here, by the wall clock.
+    fn since_ms(&self, view: &WorkView) -> u64 {
+        let age = self.now.since(view.since).as_millis();
+        now_ms().saturating_sub(u64::try_from(age).unwrap_or(u64::MAX))
     }
 
     /// Keeps a message that was given up.
@@ -338,32 +330,6 @@ impl Engine {
             Err(error) => {
                 tracing::warn!(work = %letter.id, %error, "a message that was given up is not kept");
             }
-        }
-    }
-}
-
-impl Ended {
-    fn status(&self, node: &NodeId) -> WorkStatus {
-        let now = now_ms();
-        WorkStatus {
-            id: self.id,
-            role: WorkRole::Here,
-            state: WorkState::of_end(self.eof.code, self.eof.error.as_ref()),
-            cancelling: false,
-            directive: Some(self.directive.clone()),
-            sender: Some(self.sender.clone()),
-            recipient: Some(node.clone()),
-            age_ms: now.saturating_sub(self.since_ms),
-            ended_ms: Some(now.saturating_sub(self.at_ms)),
-            message: self.told.as_ref().and_then(|told| told.message.clone()),
-            progress: self.told.as_ref().and_then(|told| told.progress),
-            sent: None,
-            coming: None,
-            code: Some(self.eof.code),
-            error: self.eof.error.clone(),
-            responses: self.responses,
-            kept_bytes: 0,
-            dropped: false,
         }
     }
 }

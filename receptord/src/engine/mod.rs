@@ -37,7 +37,7 @@ use self::clients::Clients;
 use self::events::EventLog;
 use crate::config::Settings;
 use crate::link::{Outbox, WRITE_BUDGET};
-use crate::results::{DeadLetter, Keeper};
+use crate::results::{DeadLetter, Ending, Keeper};
 use crate::spooler::{Done, Recovered, Reports, Store};
 use crate::systemd::Notifier;
 use crate::worker::{Job, Report};
@@ -132,6 +132,12 @@ impl Engine {
         let (handle, inbox) = EngineHandle::new();
         let clock = Clock::start();
         let now = clock.now();
+        for (entry, memo) in recovered.memos() {
+            match Ending::from_memo(&memo) {
+                Some(ending) => keeper.restore_ended(entry, ending),
+                None => tracing::debug!(entry = entry.0, "a memo of a later version is left alone"),
+            }
+        }
         let records = recovered.records().inspect(|record| {
             if let Record::Outgoing {
                 recipient, message, ..
@@ -514,6 +520,12 @@ impl Engine {
             Output::Start { work } => self.start_work(work),
             Output::CancelWork { work, reason } => self.cancel_work(work, reason),
             Output::ResumeWork { work } => self.resume_work(work),
+            Output::Ended {
+                work,
+                sender,
+                responses,
+                eof,
+            } => self.work_ended(work, sender, responses, &eof),
             Output::Deliver {
                 work,
                 sender,

@@ -457,7 +457,7 @@ impl Engine {
             error: Some(error),
         };
         let empty = Payload::Inline(Bytes::new());
-        self.note_end(work, &eof);
+        self.forget_told(work);
         let _ = self
             .mesh
             .work_done(self.now, work, eof, Content::None, empty);
@@ -651,7 +651,6 @@ impl Engine {
             code: u32::from(failed > 0),
             error,
         };
-        self.note_end(bundle, &eof);
         let empty = Payload::Inline(Bytes::new());
         let _ = self
             .mesh
@@ -746,7 +745,7 @@ impl Engine {
                 {
                     self.store.set_aside(stored);
                 }
-                self.note_end(work, &eof);
+                self.forget_told(work);
                 let _ = self.mesh.work_done(self.now, work, eof, content, payload);
             }
         }

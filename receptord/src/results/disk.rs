@@ -64,6 +64,10 @@ impl Disk {
         }))
     }
 
+    pub(super) fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.0.dir.join(name)
     }

@@ -12,7 +12,7 @@
 //!   {"serial":2,"from":"node-b","content":"none","size":0,"sum":0,"eof":{"code":0}}
 //! ```
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
 use bytes::Bytes;
 use receptor_mesh::Payload;
@@ -73,12 +73,12 @@ pub(super) struct Frame {
 
 /// How a work ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct End {
+pub(crate) struct End {
     /// 0 when it went well.
-    pub(super) code: u32,
+    pub(crate) code: u32,
     /// Why it could not be run or was stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) error: Option<ErrorBody>,
+    pub(crate) error: Option<ErrorBody>,
 }
 
 impl From<&Eof> for End {
@@ -158,14 +158,14 @@ pub(super) struct Summary {
     pub(super) end: Option<End>,
 }
 
-/// Reads a whole file, up to the first thing that is torn or damaged.
+/// Reads the first line of a file, and says how long it is.
 ///
 /// # Errors
 ///
 /// When it cannot be read, has no first line, or is of a later version
 /// ([`io::ErrorKind::Unsupported`]).
-pub(super) fn scan(mut file: impl BufRead) -> io::Result<Summary> {
-    let Some((head, length)) = line::<Head>(&mut file)? else {
+pub(super) fn head(file: &mut impl BufRead) -> io::Result<(Head, u64)> {
+    let Some((head, length)) = line::<Head>(file)? else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "no first line"));
     };
     if head.version > VERSION {
@@ -175,6 +175,20 @@ pub(super) fn scan(mut file: impl BufRead) -> io::Result<Summary> {
         );
         return Err(io::Error::new(io::ErrorKind::Unsupported, text));
     }
+    Ok((head, length))
+}
+
+/// Reads a whole file, up to the first thing that is torn or damaged. Payloads of responses before
+/// `check_from` are passed over and believed.
+///
+/// # Errors
+///
+/// When it cannot be read, has no first line, or is of a later version
+/// ([`io::ErrorKind::Unsupported`]).
+pub(super) fn scan<F: Read + Seek>(mut file: BufReader<F>, check_from: u64) -> io::Result<Summary> {
+    let size = file.seek(SeekFrom::End(0))?;
+    file.rewind()?;
+    let (head, length) = head(&mut file)?;
     let mut summary = Summary {
         head,
         length,
@@ -183,20 +197,26 @@ pub(super) fn scan(mut file: impl BufRead) -> io::Result<Summary> {
         end: None,
     };
     while summary.end.is_none()
-        && let Some((response, length)) = next(&mut file)?
+        && let Some((frame, length)) = line::<Frame>(&mut file)?
     {
-        if response.frame.serial != summary.last + 1 {
+        let length = length + frame.follows();
+        if frame.serial != summary.last + 1 || summary.length + length > size {
+            break;
+        }
+        if frame.serial < check_from {
+            file.seek_relative(i64::try_from(frame.follows()).unwrap_or(i64::MAX))?;
+        } else if payload(&mut file, &frame)?.is_none() {
             break;
         }
         // Where a message went that any node could have had is not known when its file is begun.
         let recipient = &mut summary.head.recipient;
-        recipient.get_or_insert_with(|| response.frame.from.clone());
+        recipient.get_or_insert_with(|| frame.from.clone());
         summary.last += 1;
         summary.length += length;
-        if response.frame.apart {
-            summary.apart.push((summary.last, response.frame.size));
+        if frame.apart {
+            summary.apart.push((summary.last, frame.size));
         }
-        summary.end = response.frame.eof;
+        summary.end = frame.eof;
     }
     Ok(summary)
 }
@@ -215,6 +235,13 @@ pub(super) fn next(file: &mut impl BufRead) -> io::Result<Option<(Read1, u64)>> 
     let Some((frame, length)) = line::<Frame>(file)? else {
         return Ok(None);
     };
+    let length = length + frame.follows();
+    let bytes = payload(file, &frame)?;
+    Ok(bytes.map(|bytes| (Read1 { frame, bytes }, length)))
+}
+
+/// The payload that follows a line; `None` when it is torn or damaged.
+fn payload(file: &mut impl BufRead, frame: &Frame) -> io::Result<Option<Bytes>> {
     let follows = frame.follows();
     if follows > SEGMENT_MAX as u64 {
         return Ok(None);
@@ -224,8 +251,7 @@ pub(super) fn next(file: &mut impl BufRead) -> io::Result<Option<(Read1, u64)>> 
     if bytes.len() as u64 != follows || !frame.apart && crc32c::crc32c(&bytes) != frame.sum {
         return Ok(None);
     }
-    let bytes = bytes.into();
-    Ok(Some((Read1 { frame, bytes }, length + follows)))
+    Ok(Some(bytes.into()))
 }
 
 fn line<T: for<'a> Deserialize<'a>>(file: &mut impl BufRead) -> io::Result<Option<(T, u64)>> {
@@ -253,6 +279,10 @@ mod tests {
             payload: Payload::Inline(Bytes::copy_from_slice(payload)),
             eof,
         }
+    }
+
+    fn read(bytes: &[u8], check_from: u64) -> io::Result<Summary> {
+        scan(BufReader::new(io::Cursor::new(bytes)), check_from)
     }
 
     fn file() -> (Vec<u8>, Vec<usize>) {
@@ -285,13 +315,15 @@ mod tests {
     fn every_prefix_is_a_true_story() {
         let (bytes, ends) = file();
         for cut in ends[0]..=bytes.len() {
-            let summary = scan(&bytes[..cut]).unwrap();
             let whole = ends.iter().rposition(|end| *end <= cut).unwrap();
-            assert_eq!(summary.last, whole as u64, "cut at {cut}");
-            assert_eq!(summary.length, ends[whole] as u64);
-            assert_eq!(summary.end.is_some(), whole == 3);
+            for check_from in [1, 2, u64::MAX] {
+                let summary = read(&bytes[..cut], check_from).unwrap();
+                assert_eq!(summary.last, whole as u64, "cut at {cut}");
+                assert_eq!(summary.length, ends[whole] as u64);
+                assert_eq!(summary.end.is_some(), whole == 3);
+            }
         }
-        assert!(scan(&bytes[..ends[0] - 1]).is_err());
+        assert!(read(&bytes[..ends[0] - 1], 1).is_err());
     }
 
     #[test]
@@ -300,7 +332,10 @@ mod tests {
         for at in ends[1]..ends[2] {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0xff;
-            assert_eq!(scan(&damaged[..]).unwrap().last, 1, "damaged at {at}");
+            for check_from in [1, 2] {
+                let summary = read(&damaged, check_from).unwrap();
+                assert_eq!(summary.last, 1, "damaged at {at}");
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What this node keeps for those who send from it: the responses of their works until they have
-//! them, what it knows of these works, and the messages that were given up.
+//! them, what it knows of these works, and the messages that were given up; and how works ended,
+//! those that were sent from here and those that ran here.
 //!
 //! Owns `kept/` and `dead-letters/` in the data directory, and their limits. A response is the
 //! core's until [`Keeper::to_forget`] says that its client has it, or that it is on the disk here for
@@ -11,18 +12,22 @@
 //!   <data-dir>/kept/   <id>            what came, one response behind the other (frame.rs)
 //!   <data-dir>/kept/   <id>.<serial>   a payload too large for that
 //!   <data-dir>/dead-letters/<id>       a message that was given up (letters.rs)
+//!   memos in the spool                 how a work ended (ending.rs)
 //! ```
 
 mod disk;
+mod ending;
 mod frame;
+mod history;
 mod letters;
 mod reader;
+mod start;
+mod table;
 mod work;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, BufReader};
+use std::fs::{DirBuilder, File};
+use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -33,21 +38,19 @@ use receptor_proto::control::{WorkRole, WorkStatus};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, IdPrefix, MessageId, NodeId};
 
 use self::disk::{Disk, Op};
-use self::frame::{End, Head};
-use self::work::Work;
+use self::frame::End;
+use self::table::Table;
+use self::work::{Unread, Work};
 use crate::config::Settings;
 use crate::engine::Response;
 use crate::spooler::Store;
 use crate::task;
 
+pub(crate) use self::ending::Ending;
+pub(crate) use self::history::History;
 pub(crate) use self::letters::{DeadLetter, DeadLetters};
 pub(crate) use self::reader::{Item, Source, Stop};
 
-/// Works that are known at once. Of more, the oldest that nothing came of are known to the core
-/// alone until a response comes.
-const WORKS_MAX: usize = 20_000;
-/// Works that have ended and are still known.
-const ENDED_MAX: usize = 10_000;
 /// When room is made, a tenth of the limit is freed, so that not every response has to make some.
 const MAKE_ROOM: u64 = 10;
 /// How long after a failed write the next is tried: room is often made by what was written last.
@@ -79,7 +82,8 @@ pub(crate) struct Begin {
 pub(crate) struct Keeper(Rc<Inner>);
 
 struct Inner {
-    state: RefCell<State>,
+    table: RefCell<Table>,
+    history: History,
     disk: Disk,
     letters: DeadLetters,
     settings: Rc<RefCell<Settings>>,
@@ -87,34 +91,20 @@ struct Inner {
     complained: Cell<Option<Instant>>,
 }
 
-#[derive(Default)]
-struct State {
-    works: HashMap<MessageId, Work>,
-    /// Those that have ended, by when.
-    ended: BTreeSet<(u64, MessageId)>,
-    /// Works with a file, and bytes on the disk.
-    files: u64,
-    bytes: u64,
-    /// From how many on it is looked again for those that can go: where none can, looking at all of them
-    /// for each new one would cost the more the more there are.
-    look_at_ended: usize,
-    look_at_works: usize,
-    /// Works whose responses could not be written, or that came while that was so: all are tried
-    /// again together.
-    stalled: BTreeSet<MessageId>,
-    on_change: Option<OnChange>,
-}
-
 impl std::fmt::Debug for Keeper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let state = self.0.state.borrow();
-        write!(f, "Keeper({} works, {} B)", state.works.len(), state.bytes)
+        let table = self.0.table.borrow();
+        write!(f, "Keeper({} works, {} B)", table.works.len(), table.bytes)
     }
 }
 
 /// Milliseconds since 1970.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    ms_of(SystemTime::now())
+}
+
+fn ms_of(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
 }
 
@@ -175,13 +165,15 @@ impl Keeper {
         let letters = DeadLetters::open(make_dir(data_dir, "dead-letters")?)?;
         // Also when they were there: whoever made them may have been killed before this.
         File::open(data_dir)?.sync_all()?;
-        let mut state = State::default();
-        load(&dir, &mut state)?;
-        if state.files > 0 {
-            tracing::info!(works = state.files, bytes = state.bytes, "kept responses");
+        let ended_max = ending::ended_max(settings.borrow().spool.max_bytes);
+        let mut table = Table::new(ended_max);
+        start::load(&dir, &mut table)?;
+        if table.files > 0 {
+            tracing::info!(works = table.files, "kept responses");
         }
         let keeper = Self(Rc::new(Inner {
-            state: RefCell::new(state),
+            table: RefCell::new(table),
+            history: History::new(store.clone(), ended_max),
             disk: Disk::new(dir),
             letters,
             settings,
@@ -193,9 +185,10 @@ impl Keeper {
 
     /// Who is told of changes, and from now on what was kept long enough is dropped.
     pub(crate) fn start(&self, on_change: OnChange) {
-        self.0.state.borrow_mut().on_change = Some(on_change);
+        self.0.table.borrow_mut().on_change = Some(on_change);
         let keeper = self.clone();
         task::spawn("results-retention", async move {
+            keeper.survey().await;
             loop {
                 let (results, letters) = keeper.retention();
                 let pause = results.min(letters) / 4;
@@ -211,6 +204,11 @@ impl Keeper {
         (spool.results_retention, spool.dead_letter_retention)
     }
 
+    /// The works that ran here and have ended.
+    pub(crate) fn history(&self) -> &History {
+        &self.0.history
+    }
+
     /// The messages that were given up.
     pub(crate) fn letters(&self) -> &DeadLetters {
         &self.0.letters
@@ -221,64 +219,25 @@ impl Keeper {
     /// A work is about to be sent. With a digest the engine is told when that is on the disk, and must
     /// not send before.
     pub(crate) fn begin(&self, id: MessageId, begin: Begin) {
-        let mut state = self.0.state.borrow_mut();
+        let mut table = self.0.table.borrow_mut();
         let mut work = Work::new(now_ms());
         work.directive = Some(begin.directive);
         work.recipient = begin.recipient;
         work.digest = begin.digest;
         work.client = begin.client;
         let keyed = work.digest.is_some();
-        state.works.insert(id, work);
-        state.bound();
-        drop(state);
+        table.works.insert(id, work);
+        self.bound(&mut table);
+        drop(table);
         if keyed {
             self.write(id);
         }
     }
 
-    /// A work of an earlier run, that the core still knows.
-    pub(crate) fn restore(&self, id: MessageId, directive: &Directive, recipient: &NodeId) {
-        let mut state = self.0.state.borrow_mut();
-        if state.works.len() >= WORKS_MAX {
-            return;
-        }
-        let work = state.works.entry(id).or_insert_with(|| {
-            // The id of a message without a key says when it was made.
-            Work::new(id.made_ms().unwrap_or_else(now_ms))
-        });
-        work.accepted = true;
-        work.directive.get_or_insert_with(|| directive.clone());
-        work.recipient.get_or_insert_with(|| recipient.clone());
-    }
-
-    /// After a start: a work of an earlier run that the core does not know was never accepted, or
-    /// is over.
-    pub(crate) fn settle_old(&self, is_known: impl Fn(MessageId) -> bool) {
-        let old: Vec<_> = {
-            let state = self.0.state.borrow();
-            let open = state.works.iter().filter(|(_, work)| work.end.is_none());
-            let open = open.filter(|(id, _)| !is_known(**id));
-            open.map(|(id, work)| (*id, work.last)).collect()
-        };
-        for (id, last) in old {
-            if last == 0 {
-                self.abandon(id);
-                continue;
-            }
-            let text = "its node was stopped, and knows nothing of it any more";
-            let end = End {
-                code: 1,
-                error: Some(ErrorBody::new(ErrorCode::Lost, text)),
-            };
-            let mut state = self.0.state.borrow_mut();
-            state.end(id, end);
-        }
-    }
-
     /// The work was accepted.
     pub(crate) fn accepted(&self, id: MessageId, recipient: &NodeId) {
-        let mut state = self.0.state.borrow_mut();
-        if let Some(work) = state.works.get_mut(&id) {
+        let mut table = self.0.table.borrow_mut();
+        if let Some(work) = table.works.get_mut(&id) {
             work.accepted = true;
             work.recipient = Some(recipient.clone());
             work.changed.notify_waiters();
@@ -287,15 +246,15 @@ impl Keeper {
 
     /// The work was not accepted, or wants no responses and has arrived: there is nothing to keep.
     pub(crate) fn abandon(&self, id: MessageId) {
-        let mut state = self.0.state.borrow_mut();
-        self.unlink(&mut state, id);
-        state.forget(id);
+        let mut table = self.0.table.borrow_mut();
+        self.unlink(&mut table, id);
+        self.forget(&mut table, id);
     }
 
     /// Its end was asked for.
     pub(crate) fn cancelling(&self, id: MessageId) {
-        let mut state = self.0.state.borrow_mut();
-        if let Some(work) = state.works.get_mut(&id)
+        let mut table = self.0.table.borrow_mut();
+        if let Some(work) = table.works.get_mut(&id)
             && work.end.is_none()
         {
             work.cancelling = true;
@@ -304,9 +263,10 @@ impl Keeper {
 
     /// A response came.
     pub(crate) fn take(&self, id: MessageId, response: &Response) {
-        let mut state = self.0.state.borrow_mut();
-        let state = &mut *state;
-        let work = state.works.entry(id).or_insert_with(|| {
+        self.look(id, response.serial);
+        let mut table = self.0.table.borrow_mut();
+        let table = &mut *table;
+        let work = table.works.entry(id).or_insert_with(|| {
             let mut work = Work::new(id.made_ms().unwrap_or_else(now_ms));
             work.recipient = Some(response.sender.clone());
             work
@@ -326,27 +286,29 @@ impl Keeper {
             }
             work.push(response);
         }
-        if let Some(eof) = &response.eof {
-            state.end(id, End::from(eof));
+        if let Some(eof) = &response.eof
+            && table.end(id, End::from(eof))
+        {
+            self.remember(table, id);
         }
-        state.bound();
+        self.bound(table);
     }
 
     /// The client has this response and those before it.
     pub(crate) fn client_has(&self, id: MessageId, serial: u64) {
-        let mut state = self.0.state.borrow_mut();
-        if let Some(work) = state.works.get_mut(&id) {
+        let mut table = self.0.table.borrow_mut();
+        if let Some(work) = table.works.get_mut(&id) {
             work.taken = work.taken.max(serial);
             if work.is_served() {
-                self.serve(&mut state, id);
+                self.serve(&mut table, id);
             }
         }
     }
 
     /// The client is gone: what came and comes waits for whoever asks.
     pub(crate) fn client_gone(&self, id: MessageId) {
-        let mut state = self.0.state.borrow_mut();
-        if let Some(work) = state.works.get_mut(&id) {
+        let mut table = self.0.table.borrow_mut();
+        if let Some(work) = table.works.get_mut(&id) {
             work.client = false;
         }
     }
@@ -355,8 +317,8 @@ impl Keeper {
     /// this work; `None`: nothing new. To be asked after everything that concerns it.
     pub(crate) fn to_forget(&self, id: MessageId, store: &Store) -> Option<u64> {
         self.spill(id, store);
-        let mut state = self.0.state.borrow_mut();
-        let work = state.works.get_mut(&id)?;
+        let mut table = self.0.table.borrow_mut();
+        let work = table.works.get_mut(&id)?;
         let done = work.done();
         (done > work.told).then(|| {
             work.told = done;
@@ -366,15 +328,15 @@ impl Keeper {
 
     /// Nobody wants the responses of this work any more.
     pub(crate) fn release(&self, id: MessageId) -> bool {
-        let mut state = self.0.state.borrow_mut();
-        let Some(work) = state.works.get_mut(&id) else {
+        let mut table = self.0.table.borrow_mut();
+        let Some(work) = table.works.get_mut(&id) else {
             return false;
         };
         work.released = true;
         work.changed.notify_waiters();
         let last = work.last;
-        self.unlink(&mut state, id);
-        if let Some(work) = state.works.get_mut(&id) {
+        self.unlink(&mut table, id);
+        if let Some(work) = table.works.get_mut(&id) {
             work.drop_pending(last);
         }
         true
@@ -382,13 +344,13 @@ impl Keeper {
 
     /// A released work that has ended, and that the core was told of, is forgotten.
     pub(crate) fn tidy(&self, id: MessageId) {
-        let mut state = self.0.state.borrow_mut();
-        let over = state
+        let mut table = self.0.table.borrow_mut();
+        let over = table
             .works
             .get(&id)
             .is_some_and(|work| work.released && work.end.is_some() && work.told >= work.last);
         if over {
-            state.forget(id);
+            self.forget(&mut table, id);
         }
     }
 
@@ -396,25 +358,26 @@ impl Keeper {
 
     /// Whether something is known of this work.
     pub(crate) fn knows(&self, id: MessageId) -> bool {
-        self.0.state.borrow().works.contains_key(&id)
+        self.0.table.borrow().works.contains_key(&id)
     }
 
     /// What a send with a key asked for, whether it was accepted, and its recipient.
     pub(crate) fn keyed(&self, id: MessageId) -> Option<(Option<String>, bool, Option<NodeId>)> {
-        let state = self.0.state.borrow();
-        let work = state.works.get(&id)?;
+        self.look(id, 1);
+        let table = self.0.table.borrow();
+        let work = table.works.get(&id)?;
         Some((work.digest.clone(), work.accepted, work.recipient.clone()))
     }
 
     /// Whether the first line of its file is on the disk.
     pub(crate) fn has_head(&self, id: MessageId) -> bool {
-        let state = self.0.state.borrow();
-        state.works.get(&id).is_some_and(|work| work.has_file)
+        let table = self.0.table.borrow();
+        table.works.get(&id).is_some_and(|work| work.has_file)
     }
 
     /// All works that are known.
     pub(crate) fn ids(&self) -> Vec<MessageId> {
-        self.0.state.borrow().works.keys().copied().collect()
+        self.0.table.borrow().works.keys().copied().collect()
     }
 
     /// How it stands with the works; `arrived` is what the core knows of one.
@@ -424,9 +387,13 @@ impl Keeper {
         only: Option<MessageId>,
         arrived: impl Fn(MessageId) -> Option<bool>,
     ) -> Vec<WorkStatus> {
+        match only {
+            Some(id) => self.look(id, 1),
+            None => self.look_at_all(),
+        }
         let now = now_ms();
-        let state = self.0.state.borrow();
-        let works = state.works.iter().filter(|(id, work)| {
+        let table = self.0.table.borrow();
+        let works = table.works.iter().filter(|(id, work)| {
             (work.accepted || work.last > 0) && only.is_none_or(|only| only == **id)
         });
         works
@@ -446,7 +413,7 @@ impl Keeper {
                 coming: None,
                 code: work.end.as_ref().map(|(end, _)| end.code),
                 error: work.end.as_ref().and_then(|(end, _)| end.error.clone()),
-                responses: work.last,
+                responses: work.responses(),
                 kept_bytes: work.bytes,
                 dropped: work.dropped,
             })
@@ -457,16 +424,16 @@ impl Keeper {
 
     /// Writes what came of a work, when it is time for that.
     fn spill(&self, id: MessageId, store: &Store) {
-        let mut state = self.0.state.borrow_mut();
-        let state = &mut *state;
-        let Some(work) = state.works.get_mut(&id) else {
+        let mut table = self.0.table.borrow_mut();
+        let table = &mut *table;
+        let Some(work) = table.works.get_mut(&id) else {
             return;
         };
         if work.writing.is_some() || !work.wants_disk() {
             return;
         }
-        if !state.stalled.is_empty() {
-            state.stalled.insert(id);
+        if !table.stalled.is_empty() {
+            table.stalled.insert(id);
             return;
         }
         let mut bytes = Vec::new();
@@ -486,8 +453,8 @@ impl Keeper {
 
     /// Writes the head of a work alone.
     fn write(&self, id: MessageId) {
-        let mut state = self.0.state.borrow_mut();
-        if let Some(work) = state.works.get_mut(&id) {
+        let mut table = self.0.table.borrow_mut();
+        if let Some(work) = table.works.get_mut(&id) {
             let mut bytes = Vec::new();
             frame::put_head(&work.head(id), &mut bytes);
             self.append(work, id, 0, bytes, Vec::new());
@@ -517,9 +484,9 @@ impl Keeper {
     }
 
     fn written(&self, id: MessageId, last: u64, length: u64, result: io::Result<()>) {
-        let mut state = self.0.state.borrow_mut();
-        let state_ref = &mut *state;
-        let Some(work) = state_ref.works.get_mut(&id) else {
+        let mut table = self.0.table.borrow_mut();
+        let table_ref = &mut *table;
+        let Some(work) = table_ref.works.get_mut(&id) else {
             // Forgotten meanwhile; its removal is behind this write.
             return;
         };
@@ -543,12 +510,12 @@ impl Keeper {
                 work.written = work.written.max(last);
                 work.length += length;
                 work.bytes += bytes;
-                state_ref.bytes += bytes;
+                table_ref.bytes += bytes;
                 if !std::mem::replace(&mut work.has_file, true) {
-                    state_ref.files += 1;
+                    table_ref.files += 1;
                 }
                 work.changed.notify_waiters();
-                self.make_room(state_ref);
+                self.make_room(table_ref);
                 Ok(())
             }
             Err(error) => {
@@ -562,7 +529,7 @@ impl Keeper {
                 Err(ErrorBody::new(ErrorCode::Internal, text))
             }
         };
-        drop(state);
+        drop(table);
         if told.is_err() {
             self.try_again(id);
         }
@@ -572,16 +539,16 @@ impl Keeper {
     /// Tries again later to write the responses of a work, and those of all others that come
     /// until then.
     fn try_again(&self, id: MessageId) {
-        let mut state = self.0.state.borrow_mut();
-        let is_first = state.stalled.is_empty();
-        state.stalled.insert(id);
+        let mut table = self.0.table.borrow_mut();
+        let is_first = table.stalled.is_empty();
+        table.stalled.insert(id);
         if !is_first {
             return;
         }
         let keeper = self.clone();
         task::spawn("results-again", async move {
             tokio::time::sleep(AGAIN).await;
-            let stalled = std::mem::take(&mut keeper.0.state.borrow_mut().stalled);
+            let stalled = std::mem::take(&mut keeper.0.table.borrow_mut().stalled);
             for id in stalled {
                 keeper.tell(id, Ok(()));
             }
@@ -589,31 +556,69 @@ impl Keeper {
     }
 
     fn tell(&self, id: MessageId, result: Result<(), ErrorBody>) {
-        let state = self.0.state.borrow();
-        if let Some(on_change) = &state.on_change {
+        let table = self.0.table.borrow();
+        if let Some(on_change) = &table.on_change {
             on_change(id, result);
         }
     }
 
     /// The client has everything: nothing needs to be kept.
-    fn serve(&self, state: &mut State, id: MessageId) {
-        self.unlink(state, id);
-        if let Some(work) = state.works.get_mut(&id) {
+    fn serve(&self, table: &mut Table, id: MessageId) {
+        self.unlink(table, id);
+        if let Some(work) = table.works.get_mut(&id) {
             let last = work.last;
             work.drop_pending(last);
         }
     }
 
+    /// Remembers how a work ended. What is asked of the store after this is not safe without it.
+    fn remember(&self, table: &mut Table, id: MessageId) {
+        if let Some(work) = table.works.get_mut(&id)
+            && let Some(ending) = work.ending(id)
+        {
+            let memo = self.0.store.keep_memo(ending.to_memo());
+            if let Some(older) = work.memo.replace(memo) {
+                self.0.store.remove(older);
+            }
+        }
+    }
+
+    /// Keeps the table within its limits.
+    fn bound(&self, table: &mut Table) {
+        table.bound();
+        self.forget_memos(table);
+    }
+
+    fn forget(&self, table: &mut Table, id: MessageId) {
+        table.forget(id);
+        self.forget_memos(table);
+    }
+
+    /// Removes the memos of works that were forgotten.
+    fn forget_memos(&self, table: &mut Table) {
+        for memo in table.take_forgotten() {
+            self.0.store.remove(memo);
+        }
+    }
+
+    fn remove(&self, names: Vec<String>) {
+        self.0.disk.push(Op::Remove { names }, |result| {
+            if let Err(error) = result {
+                tracing::warn!(%error, "kept responses were not removed");
+            }
+        });
+    }
+
     /// Removes what is on the disk of a work.
-    fn unlink(&self, state: &mut State, id: MessageId) {
-        let Some(work) = state.works.get_mut(&id) else {
+    fn unlink(&self, table: &mut Table, id: MessageId) {
+        let Some(work) = table.works.get_mut(&id) else {
             return;
         };
         if !work.has_file && work.writing.is_none() {
             return;
         }
-        state.bytes -= std::mem::take(&mut work.bytes);
-        state.files -= u64::from(std::mem::take(&mut work.has_file));
+        table.bytes -= std::mem::take(&mut work.bytes);
+        table.files -= u64::from(std::mem::take(&mut work.has_file));
         let mut names = vec![id.to_string()];
         names.extend(
             work.apart
@@ -627,30 +632,28 @@ impl Keeper {
             .filter(|response| matches!(response.payload, Payload::Stored { .. }));
         names.extend(stored.flat_map(|response| apart_names(id, response.serial)));
         work.length = 0;
-        self.0.disk.push(Op::Remove { names }, |result| {
-            if let Err(error) = result {
-                tracing::warn!(%error, "kept responses were not removed");
-            }
-        });
+        work.unread = None;
+        self.remove(names);
     }
 
     /// Drops responses until there is room again: first of works that have ended, the oldest first,
     /// then of the oldest others.
-    fn make_room(&self, state: &mut State) {
+    fn make_room(&self, table: &mut Table) {
         let (max_bytes, max_files) = {
             let settings = self.0.settings.borrow();
             let spool = &settings.spool;
             (spool.results_max_bytes, spool.results_max_entries)
         };
-        if state.bytes <= max_bytes && state.files <= max_files {
+        if table.bytes <= max_bytes && table.files <= max_files {
             return;
         }
         let bytes_goal = max_bytes - max_bytes / MAKE_ROOM;
         let files_goal = max_files - max_files / MAKE_ROOM;
-        let mut victims: Vec<_> = state
+        let mut victims: Vec<_> = table
             .works
             .iter()
-            .filter(|(_, work)| work.has_file)
+            // What takes an unknown part of the room is looked at soon.
+            .filter(|(_, work)| work.has_file && work.unread.is_none())
             .map(|(id, work)| {
                 let since = work.end.as_ref().map_or(work.since_ms, |(_, at)| *at);
                 ((work.end.is_none(), since), *id)
@@ -660,11 +663,11 @@ impl Keeper {
         let mut dropped = 0u64;
         let mut last = None;
         for (_, id) in victims {
-            if state.bytes <= bytes_goal && state.files <= files_goal {
+            if table.bytes <= bytes_goal && table.files <= files_goal {
                 break;
             }
-            self.unlink(state, id);
-            if let Some(work) = state.works.get_mut(&id) {
+            self.unlink(table, id);
+            if let Some(work) = table.works.get_mut(&id) {
                 work.dropped = true;
                 let to = work.last;
                 work.drop_pending(to);
@@ -690,26 +693,24 @@ impl Keeper {
         let now = now_ms();
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let before = now.saturating_sub(ms(results));
-        let mut state = self.0.state.borrow_mut();
-        let old: Vec<_> = state
+        let mut table = self.0.table.borrow_mut();
+        let old: Vec<_> = table
             .ended
             .iter()
             .take_while(|(at, _)| *at <= before)
             .map(|(_, id)| *id)
             .collect();
         for id in old {
-            if state
-                .works
-                .get(&id)
-                .is_some_and(|work| work.told < work.last)
-            {
+            let has_core = |work: &Work| work.told < work.last || work.unread == Some(Unread::Open);
+            if table.works.get(&id).is_some_and(has_core) {
                 // The core still has some of it.
                 continue;
             }
-            self.unlink(&mut state, id);
-            state.forget(id);
+            self.unlink(&mut table, id);
+            self.forget(&mut table, id);
         }
-        drop(state);
+        drop(table);
+        self.0.history.sweep(before);
         self.0.letters.sweep(now.saturating_sub(ms(letters)));
     }
 
@@ -721,65 +722,6 @@ impl Keeper {
             self.0.complained.set(Some(now));
         }
         quiet
-    }
-}
-
-impl State {
-    fn end(&mut self, id: MessageId, end: End) {
-        if let Some(work) = self.works.get_mut(&id) {
-            let at = now_ms();
-            work.end = Some((end, at));
-            work.changed.notify_waiters();
-            self.ended.insert((at, id));
-        }
-    }
-
-    fn forget(&mut self, id: MessageId) {
-        if let Some(work) = self.works.remove(&id) {
-            if let Some((_, at)) = work.end {
-                self.ended.remove(&(at, id));
-            }
-            work.changed.notify_waiters();
-        }
-    }
-
-    /// Keeps the table within its limits; what has a file is bounded by other limits.
-    fn bound(&mut self) {
-        if self.ended.len() > self.look_at_ended.max(ENDED_MAX) {
-            let over = |(_, id): &&(u64, MessageId)| {
-                let work = self.works.get(id);
-                work.is_none_or(|work| {
-                    !work.has_file && work.told >= work.last && (!work.client || work.is_served())
-                })
-            };
-            let oldest: Vec<_> = self
-                .ended
-                .iter()
-                .filter(over)
-                .take(ENDED_MAX / 10)
-                .map(|(_, id)| *id)
-                .collect();
-            for id in oldest {
-                self.forget(id);
-            }
-            self.look_at_ended = self.ended.len() + ENDED_MAX / 10;
-        }
-        if self.works.len() > self.look_at_works.max(WORKS_MAX) {
-            let mut idle: Vec<_> = self
-                .works
-                .iter()
-                .filter(|(_, work)| {
-                    !work.client && work.accepted && work.last == 0 && !work.has_file
-                })
-                .map(|(id, work)| (work.since_ms, *id))
-                .collect();
-            idle.sort_unstable();
-            idle.truncate(WORKS_MAX / 10);
-            for (_, id) in idle {
-                self.forget(id);
-            }
-            self.look_at_works = self.works.len() + WORKS_MAX / 10;
-        }
     }
 }
 
@@ -799,117 +741,4 @@ fn apart_names(id: MessageId, serial: u64) -> [String; 2] {
     let name = apart(id, serial);
     let sums = format!("{name}{}", receptor_spool::SUMS);
     [name, sums]
-}
-
-/// Reads what an earlier run kept.
-fn load(dir: &Path, state: &mut State) -> io::Result<()> {
-    let mut apart: HashMap<MessageId, Vec<PathBuf>> = HashMap::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str());
-        let Some(name) = name else {
-            continue;
-        };
-        if let Some((id, _)) = name.split_once('.') {
-            if let Ok(id) = id.parse() {
-                apart.entry(id).or_default().push(path);
-            }
-            continue;
-        }
-        let Ok(id) = name.parse::<MessageId>() else {
-            tracing::warn!(file = %path.display(), "what is this doing here? it is left alone");
-            continue;
-        };
-        match File::open(&path).and_then(|file| frame::scan(BufReader::new(file))) {
-            Ok(summary) => {
-                let work = loaded(summary, &path)?;
-                state.bytes += work.bytes;
-                state.files += 1;
-                if let Some((_, at)) = work.end {
-                    state.ended.insert((at, id));
-                }
-                state.works.insert(id, work);
-            }
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                // A write that was never reported.
-                fs::remove_file(&path)?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    for (id, paths) in apart {
-        for path in paths {
-            let name = path.file_name().and_then(|name| name.to_str());
-            let name = name.map(|name| name.strip_suffix(receptor_spool::SUMS).unwrap_or(name));
-            let serial = name.and_then(|name| name.rsplit_once('.')?.1.parse().ok());
-            let work = state.works.get(&id);
-            if !work.is_some_and(|work| serial.is_some_and(|serial| work.apart.contains(&serial))) {
-                fs::remove_file(&path)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn loaded(summary: frame::Summary, path: &Path) -> io::Result<Work> {
-    let frame::Summary {
-        head,
-        length,
-        last,
-        apart,
-        end,
-    } = summary;
-    let Head {
-        directive,
-        recipient,
-        since_ms,
-        digest,
-        ..
-    } = head;
-    let mut work = Work::new(since_ms);
-    work.directive = directive;
-    work.recipient = recipient;
-    work.digest = digest;
-    work.accepted = true;
-    work.last = last;
-    work.written = last;
-    work.has_file = true;
-    work.length = length;
-    work.bytes = length + apart.iter().map(|(_, size)| size).sum::<u64>();
-    work.apart = apart.into_iter().map(|(serial, _)| serial).collect();
-    if let Some(end) = end {
-        // The core is told again if it does not know.
-        let modified = fs::metadata(path)?.modified()?;
-        let at = modified.duration_since(SystemTime::UNIX_EPOCH);
-        let at = at.map_or(0, |at| u64::try_from(at.as_millis()).unwrap_or(0));
-        work.end = Some((end, at.min(now_ms())));
-    }
-    // Whatever the core gives again is known; what it does not, it was told.
-    work.told = last;
-    Ok(work)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_client_has_had_is_forgotten_while_it_stays() {
-        let mut state = State::default();
-        for number in 0..2 * ENDED_MAX {
-            let id = MessageId::from_u128(number as u128);
-            let mut work = Work::new(0);
-            work.client = true;
-            (work.last, work.taken, work.told) = (1, 1, 1);
-            state.works.insert(id, work);
-            let end = End {
-                code: 0,
-                error: None,
-            };
-            state.end(id, end);
-            state.bound();
-        }
-        assert!(state.works.len() <= ENDED_MAX);
-        assert_eq!(state.ended.len(), state.works.len());
-    }
 }

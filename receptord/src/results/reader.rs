@@ -68,9 +68,10 @@ impl Keeper {
     ///
     /// When nothing is kept of this work.
     pub(crate) fn reader(&self, id: MessageId) -> Result<Reader, ErrorBody> {
-        let mut state = self.0.state.borrow_mut();
+        self.look(id, 1);
+        let mut table = self.0.table.borrow_mut();
         let not_found = |text: String| Err(ErrorBody::new(ErrorCode::NotFound, text));
-        let Some(work) = state.works.get_mut(&id) else {
+        let Some(work) = table.works.get_mut(&id) else {
             return not_found(format!("no responses are kept here for {id}"));
         };
         if work.released {
@@ -79,13 +80,14 @@ impl Keeper {
         if work.dropped {
             return Err(dropped(id));
         }
-        if work.last > 0 && !work.has_file && work.pending.is_empty() {
+        let came = work.last > 0 || work.end.is_some();
+        if came && !work.has_file && work.pending.is_empty() {
             return not_found(format!(
                 "no responses are kept for {id}: the client that sent it has had them"
             ));
         }
         work.readers += 1;
-        drop(state);
+        drop(table);
         // They are to be written, if they are only in memory.
         self.tell(id, Ok(()));
         Ok(Reader {
@@ -136,14 +138,14 @@ impl Reader {
     }
 
     fn changed(&self) -> Result<Rc<tokio::sync::Notify>, Stop> {
-        let state = self.keeper.0.state.borrow();
-        let work = state.works.get(&self.id).ok_or_else(|| gone(self.id))?;
+        let table = self.keeper.0.table.borrow();
+        let work = table.works.get(&self.id).ok_or_else(|| gone(self.id))?;
         Ok(Rc::clone(&work.changed))
     }
 
     fn look(&self, follow: bool) -> Result<Next, Stop> {
-        let state = self.keeper.0.state.borrow();
-        let work = state.works.get(&self.id).ok_or_else(|| gone(self.id))?;
+        let table = self.keeper.0.table.borrow();
+        let work = table.works.get(&self.id).ok_or_else(|| gone(self.id))?;
         if work.released {
             return Err(gone(self.id));
         }
@@ -250,14 +252,14 @@ fn read(mut file: File, offset: u64, to: u64) -> io::Result<(File, Vec<Read1>, u
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let mut state = self.keeper.0.state.borrow_mut();
-        if let Some(work) = state.works.get_mut(&self.id) {
+        let mut table = self.keeper.0.table.borrow_mut();
+        if let Some(work) = table.works.get_mut(&self.id) {
             work.readers -= 1;
             if work.is_served() {
-                self.keeper.serve(&mut state, self.id);
+                self.keeper.serve(&mut table, self.id);
             }
         }
-        drop(state);
+        drop(table);
         self.keeper.tell(self.id, Ok(()));
     }
 }

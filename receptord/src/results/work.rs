@@ -6,11 +6,12 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use receptor_mesh::Payload;
-use receptor_proto::control::WorkState;
+use receptor_mesh::{EntryId, Payload};
+use receptor_proto::control::{WorkRole, WorkState};
 use receptor_proto::{Directive, MessageId, NodeId};
 use tokio::sync::Notify;
 
+use super::ending::Ending;
 use super::frame::{End, Head, VERSION};
 use crate::engine::Response;
 
@@ -19,6 +20,17 @@ use crate::engine::Response;
 const HELD_MAX: usize = 64;
 /// The same in bytes, far below what the core lets wait.
 const HELD_BYTES: u64 = 256 * 1024;
+
+/// Why a file may not have been looked at, and how it is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// The core knows the work, and may have responses that are torn here.
+    Open,
+    /// The core does not, and it has ended: everything in its file is whole.
+    Ended,
+    /// The core does not, and nothing is known of an end.
+    Orphan,
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -61,6 +73,13 @@ pub(super) struct Work {
     pub(super) dropped: bool,
     /// Up to where the core was told to forget.
     pub(super) told: u64,
+    /// What its file holds was not looked at since the start: of all about the file only
+    /// `has_file` and, perhaps with some too many, `apart` are known.
+    pub(super) unread: Option<Unread>,
+    /// The memo that it ended.
+    pub(super) memo: Option<EntryId>,
+    /// How many responses that says there were.
+    pub(super) said: u64,
     /// The last one came: how it ended, and when.
     pub(super) end: Option<(End, u64)>,
     /// Wakes readers.
@@ -91,6 +110,9 @@ impl Work {
             released: false,
             dropped: false,
             told: 0,
+            unread: None,
+            memo: None,
+            said: 0,
             end: None,
             changed: Rc::new(Notify::new()),
         }
@@ -105,6 +127,27 @@ impl Work {
             since_ms: self.since_ms,
             digest: self.digest.clone(),
         }
+    }
+
+    /// As it is to be remembered when it has ended.
+    pub(super) fn ending(&self, id: MessageId) -> Option<Ending> {
+        let (end, at_ms) = self.end.clone()?;
+        Some(Ending {
+            id,
+            role: WorkRole::Sent,
+            directive: self.directive.clone(),
+            peer: self.recipient.clone(),
+            since_ms: self.since_ms,
+            at_ms,
+            responses: self.responses(),
+            digest: self.digest.clone(),
+            end,
+        })
+    }
+
+    /// How many responses came.
+    pub(super) fn responses(&self) -> u64 {
+        self.last.max(self.said)
     }
 
     /// Its responses are of no use to anybody but its client.
@@ -177,7 +220,7 @@ impl Work {
         if let Some((end, _)) = &self.end {
             return WorkState::of_end(end.code, end.error.as_ref());
         }
-        if self.last > 0 {
+        if self.responses() > 0 || self.unread.is_some() {
             WorkState::Running
         } else if arrived == Some(true) {
             WorkState::Sent

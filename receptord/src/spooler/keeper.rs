@@ -5,7 +5,7 @@
 //! that the batch names: then the batch goes first. With nothing to do it tidies up, bit by
 //! bit. Says once that the disk fails and once that it works again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ const SYNC_EVERY: u64 = 16 << 20;
 /// Bytes of a growing payload that may be written and not synced. Beyond that whoever writes
 /// waits, so that the disk's speed is felt at once and not at the end.
 const UNSYNCED_MAX: u64 = 2 * SYNC_EVERY;
+/// Memos that wait for a disk that failed; of more, the oldest are lost.
+const UNKEPT_MAX: usize = 1000;
 /// Quiet after which there is time to tidy up.
 const QUIET: Duration = Duration::from_millis(200);
 /// The pause after tidying up failed.
@@ -54,6 +56,8 @@ pub(super) struct Keeper {
     held: BTreeMap<EntryId, Vec<(u64, Reply)>>,
     /// Who is told when a complete payload is durable.
     finishing: BTreeMap<EntryId, Finishing>,
+    /// Memos that could not be written, oldest first.
+    unkept: VecDeque<(EntryId, Bytes)>,
     /// The disk failed when it was used last.
     failing: bool,
     _ending: Ending,
@@ -93,6 +97,7 @@ impl Keeper {
             batch: Vec::new(),
             batch_bytes: 0,
             done: Vec::new(),
+            unkept: VecDeque::new(),
             failing: false,
         }
     }
@@ -142,7 +147,9 @@ impl Keeper {
                 });
                 self.batch_bytes += bytes;
             }
+            Job::Memo(entry, bytes) => self.batch.push(Op::Memo { entry, bytes }),
             Job::Remove(entry) => {
+                self.unkept.retain(|(memo, _)| *memo != entry);
                 self.begun.remove(&entry);
                 self.finishing.remove(&entry);
                 self.held.remove(&entry);
@@ -328,6 +335,7 @@ impl Keeper {
                 Record::Started { .. } | Record::Received { .. } => false,
             }),
             Op::Remove(other) => *other == entry,
+            Op::Memo { .. } => false,
         };
         if self.batch.iter().any(names) {
             self.commit();
@@ -339,7 +347,13 @@ impl Keeper {
         if !self.batch.is_empty() {
             // Who waits for a read need not wait for the sync.
             self.report();
+            if !self.failing {
+                let unkept = self.unkept.drain(..);
+                let memos = unkept.map(|(entry, bytes)| Op::Memo { entry, bytes });
+                self.batch.splice(0..0, memos);
+            }
             let outcomes = self.spool.commit(now_ms(), &self.batch);
+            self.keep_memos_for_later();
             self.batch.clear();
             self.batch_bytes = 0;
             for outcome in outcomes {
@@ -354,6 +368,22 @@ impl Keeper {
             self.publish();
         }
         self.report();
+    }
+
+    /// Memos of the batch that are not on the disk are written when it can be written again.
+    fn keep_memos_for_later(&mut self) {
+        for op in &self.batch {
+            match op {
+                Op::Memo { entry, bytes } if !self.spool.has_memo(*entry) => {
+                    if self.unkept.len() >= UNKEPT_MAX {
+                        self.unkept.pop_front();
+                    }
+                    self.unkept.push_back((*entry, bytes.clone()));
+                }
+                Op::Remove(entry) => self.unkept.retain(|(memo, _)| memo != entry),
+                Op::Memo { .. } | Op::Write { .. } => {}
+            }
+        }
     }
 
     fn tell(&mut self, done: Done) {

@@ -35,7 +35,9 @@ use receptor_mesh::{EntryId, LoadToken, Loaded, PersistToken, Record};
 use receptor_proto::control::SpoolDamage;
 use receptor_proto::packet::{Message, Piece};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
-use receptor_spool::{Damage, FsDisk, Limits, Options, Report, Spool, SpoolError, Sums};
+use receptor_spool::{
+    Damage, FsDisk, Limits, MEMO_FIRST, Options, Report, Spool, SpoolError, Sums,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use self::keeper::Keeper;
@@ -114,6 +116,7 @@ struct Face {
     /// There are others, which wait for company until then, and what they count.
     linger: Cell<Option<Instant>>,
     lingering: Cell<u64>,
+    next_memo: Cell<u64>,
     keeper: RefCell<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -152,6 +155,11 @@ impl Recovered {
 }
 
 impl Recovered {
+    /// What was kept by [`Store::keep_memo`], in no order.
+    pub(crate) fn memos(&self) -> impl Iterator<Item = (EntryId, Bytes)> {
+        self.spool.memos()
+    }
+
     /// Payloads that were on their way in: the message as an incoming record, and how much there
     /// is. Those that are not wanted must be removed.
     pub(crate) fn unfinished(&self) -> Vec<(Record, u64)> {
@@ -210,6 +218,7 @@ impl Store {
         }
         let trouble = found(&dir, &report);
         let queue = Queue::new(report.usage.entries, report.usage.bytes, trouble);
+        let next_memo = spool.last_memo().map_or(MEMO_FIRST, |last| last.0 + 1);
         let store = Self(Rc::new(Face {
             dir,
             max_bytes: config.max_bytes,
@@ -218,6 +227,7 @@ impl Store {
             unseen: Cell::new(false),
             linger: Cell::new(None),
             lingering: Cell::new(0),
+            next_memo: Cell::new(next_memo),
             keeper: RefCell::new(None),
         }));
         Ok((store, Recovered { spool }))
@@ -293,7 +303,17 @@ impl Store {
         None
     }
 
-    /// Forgets a message and its payload.
+    /// Keeps a few bytes, at most [`receptor_spool::MEMO_MAX`], until their entry is removed; what is asked for after
+    /// this is never durable without them. A disk that fails gets them later.
+    pub(crate) fn keep_memo(&self, bytes: Bytes) -> EntryId {
+        let entry = EntryId(self.0.next_memo.get());
+        self.0.next_memo.set(entry.0 + 1);
+        let size = RECORD + bytes.len() as u64;
+        self.push_along(Job::Memo(entry, bytes), size);
+        entry
+    }
+
+    /// Forgets a message and its payload, or a memo.
     pub(crate) fn remove(&self, entry: EntryId) {
         self.push_along(Job::Remove(entry), RECORD);
     }

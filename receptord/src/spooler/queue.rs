@@ -30,6 +30,7 @@ pub(super) enum Job {
         bytes: u64,
     },
     Remove(EntryId),
+    Memo(EntryId, Bytes),
     /// Appended parts will be of this record, an incoming one.
     Begin(Box<Record>),
     Append {
@@ -130,6 +131,7 @@ impl Job {
         let written = match self {
             Self::Persist { bytes, .. } => *bytes,
             Self::Append { bytes, .. } => bytes.len() as u64,
+            Self::Memo(_, bytes) => bytes.len() as u64,
             Self::Adopt { size, .. } => {
                 return Weight {
                     adopted: *size,

@@ -172,6 +172,9 @@ impl World {
                 self.trace.line(now, || format!("{node}: resumes {work}"));
                 self.resume_work(node, work);
             }
+            Output::Ended { work, .. } => {
+                self.trace.line(now, || format!("{node}: {work} has ended"));
+            }
             Output::Deliver {
                 work,
                 serial,

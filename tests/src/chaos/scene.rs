@@ -15,6 +15,7 @@ use super::{Campaign, Excused, Runs, Summary, leftovers, wait_plugins};
 use crate::netns::Lab;
 use crate::power::{Dice, Power};
 use crate::relay::Relay;
+use crate::works::wait_agreement;
 use crate::{DEADLINE, Daemon, LOOK_EVERY, Mesh};
 
 /// Silence is noticed soon, and works that cannot end hold nobody up for long.
@@ -290,6 +291,7 @@ impl Scene {
         let summary = campaign.account(&runs, excused);
         self.tell("all is accounted for");
         leftovers::assert_quiet(&self.nodes);
+        wait_agreement(&self.nodes);
         let nodes = std::mem::take(&mut self.nodes);
         leftovers::assert_none_left(self.mesh.dir(), nodes);
         self.tell("nothing is left");

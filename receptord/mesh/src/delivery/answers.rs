@@ -37,6 +37,9 @@ impl Delivery {
         eof: Option<Eof>,
         volatile: bool,
     ) -> Key {
+        if let (false, Some(eof)) = (volatile, &eof) {
+            self.tell_end(cx, to, work, serial, eof);
+        }
         let is_eof = eof.is_some();
         let key = (self.instance, self.remotes[to.0].flow.next_seq());
         let (size, body, entry) = match payload {
@@ -81,6 +84,15 @@ impl Delivery {
             );
         }
         key
+    }
+
+    fn tell_end(&self, cx: &mut Cx<'_>, to: RemoteId, work: MessageId, serial: u64, eof: &Eof) {
+        cx.out.push_back(Output::Ended {
+            work,
+            sender: self.remotes[to.0].node.clone(),
+            responses: serial,
+            eof: eof.clone(),
+        });
     }
 
     /// Writes a response when those before it are on the disk or in the same write, so that a
@@ -375,7 +387,14 @@ impl Delivery {
         let cx = &mut Cx { now, net, out };
         check_payload(&payload);
         let silent = match self.in_progress(id) {
-            Some(work) => !work.respond || work.broken || work.withdrawn,
+            Some(work) => {
+                let silent = !work.respond || work.broken || work.withdrawn;
+                let (remote, durable) = (work.remote, !work.volatile && !work.withdrawn);
+                if !work.respond && durable && eof.code != 0 {
+                    self.tell_end(cx, remote, id, 1, &eof);
+                }
+                silent
+            }
             None => {
                 self.drop_payload(&payload);
                 return Err(NoSuchWork);

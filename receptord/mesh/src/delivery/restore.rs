@@ -405,6 +405,7 @@ impl Delivery {
             };
             self.works.release_payload(id);
             self.respond(&mut cx, from, id, serial, parcel, Some(eof), false);
+            self.restored.append(&mut out);
         } else {
             let payload = stored_payload(entry, &message);
             self.restored.push_back(Output::Dispatch {

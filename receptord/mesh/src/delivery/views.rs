@@ -55,6 +55,10 @@ impl Delivery {
                 State::Waiting | State::Starting => false,
                 State::Running | State::Ending | State::Closing => true,
             },
+            ended: match work.state {
+                State::Waiting | State::Starting | State::Running => false,
+                State::Ending | State::Closing => true,
+            },
             cancelled: work.cancelled,
             volatile: work.volatile,
             responses: work.serial,

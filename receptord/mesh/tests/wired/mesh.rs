@@ -629,7 +629,10 @@ impl Wired {
             Output::NotAccepted { work, reason } => {
                 panic!("{work}: every write succeeds: {reason}")
             }
-            Output::ResumeWork { .. } | Output::EchoResult { .. } | Output::Event(_) => {}
+            Output::ResumeWork { .. }
+            | Output::Ended { .. }
+            | Output::EchoResult { .. }
+            | Output::Event(_) => {}
         }
     }
 
