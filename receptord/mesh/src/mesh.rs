@@ -14,7 +14,7 @@ use receptor_proto::frame::Frame;
 use receptor_proto::lsa::Capability;
 use receptor_proto::packet::{CancelReason, Content, Eof, Message, Piece, Priority};
 use receptor_proto::wire::DecodeError;
-use receptor_proto::{ErrorBody, MessageId, NodeId};
+use receptor_proto::{Directive, ErrorBody, MessageId, NodeId};
 
 use crate::delivery::Delivery;
 use crate::router::{Local, Router};
@@ -267,6 +267,24 @@ impl Mesh {
         self.delivery.is_pending(work)
     }
 
+    /// Whether a message that was sent from here waits in the store alone, behind others to its
+    /// recipient. [`Self::waiting`] does not have it. As certain as [`Self::is_pending`].
+    #[must_use]
+    pub fn waits_in_store(&self, work: MessageId) -> bool {
+        self.delivery.waits_in_store(work)
+    }
+
+    /// The node that a message to «any» would go to now: the nearest that can be reached, offers
+    /// this directive and has all of this metadata.
+    #[must_use]
+    pub fn resolve(
+        &mut self,
+        directive: &Directive,
+        metadata: &BTreeMap<String, String>,
+    ) -> Option<NodeId> {
+        self.router.resolve(directive, metadata)
+    }
+
     /// Messages of other nodes that are kept here until there is a way for them, and what they
     /// take of [`crate::Limits::custody_bytes`].
     #[must_use]
@@ -495,15 +513,6 @@ impl Mesh {
     #[must_use]
     pub fn queued(&self, link: LinkId) -> [usize; Priority::ALL.len()] {
         self.router.queued(link)
-    }
-
-    #[cfg(test)]
-    pub(crate) fn resolve(
-        &mut self,
-        directive: &receptor_proto::Directive,
-        metadata: &BTreeMap<String, String>,
-    ) -> Option<NodeId> {
-        self.router.resolve(directive, metadata)
     }
 
     /// Carries everything between the halves until nothing moves. Ends because a packet to this

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
-use receptor_mesh::{EntryId, Reachability, WaitingKind, WorkView};
+use receptor_mesh::{EntryId, Reachability, WaitingKind, WaitingView, WorkView};
 use receptor_proto::control::{
     SpoolEntry, SpoolKind, SpoolReason, SpoolReply, WorkRole, WorkState, WorkStatus,
 };
@@ -73,12 +73,12 @@ impl Engine {
 
     pub(super) fn spool_drop(&mut self, prefix: &IdPrefix) -> Result<MessageId, ErrorBody> {
         let (waiting, _) = self.mesh.waiting(self.now, usize::MAX);
-        let work = resolve(prefix, waiting.iter().map(|view| view.work))?;
-        let Some(view) = waiting.iter().find(|view| view.work == work) else {
-            let text = format!("nothing waits here of a work {work}");
-            return Err(ErrorBody::new(ErrorCode::NotFound, text));
-        };
-        let is_own = view.origin.is_none();
+        let work = self.find_waiting(prefix, &waiting)?;
+        let view = waiting.iter().find(|view| view.work == work);
+        if view.is_none() && !self.mesh.waits_in_store(work) {
+            return Err(nothing_waits(work));
+        }
+        let is_own = view.is_none_or(|view| view.origin.is_none());
         if self.mesh.drop_waiting(self.now, work).is_err() {
             let text = format!("of the work {work} only a request to end it waits here");
             return Err(ErrorBody::new(ErrorCode::Refused, text));
@@ -89,6 +89,21 @@ impl Engine {
         Ok(work)
     }
 
+    /// The work that waits here and is meant: among those that are in memory, and those that wait
+    /// in the store alone.
+    fn find_waiting(
+        &self,
+        prefix: &IdPrefix,
+        waiting: &[WaitingView],
+    ) -> Result<MessageId, ErrorBody> {
+        let here = waiting.iter().map(|view| view.work);
+        let ids = self.keeper.ids().into_iter();
+        resolve(
+            prefix,
+            here.chain(ids.filter(|id| self.mesh.waits_in_store(*id))),
+        )
+    }
+
     pub(super) fn spool_reply(&self, only: Option<&IdPrefix>) -> Result<SpoolReply, ErrorBody> {
         let limit = if only.is_some() {
             usize::MAX
@@ -97,12 +112,17 @@ impl Engine {
         };
         let (mut waiting, mut total) = self.mesh.waiting(self.now, limit);
         if let Some(prefix) = only {
-            let work = resolve(prefix, waiting.iter().map(|view| view.work))?;
+            let work = self.find_waiting(prefix, &waiting)?;
             waiting.retain(|view| view.work == work);
             total = waiting.len() as u64;
+            if waiting.is_empty() && self.mesh.waits_in_store(work) {
+                let text = format!(
+                    "the message {work} waits on the disk behind many others to its recipient, and is read when it is its turn; `receptorctl work show {work}` says what is known of it"
+                );
+                return Err(ErrorBody::new(ErrorCode::Busy, text).with("id", work.to_string()));
+            }
             if waiting.is_empty() {
-                let text = format!("nothing waits here of a work {work}");
-                return Err(ErrorBody::new(ErrorCode::NotFound, text));
+                return Err(nothing_waits(work));
             }
         }
         let now = now_ms();
@@ -332,4 +352,9 @@ impl Engine {
             }
         }
     }
+}
+
+fn nothing_waits(work: MessageId) -> ErrorBody {
+    let text = format!("nothing waits here of a work {work}");
+    ErrorBody::new(ErrorCode::NotFound, text)
 }

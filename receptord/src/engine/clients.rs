@@ -62,7 +62,15 @@ enum Listener {
 
 impl Engine {
     /// Takes a message, or holds it while its recipient has too much to take already.
-    pub(super) fn submit(&mut self, submit: Submit) {
+    pub(super) fn submit(&mut self, mut submit: Submit) {
+        let submission = &mut submit.submission;
+        if submission.volatile
+            && let Recipient::Any { metadata } = &submission.recipient
+            && let Some(nearest) = self.mesh.resolve(&submission.directive, metadata)
+        {
+            // Chosen once: it is the room at that node that counts.
+            submission.recipient = Recipient::Node(nearest);
+        }
         let submission = &submit.submission;
         let (true, Recipient::Node(node)) = (submission.volatile, &submission.recipient) else {
             return self.submit_now(submit);

@@ -120,6 +120,11 @@ impl Delivery {
         self.requests.get(id).is_some() || self.paging.ids.contains(id)
     }
 
+    /// Whether a request waits in the store alone.
+    pub(crate) fn waits_in_store(&self, id: MessageId) -> bool {
+        self.requests.get(id).is_none() && self.paging.ids.contains(id)
+    }
+
     /// How many requests of each lane one recipient may have in memory.
     pub(super) fn allowance(&self) -> usize {
         let waiting = self.limits.flow_waiting.max(1);

@@ -1,0 +1,117 @@
+//! More messages for one node than are kept in memory, and more than it can take.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs;
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use receptor_tests::Control;
+use receptor_tests::{Daemon, Mesh};
+use serde_json::{Value, json};
+
+/// More than wait in memory for one node (`flow_waiting` of the core's limits).
+const MANY: usize = 8_300;
+/// Messages that a client has under way at once.
+const WINDOW: usize = 500;
+/// What a daemon and the sockets on the way may take of a client whose messages nobody takes, in
+/// bytes; nothing of it is on a disk.
+const TAKEN_MOST: usize = 160 << 20;
+/// How long a write blocks before it is said that the daemon does not read.
+const UNREAD: Duration = Duration::from_secs(5);
+
+fn ask(at: &Daemon, command: &Value) -> Value {
+    let mut control = at.control();
+    control.write(format!("{command}\n"));
+    control.reply()
+}
+
+/// Durable messages to a node that is not there; their ids, in order.
+fn send_many(control: &mut Control, count: usize) -> Vec<String> {
+    let mut ids = Vec::new();
+    while ids.len() < count {
+        let burst = WINDOW.min(count - ids.len());
+        for tag in 0..burst {
+            let command = json!({
+                "command": "send", "directive": "echo:discard", "recipient": "away", "text": "x",
+                "detach": true, "wait": true, "tag": tag,
+            });
+            control.write(format!("{command}\n"));
+        }
+        let mut accepted = vec![String::new(); burst];
+        for _ in 0..burst {
+            let reply = control.reply();
+            assert_eq!(reply["type"], "accepted", "{reply}");
+            let tag = usize::try_from(reply["tag"].as_u64().unwrap()).unwrap();
+            accepted[tag] = reply["id"].as_str().unwrap().to_owned();
+        }
+        ids.append(&mut accepted);
+    }
+    ids
+}
+
+#[test]
+fn what_waits_on_the_disk_alone_is_shown_and_dropped() {
+    let mesh = Mesh::new();
+    let node = mesh.node("node-a").start();
+    let ids = send_many(&mut node.control(), MANY);
+    let last = ids.last().unwrap();
+    let show = ask(&node, &json!({"command": "spool", "id": last}));
+    assert_eq!(show["error"]["code"], "busy", "{show}");
+    assert_eq!(show["error"]["detail"]["id"], json!(last), "{show}");
+    let total = |node: &Daemon| ask(node, &json!({"command": "spool"}))["total"].as_u64();
+    assert_eq!(total(&node), Some(MANY as u64));
+    for id in [last, &ids[0]] {
+        let dropped = ask(&node, &json!({"command": "spool-drop", "id": id}));
+        assert!(dropped["error"].is_null(), "{dropped}");
+    }
+    assert_eq!(total(&node), Some(MANY as u64 - 2));
+    let again = ask(&node, &json!({"command": "spool-drop", "id": last}));
+    assert_eq!(again["error"]["code"], "not-found", "{again}");
+}
+
+/// A client sends messages that may be lost to any node that can do the work, and none is done
+/// with the first one.
+#[test]
+fn messages_to_any_node_wait_for_room_like_those_to_one() {
+    let mesh = Mesh::new();
+    let plugins = mesh.dir().join("plugins");
+    fs::create_dir(&plugins).unwrap();
+    let plugin = plugins.join("slow");
+    let script = "#!/bin/sh\n\
+         echo '{\"type\":\"hello\",\"protocol\":1,\"name\":\"slow\",\"version\":\"1\",\"actions\":{\"do\":{\"payload\":\"text\",\"output\":\"text\"}}}'\n\
+         read -r hello || exit 0\n\
+         exec sleep 1000\n";
+    fs::write(&plugin, script).unwrap();
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
+    let node = mesh
+        .node("node-a")
+        .config("[plugins]\nallow-unsafe = true\nmax-works = 1")
+        .arg("--plugins-dir")
+        .arg(plugins.to_str().unwrap())
+        .start();
+    receptor_tests::wait_for("the plugin to be known", || {
+        let reply = ask(&node, &json!({"command": "capabilities"}));
+        reply.to_string().contains("slow").then_some(())
+    });
+    let control = node.control();
+    let mut stream = control.stream();
+    stream.set_write_timeout(Some(UNREAD)).unwrap();
+    let text = "x".repeat(32 << 10);
+    let mut taken = 0;
+    for tag in 0.. {
+        let command = json!({
+            "command": "send", "directive": "slow:do", "any": true, "text": text,
+            "volatile": true, "tag": tag,
+        });
+        match stream.write_all(format!("{command}\n").as_bytes()) {
+            Ok(()) => taken += text.len(),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+                break;
+            }
+        }
+        assert!(taken < TAKEN_MOST, "the daemon takes whatever comes");
+    }
+}
