@@ -290,8 +290,8 @@ impl Scene {
         let runs = std::mem::take(&mut self.runs);
         let summary = campaign.account(&runs, excused);
         self.tell("all is accounted for");
-        leftovers::assert_quiet(&self.nodes);
         wait_agreement(&self.nodes);
+        leftovers::assert_quiet(&self.nodes);
         let nodes = std::mem::take(&mut self.nodes);
         leftovers::assert_none_left(self.mesh.dir(), nodes);
         self.tell("nothing is left");
