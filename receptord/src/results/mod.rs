@@ -272,14 +272,15 @@ impl Keeper {
             work
         });
         work.accepted = true;
-        if response.serial <= work.last {
+        let Some(serial) = work.place(response.serial, response.eof.is_some()) else {
             // It was kept before a restart, and the core did not hear of it.
             work.told = work.told.min(response.serial - 1);
             return;
-        }
-        work.last = response.serial;
+        };
+        work.last = serial;
         if !work.is_let_go() {
             let mut response = response.clone();
+            response.serial = serial;
             if let Payload::Inline(bytes) = &mut response.payload {
                 // A slice of a read buffer would keep the whole buffer.
                 *bytes = bytes::Bytes::copy_from_slice(bytes);

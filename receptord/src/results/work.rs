@@ -199,6 +199,18 @@ impl Work {
         self.end.is_some() && self.pending.is_empty()
     }
 
+    /// The serial that a response is kept under; `None`: it is kept already. A work that its node's
+    /// crash cut short may end before what came of it, and was not safe there: its end comes last.
+    pub(super) fn place(&self, serial: u64, is_end: bool) -> Option<u64> {
+        if serial > self.last {
+            Some(serial)
+        } else if is_end && self.end.is_none() {
+            Some(self.last + 1)
+        } else {
+            None
+        }
+    }
+
     pub(super) fn push(&mut self, response: Response) {
         self.pending_bytes += size(&response);
         self.pending.push_back(response);
@@ -234,5 +246,22 @@ pub(super) fn size(response: &Response) -> u64 {
     match &response.payload {
         Payload::Inline(bytes) => bytes.len() as u64,
         Payload::Stored { size, .. } => *size,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_work_that_a_crash_cut_short_comes_after_all_that_is_kept() {
+        let mut work = Work::new(0);
+        work.last = 3100;
+        assert_eq!(work.place(2901, false), None);
+        assert_eq!(work.place(2901, true), Some(3101));
+        assert_eq!(work.place(3101, true), Some(3101));
+        let (code, error) = (1, None);
+        work.end = Some((End { code, error }, 0));
+        assert_eq!(work.place(2901, true), None, "a second one");
     }
 }
