@@ -470,7 +470,10 @@ impl Daemon {
             tracing::debug!("some links did not end in time");
         }
         // A disk that hangs must not hold it up either: what was promised is safe already.
-        let close = self.context.store.close();
+        let close = async {
+            self.context.keeper.flushed().await;
+            self.context.store.close().await;
+        };
         if timeout(GOODBYE_TIME, close).await.is_err() {
             tracing::warn!("the spool did not end in time; nothing is lost");
         }

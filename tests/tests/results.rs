@@ -490,7 +490,7 @@ fn what_was_given_up_is_kept_and_can_be_sent_again() {
         wait_state(&a, id, "sent", "expired");
     }
     wait_for("both are on the disk", || {
-        (files(&a, "dead-letters") == 3).then_some(())
+        (files(&a, "dead-letters") == 4).then_some(())
     });
     a.kill();
     a.restart();

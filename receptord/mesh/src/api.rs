@@ -372,9 +372,12 @@ pub enum Output {
         /// Present on the last one.
         eof: Option<Eof>,
     },
-    /// A request was given up: one of this node, and its sender is told why, or one in custody whose
-    /// origin cannot be told. To keep it for an operator read its payload at once: its entry is removed
-    /// soon, behind this. The message's body is empty, its size is not, when it is in the store only.
+    /// A request was given up: one of this node, or one in custody whose origin cannot be told. Keep
+    /// it for an operator, its payload too, then call [`crate::Mesh::handle_dead_letter`]. Only when
+    /// that says that the letter is on the disk its sender is told why, and its entry removed: a
+    /// crash before finds the message again, and gives it up again. The message's body is empty, its
+    /// size is not, when it is in the store only. A bounded number of them waits for an answer at
+    /// once.
     DeadLetter {
         /// Where it is stored.
         entry: EntryId,
@@ -482,12 +485,19 @@ pub enum Event {
         /// Who.
         node: NodeId,
     },
-    /// A message of this node was given up; its sender was told.
+    /// A message of this node was given up; its sender is told.
     GivenUp {
         /// Which.
         work: MessageId,
         /// To whom it was going.
         recipient: NodeId,
+        /// Why.
+        reason: ErrorBody,
+    },
+    /// A message that was given up could not be kept as a dead letter.
+    NoDeadLetter {
+        /// Which.
+        work: MessageId,
         /// Why.
         reason: ErrorBody,
     },

@@ -37,6 +37,7 @@ mod flow;
 mod inbox;
 mod incoming;
 mod journal;
+mod letters;
 mod outgoing;
 mod paging;
 mod partial;
@@ -63,6 +64,7 @@ use custody::Keeper;
 use flow::{Flow, Key, Pipe, Pumped};
 use inbox::Requests;
 use journal::{Done, Journal};
+use letters::Letters;
 use paging::Paging;
 use partial::Partials;
 use received::{Acks, Received};
@@ -146,6 +148,7 @@ pub(crate) struct Delivery {
     journal: Journal,
     requests: Requests,
     paging: Paging,
+    letters: Letters,
     keeper: Keeper,
     /// A leaf keeps nothing of others.
     takes_custody: bool,
@@ -207,6 +210,7 @@ impl Delivery {
             journal: Journal::default(),
             requests: Requests::default(),
             paging: Paging::new(config.seed),
+            letters: Letters::default(),
             keeper: Keeper::default(),
             takes_custody: config.router,
             works: Works::new(config.seed),
@@ -369,6 +373,7 @@ impl Delivery {
             );
         }
         self.look_at_kept(cx);
+        self.letters.give(now, cx.out);
         for done in self.journal.take_again(now) {
             self.write_again(cx, done);
         }
@@ -436,6 +441,7 @@ impl Delivery {
             self.requests.deadline(),
             self.journal.deadline(),
             self.partials.deadline(),
+            self.letters.deadline(),
             self.keeper.deadline(),
             self.sweep_at,
             self.early_at,

@@ -196,6 +196,19 @@ impl Mesh {
         self.settle(now);
     }
 
+    /// Answers [`Output::DeadLetter`]: the letter is on the disk, or could not be put there; then
+    /// it is asked for a few times more.
+    pub fn handle_dead_letter(
+        &mut self,
+        now: Instant,
+        entry: EntryId,
+        result: Result<(), ErrorBody>,
+    ) {
+        self.delivery
+            .handle_dead_letter(now, &mut self.router, entry, result, &mut self.out);
+        self.settle(now);
+    }
+
     /// Answers [`Output::Append`]: the entry now ends at `end`, or could not be written.
     pub fn handle_appended(
         &mut self,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use receptor_mesh::{Payload, Recipient, Submission};
 use receptor_proto::control::{
     DeadLetterCommand, DeadLettersReply, LINE_MAX, RetryReply, SendReply, WorkStatus, WorksReply,
+    keyed_id,
 };
 use receptor_proto::{ErrorBody, ErrorCode, IdPrefix};
 use receptor_spool::{Sums, verify_payload};
@@ -17,7 +18,6 @@ use tokio::sync::Notify;
 
 use super::Context;
 use super::outlet::{Outlet, error_line, tagged};
-use super::send::new_id;
 use super::session::Failure;
 use crate::engine::{EngineGone, Input, Mailbox, News, Query, Submit};
 use crate::results::{Stop, resolve};
@@ -122,7 +122,8 @@ fn fitting<'a, T: Serialize + 'a>(list: impl Iterator<Item = &'a T>) -> usize {
 }
 
 /// Sends a message that was given up once more, as a new one, and forgets it when that is
-/// accepted.
+/// accepted. The new one's id comes from the old one's, as from a key: should the letter be there
+/// still, because this node went down in between, another try sends nothing twice.
 pub(super) async fn retry(
     context: &Context,
     command: &DeadLetterCommand,
@@ -166,8 +167,9 @@ pub(super) async fn retry(
         Payload::Inline(letters.body(&letter).await.map_err(lost)?)
     };
     let default_expiry = context.settings.borrow().spool.default_expiry;
+    let again = format!("dead-letter {}", letter.id);
     let submission = Submission {
-        id: new_id(),
+        id: keyed_id(&context.node, &again),
         recipient: Recipient::Node(letter.recipient.clone()),
         directive: letter.directive.clone(),
         content: letter.content,
@@ -177,7 +179,7 @@ pub(super) async fn retry(
         expiry: command
             .expires_ms
             .map_or(default_expiry, Duration::from_millis),
-        repeatable: false,
+        repeatable: true,
     };
     let id = submission.id;
     let arrived = Rc::new(Notify::new());
@@ -187,7 +189,7 @@ pub(super) async fn retry(
         submission,
         wait: true,
         detach: true,
-        digest: None,
+        digest: Some(again),
         mailbox: Rc::clone(&mailbox),
     };
     context.engine.send(Input::Submit(vec![submit])).await?;
@@ -196,17 +198,18 @@ pub(super) async fn retry(
             arrived.notified().await;
             continue;
         };
-        match letter_back.news {
-            News::Accepted { recipient } => {
-                letters.forget(letter.id);
-                return Ok(RetryReply {
-                    retried: letter.id,
-                    id,
-                    recipient,
-                });
-            }
+        let recipient = match letter_back.news {
+            News::Accepted { recipient } => recipient,
+            News::Known { recipient } => recipient.unwrap_or_else(|| letter.recipient.clone()),
             News::Refused(error) | News::RefusedQuiet(_, error) => return Err(error.into()),
-            News::Known { .. } | News::Response(_) => {}
-        }
+            // None comes before the word whether it is accepted.
+            News::Response(_) => continue,
+        };
+        letters.forget(letter.id);
+        return Ok(RetryReply {
+            retried: letter.id,
+            id,
+            recipient,
+        });
     }
 }

@@ -14,7 +14,7 @@ use receptor_proto::packet::{self, Eof, Message, MessageKind};
 use receptor_proto::{ErrorBody, ErrorCode, IdPrefix, MessageId, NodeId};
 
 use super::Engine;
-use crate::results::{DeadLetter, Ending, not_found, now_ms, resolve};
+use crate::results::{DeadLetter, Ending, LetterBody, not_found, now_ms, resolve};
 
 /// Messages that are looked at for one answer; a line holds a few thousand.
 const SPOOL_MAX: usize = 10_000;
@@ -302,7 +302,8 @@ impl Engine {
         now_ms().saturating_sub(u64::try_from(age).unwrap_or(u64::MAX))
     }
 
-    /// Keeps a message that was given up.
+    /// Keeps a message that was given up. The core is told when it is, and gives out no more than
+    /// it may have unanswered.
     pub(super) fn dead_letter(
         &mut self,
         entry: EntryId,
@@ -324,16 +325,11 @@ impl Engine {
             at_ms: now_ms(),
             reason,
         };
+        let letters = self.keeper.letters();
         if letter.is_apart() {
-            // Its other name goes with the entry, soon.
-            let to = self.keeper.letters().payload_path(letter.id);
-            if let Err(error) = receptor_spool::link_payload(&self.store.path(entry), &to) {
-                tracing::warn!(work = %letter.id, %error, "a message that was given up is not kept");
-                return;
-            }
-            self.keeper.letters().keep(letter, &Bytes::new());
+            letters.keep(entry, letter, LetterBody::Apart(self.store.path(entry)));
         } else if message.body.len() as u64 == message.size {
-            self.keeper.letters().keep(letter, &message.body);
+            letters.keep(entry, letter, LetterBody::Inline(message.body));
         } else {
             let length = usize::try_from(letter.size).unwrap_or(usize::MAX);
             self.letters.insert(entry, letter);
@@ -346,10 +342,11 @@ impl Engine {
             return;
         };
         match result {
-            Ok(body) => self.keeper.letters().keep(letter, &body),
-            Err(error) => {
-                tracing::warn!(work = %letter.id, %error, "a message that was given up is not kept");
-            }
+            Ok(body) => self
+                .keeper
+                .letters()
+                .keep(entry, letter, LetterBody::Inline(body)),
+            Err(error) => self.mesh.handle_dead_letter(self.now, entry, Err(error)),
         }
     }
 }

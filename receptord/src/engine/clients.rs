@@ -44,6 +44,7 @@ pub(super) struct Clients {
 struct Sent {
     listener: Listener,
     volatile: bool,
+    accepted: bool,
     /// The highest serial that came.
     delivered: u64,
     ended: bool,
@@ -191,6 +192,7 @@ impl Engine {
         let send = Sent {
             listener,
             volatile: submission.volatile,
+            accepted: false,
             delivered: 0,
             ended: !submission.respond,
         };
@@ -262,6 +264,7 @@ impl Engine {
         let Some(send) = self.clients.sends.get_mut(&work) else {
             return;
         };
+        send.accepted = true;
         let news = News::Accepted { recipient };
         let mut over = send.ended;
         match &send.listener {
@@ -277,23 +280,27 @@ impl Engine {
         }
     }
 
-    /// A one-way message is not on the disk.
+    /// A message is not on the disk. Nothing of it is remembered, so that it can be sent again with
+    /// the same key.
     pub(super) fn not_accepted(&mut self, work: MessageId, reason: ErrorBody) {
-        let Some(send) = self.clients.sends.remove(&work) else {
-            return;
-        };
-        match send.listener {
-            Listener::Client(mailbox) | Listener::Detaching(mailbox) => {
-                let news = News::Refused(reason);
-                mailbox.push(Letter { work, news });
+        match self.clients.sends.remove(&work).map(|send| send.listener) {
+            Some(Listener::Client(mailbox) | Listener::Detaching(mailbox)) => {
+                self.not_taken(work, &mailbox, &reason);
             }
-            Listener::Gone => {}
+            Some(Listener::Gone) | None => self.keeper.abandon(work),
         }
     }
 
     pub(super) fn deliver(&mut self, work: MessageId, response: Response) {
         let (serial, ended) = (response.serial, response.eof.is_some());
         let send = self.clients.sends.get_mut(&work);
+        if send.as_ref().is_some_and(|send| !send.accepted)
+            && let Some(error) = response.eof.as_ref().and_then(|eof| eof.error.clone())
+        {
+            // Its last response takes the place of its acceptance.
+            self.not_accepted(work, error);
+            return self.mesh.consumed(self.now, work, serial);
+        }
         let volatile = send.as_ref().is_some_and(|send| send.volatile);
         if !volatile {
             self.keeper.take(work, &response);

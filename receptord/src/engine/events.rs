@@ -109,6 +109,10 @@ impl EventLog {
                 let code = &reason.code;
                 tracing::warn!(message_id = id::DEAD_LETTER, %work, %recipient, %code, "message given up: {}", reason.message);
             }
+            Event::NoDeadLetter { work, reason } => {
+                let code = &reason.code;
+                tracing::warn!(%work, %code, "a message that was given up is not kept: {}", reason.message);
+            }
             Event::PeerMistake { link, reason } => {
                 if !self.may_tell() {
                     return;

@@ -114,6 +114,8 @@ pub(crate) enum Input {
     },
     /// Something changed about what the keeper has of this work, or it could not be written.
     Kept(MessageId, Result<(), ErrorBody>),
+    /// The dead letter of this entry is on the disk, or could not be put there.
+    LetterKept(EntryId, Result<(), ErrorBody>),
     /// A client has these responses, and those before them.
     Consumed(Vec<(MessageId, u64)>),
     /// A client is gone; what comes for these works is kept for whoever asks.

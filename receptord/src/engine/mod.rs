@@ -173,6 +173,10 @@ impl Engine {
         keeper.start(Box::new(move |work, result| {
             done.send_stored(Input::Kept(work, result));
         }));
+        let done = handle.clone();
+        keeper.letters().start(Box::new(move |entry, result| {
+            done.send_stored(Input::LetterKept(entry, result));
+        }));
         let stored = store.start(recovered)?;
         let engine = Self {
             mesh,
@@ -400,6 +404,9 @@ impl Engine {
                 let _ = reply.send(self.spool_drop(&work));
             }
             Input::Kept(work, result) => self.kept(work, result),
+            Input::LetterKept(entry, result) => {
+                self.mesh.handle_dead_letter(self.now, entry, result);
+            }
             Input::Consumed(list) => {
                 for (work, serial) in list {
                     self.consumed(work, serial);

@@ -2,7 +2,8 @@
 //!
 //! Owns the order of the writes and their syncs: one batch runs at a time, and what comes up
 //! meanwhile becomes the next one, so that many works share the sync of the directory. A write is
-//! reported when it, and the name of its file, are on the disk. Knows nothing of what is written.
+//! reported when it, and the name of its file, are on the disk; a removal when the name is gone from
+//! there, so that no loss of power brings it back. Knows nothing of what is written.
 
 use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions};
@@ -10,6 +11,8 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+
+use tokio::sync::oneshot;
 
 use crate::task;
 
@@ -83,6 +86,17 @@ impl Disk {
         }
     }
 
+    /// Waits until everything that was asked before is done.
+    pub(super) async fn flushed(&self) {
+        let (told, done) = oneshot::channel();
+        let nothing = Op::Remove { names: Vec::new() };
+        self.push(nothing, |_| {
+            let _ = told.send(());
+        });
+        // Else the runtime ends.
+        let _ = done.await;
+    }
+
     async fn run(self) {
         loop {
             let (ops, tolds): (Vec<_>, Vec<_>) = {
@@ -107,12 +121,12 @@ impl Disk {
 }
 
 fn batch(dir: &Path, ops: Vec<Op>) -> Vec<io::Result<()>> {
-    let mut new_names = false;
+    let mut names_changed = false;
     let mut results: Vec<_> = ops
         .into_iter()
-        .map(|op| work(dir, op, &mut new_names))
+        .map(|op| work(dir, op, &mut names_changed))
         .collect();
-    if new_names && let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {
+    if names_changed && let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {
         for result in &mut results {
             if result.is_ok() {
                 *result = Err(io::Error::new(error.kind(), error.to_string()));
@@ -122,7 +136,7 @@ fn batch(dir: &Path, ops: Vec<Op>) -> Vec<io::Result<()>> {
     results
 }
 
-fn work(dir: &Path, op: Op, new_names: &mut bool) -> io::Result<()> {
+fn work(dir: &Path, op: Op, names_changed: &mut bool) -> io::Result<()> {
     match op {
         Op::Append {
             name,
@@ -138,7 +152,7 @@ fn work(dir: &Path, op: Op, new_names: &mut bool) -> io::Result<()> {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     linked => linked?,
                 }
-                *new_names = true;
+                *names_changed = true;
             }
             let file = OpenOptions::new()
                 .write(true)
@@ -146,7 +160,7 @@ fn work(dir: &Path, op: Op, new_names: &mut bool) -> io::Result<()> {
                 .truncate(false)
                 .mode(0o600)
                 .open(dir.join(name))?;
-            *new_names |= offset == 0;
+            *names_changed |= offset == 0;
             file.set_len(offset)?;
             file.write_all_at(&bytes, offset)?;
             file.sync_data()
@@ -154,8 +168,9 @@ fn work(dir: &Path, op: Op, new_names: &mut bool) -> io::Result<()> {
         Op::Remove { names } => {
             for name in names {
                 match fs::remove_file(dir.join(name)) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
+                    Ok(()) => *names_changed = true,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
                 }
             }
             Ok(())

@@ -2,9 +2,10 @@
 //!
 //! Owns `dead-letters/` and its limits. A letter is one line of JSON and the payload behind it; a
 //! large payload becomes one more name of the file that it is. Kept until it is sent again, dropped,
-//! old enough, or the oldest of too many.
+//! old enough, or the oldest of too many. A letter is one when it is on the disk; until it was said
+//! that it is, its message is the core's as before, and the letter may come again.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _};
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use receptor_mesh::EntryId;
 use receptor_proto::control::DeadLetterStatus;
 use receptor_proto::packet::{Content, SEGMENT_MAX};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, IdPrefix, MessageId, NodeId};
@@ -58,13 +60,33 @@ impl DeadLetter {
     }
 }
 
+/// The payload of a letter that is to be kept.
+#[derive(Debug)]
+pub(crate) enum LetterBody {
+    /// This.
+    Inline(Bytes),
+    /// In this file, which gets another name.
+    Apart(PathBuf),
+}
+
+/// Is told that the letter of this entry is on the disk, or could not be put there.
+pub(crate) type OnKept = Box<dyn Fn(EntryId, Result<(), ErrorBody>)>;
+
 /// See the module. Clones are the same letters.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct DeadLetters {
     disk: Disk,
     letters: Rc<RefCell<HashMap<MessageId, DeadLetter>>>,
     /// Of their payloads.
     bytes: Rc<Cell<u64>>,
+    on_kept: Rc<OnceCell<OnKept>>,
+}
+
+impl std::fmt::Debug for DeadLetters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let letters = self.letters.borrow().len();
+        write!(f, "DeadLetters({letters}, {} B)", self.bytes.get())
+    }
 }
 
 impl DeadLetters {
@@ -106,7 +128,14 @@ impl DeadLetters {
             disk: Disk::new(dir),
             bytes: Rc::new(Cell::new(bytes)),
             letters: Rc::new(RefCell::new(letters)),
+            on_kept: Rc::default(),
         })
+    }
+
+    /// Who is told what came of [`Self::keep`].
+    pub(crate) fn start(&self, on_kept: OnKept) {
+        // There is one engine, which does this once.
+        let _ = self.on_kept.set(on_kept);
     }
 
     /// Where the payload of a letter that has it in a file of its own is to be, or is.
@@ -114,36 +143,50 @@ impl DeadLetters {
         self.disk.path(&payload_name(id))
     }
 
-    /// Keeps a letter; a payload in a file of its own is there already.
-    pub(crate) fn keep(&self, letter: DeadLetter, body: &Bytes) {
-        let mut bytes = match serde_json::to_vec(&letter) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                tracing::warn!(%error, "a message that was given up is not kept");
-                return;
-            }
-        };
-        bytes.push(b'\n');
-        bytes.extend_from_slice(body);
+    /// Keeps the letter of the message with this entry, and then says so.
+    pub(crate) fn keep(&self, entry: EntryId, letter: DeadLetter, body: LetterBody) {
         let id = letter.id;
-        let op = Op::Append {
-            name: id.to_string(),
-            offset: 0,
-            bytes,
-            links: Vec::new(),
-        };
-        self.bytes.set(self.bytes.get() + letter.size);
-        if let Some(old) = self.letters.borrow_mut().insert(id, letter) {
-            self.bytes.set(self.bytes.get().saturating_sub(old.size));
-        }
-        let letters = self.clone();
-        self.disk.push(op, move |result| {
-            if let Err(error) = result {
-                tracing::warn!(work = %id, %error, "a message that was given up is not kept");
-                letters.forget(id);
+        let written = serde_json::to_vec(&letter).map(|mut bytes| {
+            bytes.push(b'\n');
+            let mut links = Vec::new();
+            match body {
+                LetterBody::Inline(body) => bytes.extend_from_slice(&body),
+                LetterBody::Apart(path) => links.push((path, payload_name(id))),
+            }
+            Op::Append {
+                name: id.to_string(),
+                offset: 0,
+                bytes,
+                links,
             }
         });
-        self.bound();
+        let letters = self.clone();
+        match written {
+            Ok(op) => self.disk.push(op, move |result| {
+                letters.kept(entry, letter, result);
+            }),
+            Err(error) => self.kept(entry, letter, Err(error.into())),
+        }
+    }
+
+    fn kept(&self, entry: EntryId, letter: DeadLetter, result: io::Result<()>) {
+        // Whatever was there under this name has been written over.
+        self.take_out(letter.id);
+        let result = match result {
+            Ok(()) => {
+                self.bytes.set(self.bytes.get() + letter.size);
+                self.letters.borrow_mut().insert(letter.id, letter);
+                self.bound();
+                Ok(())
+            }
+            Err(error) => {
+                self.remove(letter.id);
+                Err(ErrorBody::new(ErrorCode::Internal, error.to_string()))
+            }
+        };
+        if let Some(on_kept) = self.on_kept.get() {
+            on_kept(entry, result);
+        }
     }
 
     /// Drops the oldest tenth of too many, so that not every letter has to make room.
@@ -181,17 +224,32 @@ impl DeadLetters {
 
     /// Drops a letter.
     pub(crate) fn forget(&self, id: MessageId) {
-        let gone = self.letters.borrow_mut().remove(&id);
-        if let Some(letter) = gone {
-            self.bytes.set(self.bytes.get().saturating_sub(letter.size));
-            let sums = format!("{}{}", payload_name(id), receptor_spool::SUMS);
-            let names = vec![id.to_string(), payload_name(id), sums];
-            self.disk.push(Op::Remove { names }, |result| {
-                if let Err(error) = result {
-                    tracing::warn!(%error, "a dead letter was not removed");
-                }
-            });
+        if self.take_out(id) {
+            self.remove(id);
         }
+    }
+
+    /// Whether there was such a letter.
+    fn take_out(&self, id: MessageId) -> bool {
+        let gone = self.letters.borrow_mut().remove(&id);
+        let size = gone.as_ref().map_or(0, |letter| letter.size);
+        self.bytes.set(self.bytes.get().saturating_sub(size));
+        gone.is_some()
+    }
+
+    fn remove(&self, id: MessageId) {
+        let sums = format!("{}{}", payload_name(id), receptor_spool::SUMS);
+        let names = vec![id.to_string(), payload_name(id), sums];
+        self.disk.push(Op::Remove { names }, |result| {
+            if let Err(error) = result {
+                tracing::warn!(%error, "a dead letter was not removed");
+            }
+        });
+    }
+
+    /// Waits until what was asked before is on the disk.
+    pub(super) async fn flushed(&self) {
+        self.disk.flushed().await;
     }
 
     /// The letter whose id begins so.

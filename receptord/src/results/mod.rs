@@ -48,7 +48,7 @@ use crate::task;
 
 pub(crate) use self::ending::Ending;
 pub(crate) use self::history::History;
-pub(crate) use self::letters::{DeadLetter, DeadLetters};
+pub(crate) use self::letters::{DeadLetter, DeadLetters, LetterBody};
 pub(crate) use self::reader::{Item, Source, Stop};
 
 /// When room is made, a tenth of the limit is freed, so that not every response has to make some.
@@ -212,6 +212,12 @@ impl Keeper {
     /// The messages that were given up.
     pub(crate) fn letters(&self) -> &DeadLetters {
         &self.0.letters
+    }
+
+    /// Waits until what was asked before is on the disk. What comes later is the core's still.
+    pub(crate) async fn flushed(&self) {
+        self.0.disk.flushed().await;
+        self.0.letters.flushed().await;
     }
 
     // What the engine tells.

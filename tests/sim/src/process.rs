@@ -188,7 +188,10 @@ impl World {
                 self.deliver(node, work, serial, &payload, eof.as_ref());
             }
             Output::EchoResult { id, result } => self.echo_result(node, id, result),
-            Output::DeadLetter { .. } => {}
+            Output::DeadLetter { entry, .. } => {
+                let failed = self.troubled && self.disks.chance(self.options.disk_faults);
+                self.disk(node, DiskJob::DeadLetter { entry, failed });
+            }
             Output::Event(event) => self.event(node, event),
         }
     }
@@ -313,6 +316,12 @@ impl World {
                     mesh.handle_loaded(clock, token, result);
                 }
             }
+            DiskJob::DeadLetter { entry, failed } => {
+                let result = if failed { Err(error) } else { Ok(()) };
+                if let Some(mesh) = self.hosts[node].mesh.as_mut() {
+                    mesh.handle_dead_letter(clock, entry, result);
+                }
+            }
             DiskJob::Append { entry, end, failed } => {
                 let result = if failed { Err(error) } else { Ok(()) };
                 if let Some(mesh) = self.hosts[node].mesh.as_mut() {
@@ -405,7 +414,8 @@ impl World {
             | MeshEvent::LinkRefused { .. }
             | MeshEvent::NodeReachable { .. }
             | MeshEvent::NodeUnreachable { .. }
-            | MeshEvent::NodeForgotten { .. } => {}
+            | MeshEvent::NodeForgotten { .. }
+            | MeshEvent::NoDeadLetter { .. } => {}
         }
     }
 

@@ -57,6 +57,10 @@ pub(crate) enum DiskJob {
         end: u64,
         failed: bool,
     },
+    DeadLetter {
+        entry: EntryId,
+        failed: bool,
+    },
     /// With what was read when it was asked for; `None`: it is read when it is answered.
     Load {
         token: LoadToken,

@@ -66,7 +66,7 @@ impl Delivery {
             let found = self.recall(cx.now, work, Some(reason));
             return if found { Ok(()) } else { Err(NoSuchWork) };
         };
-        if request.is_ended() || request.over || request.cancelled {
+        if request.is_ended() || request.over || request.given_up || request.cancelled {
             return Ok(());
         }
         request.cancelled = true;

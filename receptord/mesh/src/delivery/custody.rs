@@ -522,12 +522,21 @@ impl Delivery {
 
     /// It is kept no longer: its origin is told.
     fn drop_kept(&mut self, entry: EntryId, holding: Holding) {
-        if let Some(kept) = self.keeper.remove(entry) {
+        if self.forget_kept(entry, holding) {
             self.journal.remove(entry);
+        }
+    }
+
+    /// The same, but for its entry. Whether it was kept.
+    fn forget_kept(&mut self, entry: EntryId, holding: Holding) -> bool {
+        let kept = self.keeper.remove(entry);
+        let was_kept = kept.is_some();
+        if let Some(kept) = kept {
             let origin = kept.name.0.clone();
             let never_sent = !kept.was_sent;
             self.keeper.say(origin, holding, &kept.name, never_sent);
         }
+        was_kept
     }
 
     /// Its time is over. Its origin has the same time, tells its sender and keeps the dead letter;
@@ -539,13 +548,11 @@ impl Delivery {
             && cx.net.path(&kept.name.0) == 0
         {
             let reason = "its lifetime ended here, in custody, before its recipient had it";
-            cx.out.push_back(Output::DeadLetter {
-                entry,
-                origin: Some(kept.name.0.clone()),
-                recipient: kept.name.1.clone(),
-                message: Box::new(kept.message.clone()),
-                reason: ErrorBody::new(ErrorCode::Expired, reason),
-            });
+            let reason = ErrorBody::new(ErrorCode::Expired, reason);
+            let ends = (kept.name.0.clone(), kept.name.1.clone());
+            let message = kept.message.clone();
+            self.forget_kept(entry, Holding::Dropped);
+            return self.send_letter_of(cx, entry, ends, message, reason);
         }
         self.drop_kept(entry, Holding::Dropped);
     }

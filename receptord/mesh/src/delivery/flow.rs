@@ -516,7 +516,7 @@ impl Flow {
 
     /// Whether nobody would notice if the flow began anew.
     pub(crate) fn is_unused(&self) -> bool {
-        !self.used && self.is_empty() && self.grace.is_none()
+        !self.used && self.is_empty() && self.held.is_empty() && self.grace.is_none()
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&Outgoing> {

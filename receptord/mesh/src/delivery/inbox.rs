@@ -96,6 +96,8 @@ pub(crate) struct Request {
     pub(crate) instance: u64,
     /// It was given up and wants no responses; only its own write is still waited for.
     pub(crate) over: bool,
+    /// It was given up; its end waits for its dead letter.
+    pub(crate) given_up: bool,
     pub(crate) cancelled: bool,
     /// What its recipient was chosen by, if it was.
     pub(crate) any: Option<Box<Wanted>>,
@@ -147,6 +149,7 @@ impl Request {
             unwritten: None,
             instance: 0,
             over: false,
+            given_up: false,
             cancelled: false,
             any: None,
             open_cancel: None,

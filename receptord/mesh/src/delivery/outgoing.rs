@@ -367,15 +367,10 @@ impl Delivery {
                 if let Some(entry) = outgoing.entry
                     && reason.code != ErrorCode::Cancelled
                 {
-                    cx.out.push_back(Output::DeadLetter {
-                        entry,
-                        origin: None,
-                        recipient: self.remotes[to.0].node.clone(),
-                        message: Box::new(outgoing.message),
-                        reason: reason.clone(),
-                    });
+                    self.send_letter(cx, to, entry, outgoing, reason);
+                } else {
+                    self.end_request(cx, work, reason);
                 }
-                self.end_request(cx, work, reason);
             }
             MessageKind::Response { .. } => self.break_off(cx, to, &outgoing, reason),
             MessageKind::Cancel { .. } => {

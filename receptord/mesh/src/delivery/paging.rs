@@ -105,6 +105,11 @@ impl Paging {
         }
         Some(self.last_tag)
     }
+
+    /// Who waited longest for a page.
+    pub(super) fn next_hungry(&mut self) -> Option<RemoteId> {
+        self.hungry.pop_front()
+    }
 }
 
 impl Delivery {
@@ -237,7 +242,7 @@ impl Delivery {
     /// Something about pages of this recipient is due.
     pub(super) fn look_at_pages(&mut self, cx: &mut Cx<'_>, id: RemoteId) {
         for (lane, tag) in self.remotes[id.0].flow.backlog.take_due(cx.now) {
-            if self.paging.loads.len() >= LOADS_MAX {
+            if self.paging.loads.len() >= LOADS_MAX || self.letters.is_behind() {
                 let later = cx.now + LOAD_LATER;
                 let backlog = &mut self.remotes[id.0].flow.backlog;
                 backlog.change(lane, tag, |page| page.rests = later);
@@ -259,7 +264,7 @@ impl Delivery {
             if failed || !self.has_appetite(id, lane, tag) {
                 continue;
             }
-            if self.paging.loads.len() < LOADS_MAX {
+            if self.paging.loads.len() < LOADS_MAX && !self.letters.is_behind() {
                 self.load(cx, id, lane, tag, true);
             } else if !self.paging.hungry.contains(&id) {
                 self.paging.hungry.push_back(id);
@@ -372,7 +377,7 @@ impl Delivery {
         }
         self.set_ready(remote);
         self.touch(remote);
-        if let Some(next) = self.paging.hungry.pop_front() {
+        if let Some(next) = self.paging.next_hungry() {
             self.set_ready(next);
         }
     }

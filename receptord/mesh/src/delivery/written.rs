@@ -280,7 +280,7 @@ impl Delivery {
             return;
         }
         let (to, key) = (request.remote, request.key);
-        let ended = request.is_ended() || request.over;
+        let ended = request.is_ended() || request.over || request.given_up;
         let respond = request.respond;
         request.accepted = true;
         if let Some(entry) = request.entry.take() {

@@ -618,12 +618,18 @@ impl Wired {
                 host.mesh.as_mut().unwrap().consumed(now, work, serial);
             }
             Output::DeadLetter {
+                entry,
                 message,
                 origin,
                 reason,
                 ..
             } => {
-                self.hosts[at].letters.push((message.work, origin, reason));
+                let host = &mut self.hosts[at];
+                host.letters.push((message.work, origin, reason));
+                host.mesh
+                    .as_mut()
+                    .unwrap()
+                    .handle_dead_letter(now, entry, Ok(()));
             }
             Output::Begin { .. } | Output::Append { .. } => panic!("no large payloads here"),
             Output::NotAccepted { work, reason } => {
