@@ -155,6 +155,13 @@ impl Reader {
         if work.has_file && self.offset < work.length {
             return Ok(Next::Read { to: work.length });
         }
+        if work.is_whole() && work.told >= work.last && work.writing.is_none() {
+            // It is known how it ended, but not by a response that was kept.
+            let error = work.end.as_ref().and_then(|(end, _)| end.error.clone());
+            let text = "the last response of the work is not kept";
+            let error = error.unwrap_or_else(|| ErrorBody::new(ErrorCode::Lost, text));
+            return Err(Stop::Failed(error));
+        }
         if !follow && work.pending.is_empty() && !work.is_whole() {
             return Ok(Next::Pending(work.state(None)));
         }
