@@ -187,3 +187,34 @@ fn a_plugin_that_changes_its_payload_loses_no_work() {
     let corrupt = fs::read_dir(b.data_dir().join("spool/corrupt")).unwrap();
     assert_eq!(corrupt.count(), 0);
 }
+
+/// What is left of a request is enough to tell its sender.
+#[test]
+fn a_request_that_is_damaged_at_its_recipient_is_answered() {
+    let mesh = Mesh::new();
+    let a = mesh.node("a").start();
+    let step = Step::install(&mesh);
+    let mut b = step.start_at(&mesh, "b", &a);
+    a.wait_ping("b");
+    let once = send(&a, "once", b"x");
+    step.wait_runs(1);
+    let again = send(&a, "again", b"x");
+    step.wait_runs(2);
+    b.kill();
+    let mut damaged = 0;
+    for file in fs::read_dir(b.data_dir().join("spool/segments")).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        while let Some(at) = bytes.windows(9).position(|word| word == b"step:once") {
+            bytes[at] ^= 1;
+            damaged += 1;
+        }
+        fs::write(&path, bytes).unwrap();
+    }
+    assert!(damaged > 0);
+    b.restart();
+    b.wait_log("a part of the spool is damaged");
+    assert_eq!(end(&a, &once), (json!(1), json!("damaged")));
+    step.go();
+    assert_eq!(end(&a, &again), (json!(0), Value::Null));
+}

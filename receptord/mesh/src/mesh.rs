@@ -249,6 +249,13 @@ impl Mesh {
             .restore_partial(now, entry, origin, message, written);
     }
 
+    /// Right after [`Self::new`]: the store cannot read a request for a work here any more, and
+    /// this seems to have been its origin and its work. That node is told, unless the work is
+    /// here nevertheless or has said its last word.
+    pub fn restore_damaged(&mut self, now: Instant, origin: &NodeId, work: MessageId) {
+        self.delivery.restore_damaged(now, origin, work);
+    }
+
     /// A name for a payload that the driver is about to store.
     pub fn new_entry(&mut self) -> EntryId {
         self.delivery.new_entry()

@@ -9,7 +9,7 @@ use receptor_mesh::{
     Config, EntryId, Event, Instant, Mesh, Output, Payload, PersistToken, Recipient, Record,
     Submission,
 };
-use receptor_proto::packet::{Content, Message, MessageKind};
+use receptor_proto::packet::{Content, Eof, Message, MessageKind};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
 const LIFETIME_MS: u64 = 1000;
@@ -184,4 +184,62 @@ fn what_arrived_and_is_not_answered_need_not_be_written() {
     let (_, wanted) = arrived_and_not_written(false);
     assert!(wanted.writes.is_empty());
     assert_eq!(wanted.accepted, 1);
+}
+
+/// A response that was kept over a restart.
+fn response(serial: u64, eof: Option<Eof>) -> Record {
+    Record::Outgoing {
+        entry: EntryId(serial),
+        recipient: node("there"),
+        message: Message {
+            epoch: 4,
+            seq: serial,
+            floor: 0,
+            work: MessageId::from_u128(1),
+            kind: MessageKind::Response { serial, eof },
+            volatile: false,
+            remaining_ms: LIFETIME_MS,
+            content: Content::None,
+            name: None,
+            size: 0,
+            body: Bytes::new(),
+        },
+    }
+}
+
+/// What is written in answer to a request that is damaged: the serial and the error's code.
+fn answers(mesh: &mut Mesh) -> Vec<(u64, ErrorCode)> {
+    mesh.restore_damaged(at(0), &node("there"), MessageId::from_u128(1));
+    mesh.handle_timeout(at(1));
+    let mut said = Vec::new();
+    while let Some(output) = mesh.poll_output() {
+        let Output::Persist { records, .. } = output else {
+            continue;
+        };
+        for record in records {
+            if let Record::Outgoing { message, .. } = record
+                && let MessageKind::Response { serial, eof } = message.kind
+            {
+                said.push((serial, eof.unwrap().error.unwrap().code));
+            }
+        }
+    }
+    said
+}
+
+#[test]
+fn a_damaged_request_is_answered_behind_what_was_said_of_it() {
+    assert_eq!(answers(&mut mesh([])), [(1, ErrorCode::Damaged)]);
+    let some = [response(2, None), response(3, None)];
+    assert_eq!(answers(&mut mesh(some)), [(4, ErrorCode::Damaged)]);
+}
+
+#[test]
+fn a_damaged_request_whose_work_has_ended_is_not_answered_again() {
+    let end = Eof {
+        code: 0,
+        error: None,
+    };
+    let all = [response(1, None), response(2, Some(end))];
+    assert_eq!(answers(&mut mesh(all)), []);
 }

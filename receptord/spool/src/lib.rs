@@ -98,6 +98,6 @@ pub use page::Page;
 pub use partials::{Growing, Synced};
 pub use payloads::payload_path;
 pub use records::{Memos, Records};
-pub use recover::{CORRUPT, Damage, Report};
+pub use recover::{CORRUPT, Damage, LostRequest, Report};
 pub use spool::{Limits, MEMO_FIRST, MEMO_MAX, Op, Options, Outcome, Spool};
 pub use sums::{BLOCK, SUMS, Sums, Verifier, link_payload, sums_beside, verify_payload};

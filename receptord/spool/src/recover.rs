@@ -10,8 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use bytes::Bytes;
+use receptor_proto::packet::MessageKind;
 use receptor_proto::packet::SEGMENT_MAX;
-use receptor_proto::record::{EntryId, Label};
+use receptor_proto::record::{EntryId, Label, Record};
+use receptor_proto::{MessageId, NodeId};
 
 use crate::disk::{Access, Disk, DiskFile, read_full, write_full};
 use crate::error::SpoolError;
@@ -48,6 +50,40 @@ pub struct Report {
     pub damage: Vec<Damage>,
     /// Files of payloads that no message owns; removed.
     pub orphans: u64,
+    /// Requests among what cannot be used.
+    pub lost: Vec<LostRequest>,
+}
+
+/// A request to this node that is damaged. What is said here was read out of it and may be wrong
+/// as well: it is good for telling who seems to have sent it, and for nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostRequest {
+    /// Who sent it.
+    pub origin: NodeId,
+    /// What for.
+    pub work: MessageId,
+}
+
+impl LostRequest {
+    /// With the entry that it had, when that much can be read and an answer is waited for.
+    fn read(record: &[u8]) -> Option<(EntryId, Self)> {
+        let record = Record::decode(Bytes::copy_from_slice(record), 0);
+        let Ok(Some(Record::Incoming {
+            entry,
+            origin,
+            message,
+        })) = record
+        else {
+            return None;
+        };
+        let work = message.work;
+        match message.kind {
+            MessageKind::Request { respond: true, .. } => Some((entry, Self { origin, work })),
+            MessageKind::Request { .. }
+            | MessageKind::Response { .. }
+            | MessageKind::Cancel { .. } => None,
+        }
+    }
 }
 
 /// A part of the spool that cannot be used.
@@ -92,6 +128,8 @@ struct Recovery<'a, D> {
     notes: BTreeMap<u64, Note>,
     /// Sizes of payloads that messages say to have.
     large: BTreeMap<u64, u64>,
+    /// Damaged requests that were not removed, by entry.
+    lost: BTreeMap<u64, LostRequest>,
     report: Report,
     kept_bytes: u64,
     /// For one segment after the other.
@@ -128,6 +166,7 @@ pub(crate) fn open<D: Disk>(
         marks: BTreeMap::new(),
         notes: BTreeMap::new(),
         large: BTreeMap::new(),
+        lost: BTreeMap::new(),
         report: Report::default(),
         kept_bytes: 0,
         buffer: Vec::new(),
@@ -138,6 +177,10 @@ pub(crate) fn open<D: Disk>(
     recovery.segments(&mut log)?;
     recovery.match_payloads()?;
     let (index, mut report) = (recovery.index, recovery.report);
+    // Of some there is another copy that can be used.
+    let lost = recovery.lost.into_iter();
+    let lost = lost.filter(|(entry, _)| index.entries.get(*entry).is_none());
+    report.lost = lost.map(|(_, request)| request).collect();
     let notes = recovery.notes;
     report.usage = index.total();
     let aside = recovery.kept_bytes;
@@ -371,6 +414,9 @@ impl<D: Disk> Recovery<'_, D> {
                 _ => None,
             };
             self.set_aside(&path, u64::from(range.start), lost, lost_entry);
+            if let Some((entry, request)) = LostRequest::read(lost) {
+                self.lost.insert(entry.0, request);
+            }
         }
         for (place, record) in scan.records(&bytes) {
             self.record(number, place, record);
@@ -425,6 +471,7 @@ impl<D: Disk> Recovery<'_, D> {
                     for (entry, target) in removed {
                         self.marks.remove(&entry.0);
                         self.large.remove(&entry.0);
+                        self.lost.remove(&entry.0);
                         self.index.remove(entry);
                         self.index.kill(number, target);
                     }
@@ -562,8 +609,8 @@ mod tests {
     use super::*;
     use crate::sim::SimDisk;
     use crate::spool::Op;
-    use receptor_proto::NodeId;
-    use receptor_proto::record::Record;
+    use receptor_proto::Directive;
+    use receptor_proto::packet::{Content, Message};
 
     fn write(epoch: u64) -> [Op; 1] {
         let record = Record::Received {
@@ -605,6 +652,59 @@ mod tests {
             drop(Spool::open(disk.clone(), &Options::new(salt)).unwrap());
             assert_eq!(disk.files(), before);
         }
+    }
+
+    fn request(entry: u64) -> Record {
+        Record::Incoming {
+            entry: EntryId(entry),
+            origin: NodeId::new("a").unwrap(),
+            message: Message {
+                epoch: 1,
+                seq: entry,
+                floor: 0,
+                work: MessageId::from_u128(entry.into()),
+                kind: MessageKind::Request {
+                    directive: Directive::new("step:once").unwrap(),
+                    respond: true,
+                },
+                volatile: false,
+                remaining_ms: 1000,
+                content: Content::Bytes,
+                name: None,
+                size: 7,
+                body: Bytes::from_static(b"payload"),
+            },
+        }
+    }
+
+    #[test]
+    fn whose_damaged_requests_were_is_told_unless_they_are_done_with() {
+        let disk = SimDisk::new(1);
+        let (mut spool, _) = Spool::open(disk.clone(), &Options::new(1)).unwrap();
+        for entry in [1, 2] {
+            let records = vec![request(entry)];
+            let written = spool.commit(0, &[Op::Write { token: 1, records }]);
+            assert_eq!(written[0].result, Ok(()));
+        }
+        spool.commit(0, &[Op::Remove(EntryId(1))]);
+        assert_eq!(spool.commit(0, &write(1))[0].result, Ok(()));
+        let path = segment_path(spool.log.active().unwrap());
+        drop(spool);
+        let mut bytes = disk.files()[&path].clone();
+        let mut damaged = 0;
+        while let Some(at) = bytes.windows(9).position(|word| word == b"step:once") {
+            bytes[at] ^= 1;
+            damaged += 1;
+        }
+        assert_eq!(damaged, 2);
+        disk.put(&path, &bytes);
+        let (_, report) = Spool::open(disk, &Options::new(2)).unwrap();
+        assert_eq!(report.damage.len(), 2, "{report:?}");
+        let request = LostRequest {
+            origin: NodeId::new("a").unwrap(),
+            work: MessageId::from_u128(2),
+        };
+        assert_eq!(report.lost, [request]);
     }
 
     #[test]

@@ -30,6 +30,7 @@ use receptor_mesh::{
 };
 use receptor_proto::ErrorBody;
 use receptor_proto::packet::MessageKind;
+use receptor_spool::LostRequest;
 use tokio::sync::{mpsc, oneshot};
 
 use self::ask::Known;
@@ -167,6 +168,9 @@ impl Engine {
                 );
                 mesh.restore_partial(now, entry, &origin, message, written);
             }
+        }
+        for LostRequest { origin, work } in recovered.lost() {
+            mesh.restore_damaged(now, origin, *work);
         }
         keeper.settle_old(|work| mesh.is_pending(work));
         let done = handle.clone();

@@ -36,7 +36,7 @@ use receptor_proto::control::SpoolDamage;
 use receptor_proto::packet::{Message, Piece};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 use receptor_spool::{
-    Damage, FsDisk, Limits, MEMO_FIRST, Options, Report, Spool, SpoolError, Sums,
+    Damage, FsDisk, Limits, LostRequest, MEMO_FIRST, Options, Report, Spool, SpoolError, Sums,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -135,6 +135,7 @@ impl std::fmt::Debug for Store {
 /// An opened spool that is not in use yet: its records are for the core.
 pub(crate) struct Recovered {
     spool: Spool<FsDisk>,
+    lost: Vec<LostRequest>,
 }
 
 impl std::fmt::Debug for Recovered {
@@ -158,6 +159,11 @@ impl Recovered {
     /// What was kept by [`Store::keep_memo`], in no order.
     pub(crate) fn memos(&self) -> impl Iterator<Item = (EntryId, Bytes)> {
         self.spool.memos()
+    }
+
+    /// Requests that cannot be used any more.
+    pub(crate) fn lost(&self) -> &[LostRequest] {
+        &self.lost
     }
 
     /// Payloads that were on their way in: the message as an incoming record, and how much there
@@ -230,7 +236,8 @@ impl Store {
             next_memo: Cell::new(next_memo),
             keeper: RefCell::new(None),
         }));
-        Ok((store, Recovered { spool }))
+        let lost = report.lost;
+        Ok((store, Recovered { spool, lost }))
     }
 
     /// Starts the thread. What it did comes through [`Reports`].

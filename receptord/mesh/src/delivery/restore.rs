@@ -127,6 +127,43 @@ impl Delivery {
         }
     }
 
+    /// Answers for a request that is damaged. Nothing else is done with what is known of it: that
+    /// may be wrong.
+    pub(crate) fn restore_damaged(&mut self, now: Instant, origin: &NodeId, id: MessageId) {
+        if self.works.get(id).is_some() {
+            return;
+        }
+        let Some(to) = self.remote(origin) else {
+            return;
+        };
+        let mut last = 0;
+        for outgoing in self.remotes[to.0].flow.iter() {
+            if outgoing.message.work == id
+                && let MessageKind::Response { serial, eof } = &outgoing.message.kind
+            {
+                if eof.is_some() {
+                    return;
+                }
+                last = last.max(*serial);
+            }
+        }
+        let text = "the request was damaged on this node's disk after it had arrived; \
+                    it is not known whether it has run";
+        let eof = Eof {
+            code: 1,
+            error: Some(ErrorBody::new(ErrorCode::Damaged, text)),
+        };
+        let parcel = (Content::None, None, Payload::Inline(Bytes::new()));
+        let mut out = Out::new();
+        let mut net = NoNet;
+        let mut cx = super::Cx {
+            now,
+            net: &mut net,
+            out: &mut out,
+        };
+        self.respond(&mut cx, to, id, last + 1, parcel, Some(eof), false);
+    }
+
     /// Sorts a record and takes over what it says of flows and names.
     fn sort(&mut self, now: Instant, record: Record, stock: &mut Stock) {
         match record {
