@@ -18,6 +18,9 @@ use crate::spool::Spool;
 
 /// Bytes of one frame of copies.
 const FRAME_BYTES: usize = 256 << 10;
+/// Commits after copies that could not be written, until a commit copies again. Each attempt may
+/// cost the segment that is written to, so that a disk that is full is not asked each time.
+const COPY_AGAIN: u32 = 1000;
 
 impl<D: Disk> Spool<D> {
     /// Copies what is needed out of the segment of which the smallest part is needed. False:
@@ -34,14 +37,20 @@ impl<D: Disk> Spool<D> {
         let Some((&victim, _)) = emptiest else {
             return Ok(false);
         };
-        let copied = self.copy_out(victim);
-        if copied.is_err() {
+        let mut bytes = Vec::new();
+        if let Err(error) = self.read_segment(victim, &mut bytes) {
             // Until the next start; others may be readable.
             self.index.segment(victim).is_stuck = true;
+            return Err(error);
+        }
+        if let Err(error) = self.copy_out(victim, &bytes.into()) {
+            // The disk may take it later, and the segment is as good as before.
+            self.copy_in = COPY_AGAIN;
             self.log
                 .repair(&self.disk, &mut self.index, &mut Results::new());
+            return Err(error);
         }
-        copied?;
+        self.copy_in = 0;
         self.index.emptied(victim);
         if self.index.segment(victim).live > 0 {
             // A part of it cannot be read any more. The next start sets that aside.
@@ -51,18 +60,15 @@ impl<D: Disk> Spool<D> {
         Ok(true)
     }
 
-    fn copy_out(&mut self, victim: u32) -> Result<(), SpoolError> {
-        let mut bytes = Vec::new();
-        self.read_segment(victim, &mut bytes)?;
-        let bytes = Bytes::from(bytes);
+    fn copy_out(&mut self, victim: u32, bytes: &Bytes) -> Result<(), SpoolError> {
         let mut results = Results::new();
-        if let Ok(header) = Header::decode(&bytes) {
+        if let Ok(header) = Header::decode(bytes) {
             let length = self.index.segment(victim).length;
-            let scan = Scan::new(&bytes, header.salt, Some(length));
+            let scan = Scan::new(bytes, header.salt, Some(length));
             let mut frame = FrameWriter::default();
             let mut effects = Vec::new();
             let mut started = BTreeSet::new();
-            for (place, record) in scan.records(&bytes) {
+            for (place, record) in scan.records(bytes) {
                 let copied = self.copied(victim, place, &record, &mut started);
                 let Some((record, effect)) = copied else {
                     continue;
@@ -175,7 +181,7 @@ impl<D: Disk> Spool<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::SimDisk;
+    use crate::sim::{Faults, SimDisk};
     use crate::spool::{Op, Options};
     use receptor_proto::record::{EntryId, Record};
     use receptor_proto::{MessageId, NodeId, packet};
@@ -290,11 +296,111 @@ mod tests {
         }
     }
 
+    /// A disk that fails for a moment now and then while segments are emptied, and is well again.
+    fn after_moments_of(faults: Faults) -> (SimDisk, Spool<SimDisk>) {
+        let disk = SimDisk::new(1);
+        let (mut spool, _) = Spool::open(disk.clone(), &options(1)).unwrap();
+        // 60 segments, of which every tenth message is needed.
+        for entry in 1..1800 {
+            assert_eq!(spool.commit(0, &[write(entry)])[0].result, Ok(()));
+        }
+        let mut failures = 0;
+        for entry in (1..1800).filter(|entry| entry % 10 != 0) {
+            spool.commit(0, &[Op::Remove(EntryId(entry))]);
+            if entry > 600 && entry % 50 == 1 {
+                // So that the copies are all that is to be written.
+                spool.maintain().unwrap();
+                disk.set_faults(faults);
+                failures += usize::from(spool.maintain().is_err());
+                failures += usize::from(spool.maintain().is_err());
+                disk.set_faults(Faults::default());
+            }
+        }
+        assert!(failures >= 10, "{failures}");
+        (disk, spool)
+    }
+
+    fn failing() -> [Faults; 2] {
+        let write = Faults {
+            write: 1.0,
+            ..Faults::default()
+        };
+        let read = Faults {
+            read: 1.0,
+            ..Faults::default()
+        };
+        [write, read]
+    }
+
+    #[test]
+    fn tidying_ends_after_moments_of_failure() {
+        for faults in failing() {
+            let (disk, mut spool) = after_moments_of(faults);
+            let mut rounds = 0;
+            while spool.maintain().unwrap() {
+                rounds += 1;
+                let changes = disk.changes();
+                assert!(rounds < 1000, "copied for ever: {changes} changes");
+            }
+        }
+    }
+
+    #[test]
+    fn space_comes_back_after_moments_of_failure() {
+        for faults in failing() {
+            let (_, mut spool) = after_moments_of(faults);
+            for entry in 1..1800 {
+                spool.commit(0, &[Op::Remove(EntryId(entry))]);
+            }
+            for _ in 0..1000 {
+                if !spool.maintain().unwrap() {
+                    break;
+                }
+            }
+            assert_eq!(spool.usage().entries, 0);
+            let left = spool.segment_bytes();
+            let most = 4 * (32 << 10);
+            assert!(left <= most, "{left} bytes of segments for no message");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_did_not_take_copies_is_not_asked_at_each_commit() {
+        let disk = SimDisk::new(1);
+        let (mut spool, _) = Spool::open(disk.clone(), &options(1)).unwrap();
+        for entry in 1..1800 {
+            assert_eq!(spool.commit(0, &[write(entry)])[0].result, Ok(()));
+        }
+        let gone = (1..1800).filter(|entry| entry % 10 != 0);
+        let gone: Vec<Op> = gone.map(|entry| Op::Remove(EntryId(entry))).collect();
+        spool.commit(0, &gone);
+        spool.maintain().unwrap();
+        let [write_fails, _] = failing();
+        disk.set_faults(write_fails);
+        spool.maintain().unwrap_err();
+        disk.set_faults(Faults::default());
+        let segments = spool.index.segments.iter();
+        let needed = segments.filter(|(_, segment)| segment.live > 0);
+        let before: BTreeSet<u32> = needed.map(|(number, _)| *number).collect();
+        let are_kept = |spool: &Spool<_>| {
+            let mut before = before.iter();
+            before.all(|number| spool.index.segments.contains_key(number))
+        };
+        let mut commits = 0;
+        while are_kept(&spool) {
+            commits += 1;
+            let entry = EntryId(u64::from(5000 + commits));
+            spool.commit(0, &[write(entry.0), Op::Remove(entry)]);
+            assert!(commits <= COPY_AGAIN, "never asked again");
+        }
+        assert_eq!(commits, COPY_AGAIN);
+    }
+
     #[test]
     fn a_full_disk_can_be_emptied() {
         let disk = SimDisk::new(1);
         let (mut spool, _) = Spool::open(disk.clone(), &options(1)).unwrap();
-        let faults = crate::sim::Faults {
+        let faults = Faults {
             capacity: 300_000,
             ..Default::default()
         };

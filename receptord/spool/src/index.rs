@@ -103,7 +103,7 @@ pub(crate) struct Segment {
     all_kills: u64,
     /// Behind its end lies what must not be read.
     pub(crate) is_dirty: bool,
-    /// A part of it cannot be read or copied until the next start.
+    /// A part of it cannot be read: it is not emptied before the next start.
     pub(crate) is_stuck: bool,
 }
 
@@ -405,7 +405,6 @@ impl Index {
                 Some(**number) != active
                     && segment.live == 0
                     && segment.unknown == 0
-                    && !segment.is_stuck
                     && segment.kills.is_empty()
             })
             .map(|(number, _)| *number)

@@ -150,6 +150,8 @@ pub struct Spool<D: Disk> {
     pub(crate) sums: Growths,
     /// Payloads that are being read, the last one last.
     pub(crate) reading: RefCell<Vec<Reading<D::File>>>,
+    /// Commits until one copies again; see [`Self::compact`].
+    pub(crate) copy_in: u32,
     /// Bytes of what was set aside.
     pub(crate) aside: u64,
     pub(crate) writable: bool,
@@ -258,6 +260,7 @@ impl<D: Disk> Spool<D> {
             notes,
             sums: Growths::new(),
             reading: RefCell::default(),
+            copy_in: 0,
             aside: 0,
             writable,
             _lock: lock,
@@ -336,7 +339,8 @@ impl<D: Disk> Spool<D> {
         }
         if self.log.is_settled() {
             self.sweep();
-            if self.spread() > SPREAD_MAX * self.needed() + self.free() {
+            self.copy_in = self.copy_in.saturating_sub(1);
+            if self.copy_in == 0 && self.spread() > SPREAD_MAX * self.needed() + self.free() {
                 // What cannot be copied stays where it is.
                 let _ = self.compact();
             }
@@ -424,18 +428,20 @@ impl<D: Disk> Spool<D> {
         segments * self.segment_bytes
     }
 
-    /// Bytes of all segments but the one that is written to.
+    /// Bytes of all segments that could be emptied.
     fn spread(&self) -> u64 {
         let active = self.log.active();
         let segments = self.index.segments.iter();
         segments
-            .filter(|(number, _)| Some(**number) != active)
+            .filter(|(number, segment)| Some(**number) != active && !segment.is_stuck)
             .map(|(_, segment)| segment.file)
             .sum()
     }
 
+    /// Bytes that are needed of those, and of the one that is written to.
     fn needed(&self) -> u64 {
-        self.index.segments.values().map(|s| s.needed()).sum()
+        let segments = self.index.segments.values();
+        segments.filter(|s| !s.is_stuck).map(|s| s.needed()).sum()
     }
 
     /// Ends in order: everything is durable, removals too.
