@@ -156,6 +156,8 @@ pub(super) struct Summary {
     /// Payloads in files of their own: serial and size.
     pub(super) apart: Vec<(u64, u64)>,
     pub(super) end: Option<End>,
+    /// What follows is no write that was cut off: a disk has damaged it.
+    pub(super) is_damaged: bool,
 }
 
 /// Reads the first line of a file, and says how long it is.
@@ -195,6 +197,7 @@ pub(super) fn scan<F: Read + Seek>(mut file: BufReader<F>, check_from: u64) -> i
         last: 0,
         apart: Vec::new(),
         end: None,
+        is_damaged: false,
     };
     while summary.end.is_none()
         && let Some((frame, length)) = line::<Frame>(&mut file)?
@@ -218,7 +221,25 @@ pub(super) fn scan<F: Read + Seek>(mut file: BufReader<F>, check_from: u64) -> i
         }
         summary.end = frame.eof;
     }
+    if summary.end.is_none() {
+        file.seek(SeekFrom::Start(summary.length))?;
+        let rest = size - summary.length;
+        summary.is_damaged = match line::<Frame>(&mut file)? {
+            Some((frame, length)) => length.saturating_add(frame.follows()) <= rest,
+            None => {
+                file.seek(SeekFrom::Start(summary.length))?;
+                has_line(&mut file)?
+            }
+        };
+    }
     Ok(summary)
+}
+
+/// Whether a whole line comes next: a write that was cut off before its first line has none.
+pub(super) fn has_line(file: &mut impl BufRead) -> io::Result<bool> {
+    let mut line = Vec::new();
+    file.take(LINE_MAX).read_until(b'\n', &mut line)?;
+    Ok(line.last() == Some(&b'\n') || line.len() as u64 == LINE_MAX)
 }
 
 /// A response as it was read.

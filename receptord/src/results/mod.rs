@@ -11,6 +11,7 @@
 //! ```text
 //!   <data-dir>/kept/   <id>            what came, one response behind the other (frame.rs)
 //!   <data-dir>/kept/   <id>.<serial>   a payload too large for that
+//!   <data-dir>/kept/corrupt/<id>   what a disk has damaged
 //!   <data-dir>/dead-letters/<id>       a message that was given up (letters.rs)
 //!   memos in the spool                 how a work ended (ending.rs)
 //! ```

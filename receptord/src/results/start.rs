@@ -29,13 +29,18 @@ const SURVEY_PART: usize = 64;
 /// than the one that wrote last is what must be noticed.
 const VERSIONS_LOOKED_AT: usize = 16;
 
+/// Where files that a disk has damaged are set aside.
+const CORRUPT: &str = "corrupt";
+/// As many of them as are kept.
+const CORRUPT_MAX: usize = 1000;
+
 /// What a look at a file found.
 enum Found {
     /// So many bytes, with payloads in files of their own.
     Whole { length: u64, bytes: u64 },
     /// What could be read of it.
     Read(Summary),
-    /// A write that was never reported.
+    /// A write that was never reported, or a file that was set aside.
     Nothing,
 }
 
@@ -67,15 +72,44 @@ impl Look {
                     Unread::Orphan => u64::MAX,
                     Unread::Open | Unread::Ended => check_from,
                 };
-                let file = BufReader::new(File::open(path)?);
+                let file = BufReader::new(File::open(&path)?);
                 match frame::scan(file, check_from) {
-                    Ok(summary) => Ok(Found::Read(summary)),
-                    Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Found::Nothing),
+                    Ok(summary) => {
+                        if summary.is_damaged {
+                            // What is whole is used, and written on behind it.
+                            set_aside(dir, self.id, |from, to| fs::copy(from, to).map(|_| ()))?;
+                        }
+                        Ok(Found::Read(summary))
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                        if frame::has_line(&mut BufReader::new(File::open(&path)?))? {
+                            set_aside(dir, self.id, |from, to| fs::rename(from, to))?;
+                        }
+                        Ok(Found::Nothing)
+                    }
                     Err(error) => Err(error),
                 }
             }
         }
     }
+}
+
+/// Keeps a file that a disk has damaged for an operator to look at.
+fn set_aside(
+    dir: &Path,
+    id: MessageId,
+    keep: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> io::Result<()> {
+    let corrupt = dir.join(CORRUPT);
+    fs::create_dir_all(&corrupt)?;
+    let path = corrupt.join(id.to_string());
+    if fs::read_dir(&corrupt)?.count() >= CORRUPT_MAX && !path.exists() {
+        tracing::error!(work = %id, "kept responses are damaged; there are too many such files to set this one aside");
+        return Ok(());
+    }
+    keep(&dir.join(id.to_string()), &path)?;
+    tracing::error!(work = %id, file = %path.display(), "kept responses are damaged; the file was set aside");
+    Ok(())
 }
 
 /// The works of which `dir` has files, by their names.
@@ -98,6 +132,9 @@ pub(super) fn load(dir: &Path, table: &mut Table) -> io::Result<()> {
                 let files: &mut Vec<_> = apart.entry(id).or_default();
                 files.push((serial, name.to_owned()));
             }
+            continue;
+        }
+        if name == CORRUPT {
             continue;
         }
         let Ok(id) = name.parse::<MessageId>() else {
@@ -352,6 +389,7 @@ impl Work {
             last,
             apart,
             end,
+            is_damaged: _,
         } = summary;
         self.directive = self.directive.take().or(head.directive);
         self.recipient = self.recipient.take().or(head.recipient);
@@ -364,5 +402,106 @@ impl Work {
         self.bytes = length + apart.iter().map(|(_, size)| size).sum::<u64>();
         self.apart = apart.into_iter().map(|(serial, _)| serial).collect();
         end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use receptor_mesh::Payload;
+    use receptor_proto::packet::{Content, Eof};
+
+    const ID: MessageId = MessageId::from_u128(7);
+
+    /// Three answers, the last of which ends the work, and where each part ends.
+    fn file() -> (Vec<u8>, Vec<usize>) {
+        let mut bytes = Vec::new();
+        let head = frame::Head {
+            version: frame::VERSION,
+            id: ID,
+            directive: None,
+            recipient: None,
+            since_ms: 1,
+            digest: None,
+        };
+        frame::put_head(&head, &mut bytes);
+        let mut ends = vec![bytes.len()];
+        for serial in 1..=3 {
+            let response = crate::engine::Response {
+                sender: "b".parse().unwrap(),
+                serial,
+                content: Content::Bytes,
+                name: None,
+                payload: Payload::Inline(bytes::Bytes::from_static(b"an answer")),
+                eof: (serial == 3).then_some(Eof {
+                    code: 0,
+                    error: None,
+                }),
+            };
+            frame::put_response(&response, &mut bytes);
+            ends.push(bytes.len());
+        }
+        (bytes, ends)
+    }
+
+    fn look(dir: &Path, bytes: &[u8], how: Unread) -> Found {
+        fs::write(dir.join(ID.to_string()), bytes).unwrap();
+        let look = Look {
+            id: ID,
+            how,
+            apart: Vec::new(),
+        };
+        look.look(dir, 1).unwrap()
+    }
+
+    fn set_aside(dir: &Path) -> Option<Vec<u8>> {
+        fs::read(dir.join(CORRUPT).join(ID.to_string())).ok()
+    }
+
+    #[test]
+    fn a_damaged_first_line_does_not_remove_the_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut bytes, _) = file();
+        bytes[3] ^= 0x80;
+        let found = look(dir.path(), &bytes, Unread::Open);
+        assert!(matches!(found, Found::Nothing));
+        assert_eq!(set_aside(dir.path()), Some(bytes));
+    }
+
+    #[test]
+    fn what_follows_a_damaged_answer_is_set_aside_before_it_is_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, ends) = file();
+        // The line of the second answer, or its payload.
+        for at in [ends[1] + 2, ends[2] - 1] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x80;
+            let Found::Read(summary) = look(dir.path(), &bytes, Unread::Open) else {
+                panic!("one answer is whole");
+            };
+            assert_eq!((summary.last, summary.length), (1, ends[1] as u64));
+            assert_eq!(set_aside(dir.path()), Some(bytes));
+        }
+    }
+
+    #[test]
+    fn a_damaged_answer_does_not_make_a_work_that_went_well_a_lost_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut bytes, ends) = file();
+        bytes[ends[2] - 1] ^= 1;
+        let Found::Read(summary) = look(dir.path(), &bytes, Unread::Orphan) else {
+            panic!("its end is there");
+        };
+        assert_eq!(summary.end.map(|end| end.code), Some(0));
+    }
+
+    #[test]
+    fn a_write_that_was_cut_off_is_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bytes, _) = file();
+        for cut in 0..bytes.len() {
+            look(dir.path(), &bytes[..cut], Unread::Open);
+            assert_eq!(set_aside(dir.path()), None, "cut at {cut}");
+        }
     }
 }
