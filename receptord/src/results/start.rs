@@ -39,7 +39,7 @@ enum Found {
     /// So many bytes, with payloads in files of their own.
     Whole { length: u64, bytes: u64 },
     /// What could be read of it.
-    Read(Summary),
+    Read(Box<Summary>),
     /// A write that was never reported, or a file that was set aside.
     Nothing,
 }
@@ -79,7 +79,7 @@ impl Look {
                             // What is whole is used, and written on behind it.
                             set_aside(dir, self.id, |from, to| fs::copy(from, to).map(|_| ()))?;
                         }
-                        Ok(Found::Read(summary))
+                        Ok(Found::Read(Box::new(summary)))
                     }
                     Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                         if frame::has_line(&mut BufReader::new(File::open(&path)?))? {
@@ -312,7 +312,7 @@ impl Keeper {
             }
             Ok(Found::Read(summary)) => {
                 let length = summary.length;
-                let end = work.take_over(summary);
+                let end = work.take_over(*summary);
                 table.bytes += work.bytes;
                 self.remove_apart(id, &look.apart, &work.apart);
                 let at = fs::metadata(self.0.disk.path(&id.to_string()));
