@@ -229,6 +229,7 @@ impl<D: Disk> Spool<D> {
                 payload.synced = payload.safe == payload.size && !payload.ragged;
                 let is_synced = payload.synced;
                 self.saved(synced.entry, synced.size);
+                self.close_synced();
                 Ok(is_synced)
             }
             Err(error) => {

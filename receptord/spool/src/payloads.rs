@@ -16,8 +16,12 @@ use crate::sums::{SUMS, Sums, sums_path};
 
 /// Where payloads are.
 pub(crate) const PAYLOADS: &str = "payloads";
-/// Payload files held open until they are synced.
-const OPEN_PAYLOADS_MAX: usize = 64;
+/// Payload files held open while they grow. Of more, those that have been open for longest are to
+/// be synced and closed ([`Spool::crowded`]).
+const OPEN_PAYLOADS: usize = 256;
+/// When there are so many for all that, one is synced here and now: of the files that a process
+/// may have open, others need some too, and each one that waits for its sync takes three more.
+const OPEN_PAYLOADS_MAX: usize = 512;
 
 /// Where the payload of an entry lies in the spool's directory, if it is a file of its own.
 #[must_use]
@@ -75,6 +79,7 @@ impl<D: Disk> Spool<D> {
             self.sum_again(entry, end).map_err(failed)?;
             let file = self.disk.open(&path, access).map_err(failed)?;
             self.is_payload_new = true;
+            self.close_synced();
             if self.open.len() >= OPEN_PAYLOADS_MAX {
                 // An error that nobody has seen yet is told to who has the file open.
                 let (old, file) = self.open.remove(0);
@@ -130,6 +135,33 @@ impl<D: Disk> Spool<D> {
         self.index.grow_payload(entry, size);
         self.sum_file(entry, sums);
         Ok(())
+    }
+
+    /// Closes files beyond [`OPEN_PAYLOADS`] of which nothing is left to sync.
+    pub(crate) fn close_synced(&mut self) {
+        let mut excess = self.open.len().saturating_sub(OPEN_PAYLOADS);
+        let payloads = &self.index.payloads;
+        self.open.retain(|(entry, _)| {
+            let payload = payloads.get(&entry.0);
+            let is_done = payload.is_none_or(|payload| payload.synced || payload.lost);
+            let is_closed = excess > 0 && is_done;
+            excess -= usize::from(is_closed);
+            !is_closed
+        });
+    }
+
+    /// When more payloads grow than should have their files open: one that is to be synced, as by
+    /// [`Self::growing`], so that its file can be closed. To be asked after [`Self::append`].
+    #[must_use]
+    pub fn crowded(&self) -> Option<EntryId> {
+        let excess = self.open.len().saturating_sub(OPEN_PAYLOADS);
+        let mut oldest = self.open.iter().take(excess).map(|(entry, _)| *entry);
+        oldest.find(|entry| {
+            let payload = self.index.payloads.get(&entry.0);
+            payload.is_some_and(|payload| {
+                !payload.syncing && !payload.synced && !payload.lost && !payload.ragged
+            })
+        })
     }
 
     fn has_room(&self, more: u64) -> Result<(), SpoolError> {
@@ -218,5 +250,65 @@ impl<D: Disk> Spool<D> {
             entry: Some(entry),
             kept: kept.then(|| aside_path(entry)),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::SimDisk;
+    use crate::spool::Options;
+
+    /// One more part for each of so many payloads.
+    fn grow(spool: &mut Spool<SimDisk>, payloads: usize) {
+        for entry in 1..=payloads as u64 {
+            let end = spool.index.payloads.get(&entry).map_or(0, |p| p.size);
+            let entry = EntryId(entry);
+            spool.append(entry, end, &[7; 1000], None).unwrap();
+        }
+    }
+
+    #[test]
+    fn no_part_of_many_payloads_waits_for_a_sync() {
+        let disk = SimDisk::new(1);
+        let (mut spool, _) = Spool::open(disk.clone(), &Options::new(1)).unwrap();
+        let before = disk.syncs();
+        for _ in 0..3 {
+            grow(&mut spool, OPEN_PAYLOADS_MAX);
+        }
+        assert_eq!(disk.syncs(), before);
+        // More of them cost syncs and no open files.
+        grow(&mut spool, OPEN_PAYLOADS_MAX + 1);
+        assert!(disk.syncs() > before);
+        assert_eq!(spool.open.len(), OPEN_PAYLOADS_MAX);
+    }
+
+    #[test]
+    fn files_of_many_payloads_are_closed_when_they_are_synced_elsewhere() {
+        let disk = SimDisk::new(1);
+        let (mut spool, _) = Spool::open(disk.clone(), &Options::new(1)).unwrap();
+        grow(&mut spool, OPEN_PAYLOADS);
+        assert_eq!(spool.crowded(), None);
+        grow(&mut spool, OPEN_PAYLOADS + 3);
+        let mut crowded = Vec::new();
+        while let Some(entry) = spool.crowded() {
+            crowded.push(spool.growing(entry, 1).unwrap().unwrap());
+        }
+        assert_eq!((crowded.len(), spool.open.len()), (3, OPEN_PAYLOADS + 3));
+        // What was written meanwhile is synced with the next.
+        spool.append(EntryId(1), 2000, b"more", None).unwrap();
+        for growing in crowded {
+            spool.synced(growing.run()).unwrap();
+        }
+        assert_eq!(spool.open.len(), OPEN_PAYLOADS + 1);
+        let growing = spool.growing(spool.crowded().unwrap(), 1).unwrap().unwrap();
+        assert!(spool.synced(growing.run()).unwrap());
+        assert_eq!(spool.open.len(), OPEN_PAYLOADS);
+        // Those whose files were closed grow as before.
+        spool.append(EntryId(1), 2004, b"and more", None).unwrap();
+        assert_eq!(
+            &spool.read(EntryId(1), 2000, 9).unwrap().bytes[..],
+            b"moreand m"
+        );
     }
 }

@@ -66,6 +66,7 @@ struct State {
     unsynced_names: Vec<(String, NameChange)>,
     next_inode: u64,
     changes: u64,
+    syncs: u64,
     readers: u64,
     writer: bool,
     boot: u64,
@@ -104,6 +105,7 @@ impl SimDisk {
             unsynced_names: Vec::new(),
             next_inode: 1,
             changes: 0,
+            syncs: 0,
             readers: 0,
             writer: false,
             boot: 0,
@@ -121,6 +123,12 @@ impl SimDisk {
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.0.borrow().changes
+    }
+
+    /// Syncs of files so far.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.0.borrow().syncs
     }
 
     /// The power goes and comes back: only what is durable is left, and any part of the rest.
@@ -480,6 +488,7 @@ impl DiskFile for SimFile {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.borrow_mut();
         state.change()?;
+        state.syncs += 1;
         let rate = state.faults.sync;
         let failed = state.fail(rate, "syncing");
         let state = &mut *state;

@@ -192,6 +192,9 @@ impl Keeper {
                         return None;
                     }
                     self.grow(entry, SYNC_EVERY);
+                    if let Some(crowded) = self.spool.crowded() {
+                        self.grow(crowded, 1);
+                    }
                     if self.spool.is_syncing(entry) && self.spool.unsynced(entry) > UNSYNCED_MAX {
                         self.held.entry(entry).or_default().push((end, reply));
                         return None;

@@ -183,6 +183,34 @@ async fn payloads_are_written_read_and_removed_in_order() {
 }
 
 #[tokio::test]
+async fn payloads_that_grow_side_by_side_do_not_keep_all_their_files_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, _) = Running::open(dir.path(), &config(1 << 30));
+    let payloads = 300;
+    for entry in 1..=payloads {
+        let part = Bytes::from_static(b"a part");
+        running.store.write(EntryId(entry), 0, part).await.unwrap();
+    }
+    let open = || {
+        let files = fs::read_dir("/proc/self/fd").unwrap();
+        let payloads = dir.path().join("spool/payloads");
+        let targets = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+        let own = targets.filter(|to| to.starts_with(&payloads) && to.extension().is_none());
+        own.count()
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while open() > 256 {
+        assert!(Instant::now() < deadline, "{} files are open", open());
+        // Comes back when the thread has done what was before it.
+        running.store.read(EntryId(1), 0, 1).await.unwrap();
+    }
+    let part = Bytes::from_static(b" and one more");
+    running.store.write(EntryId(1), 6, part).await.unwrap();
+    let whole = running.store.read(EntryId(1), 0, 100).await.unwrap();
+    assert_eq!(&whole[..], b"a part and one more");
+}
+
+#[tokio::test]
 async fn a_part_behind_one_that_failed_fails_too() {
     let dir = tempfile::tempdir().unwrap();
     let (mut running, _) = Running::open(dir.path(), &config(100));
