@@ -11,7 +11,7 @@ use receptor_proto::record::EntryId;
 use crate::disk::{Access, Disk, DiskFile, write_full};
 use crate::error::SpoolError;
 use crate::recover::{CORRUPT, CORRUPT_MAX, Damage};
-use crate::spool::Spool;
+use crate::spool::{Spool, usable};
 use crate::sums::{SUMS, Sums, sums_path};
 
 /// Where payloads are.
@@ -36,7 +36,8 @@ pub(crate) fn aside_path(entry: EntryId) -> String {
 
 impl<D: Disk> Spool<D> {
     /// Writes a part of a payload behind what is there. It is nobody's, and gone after a
-    /// restart, until a message with this entry is written. `sum` is the checksum that the part
+    /// restart, until a message with this entry is written. Unless it was said to [begin](Self::begin)
+    /// as something else, it counts as that of a request, which leaves room for answers. `sum` is the checksum that the part
     /// came with, if it came with one.
     ///
     /// # Errors
@@ -67,7 +68,9 @@ impl<D: Disk> Spool<D> {
         if payload.is_some_and(|payload| payload.lost) {
             return Err(SpoolError::Incomplete(entry));
         }
-        self.has_room(bytes.len() as u64)?;
+        // What was not begun is somebody's new work.
+        let is_work = self.notes.get(&entry.0).is_none_or(|note| note.is_work);
+        self.has_room(bytes.len() as u64, is_work)?;
         let path = payload_path(entry);
         let failed = |error: std::io::Error| SpoolError::io(format!("writing {path}"), &error);
         if !self.open.iter().any(|(open, _)| *open == entry) {
@@ -108,7 +111,8 @@ impl<D: Disk> Spool<D> {
         Ok(())
     }
 
-    /// Takes a file on the same file system as a payload, which has these checksums.
+    /// Takes a file on the same file system as a payload, which has these checksums. It may take
+    /// the room that is left for answers; the message that it belongs to may still be refused.
     ///
     /// # Errors
     ///
@@ -126,7 +130,7 @@ impl<D: Disk> Spool<D> {
         if self.index.payloads.contains_key(&entry.0) || self.index.entries.contains(entry.0) {
             return Err(SpoolError::EntryExists(entry));
         }
-        self.has_room(size)?;
+        self.has_room(size, false)?;
         let path = payload_path(entry);
         self.disk
             .adopt(from, &path)
@@ -164,9 +168,9 @@ impl<D: Disk> Spool<D> {
         })
     }
 
-    fn has_room(&self, more: u64) -> Result<(), SpoolError> {
+    fn has_room(&self, more: u64, is_work: bool) -> Result<(), SpoolError> {
         let max = self.limits.max_bytes;
-        if self.index.total().bytes.saturating_add(more) > max {
+        if self.index.total().bytes.saturating_add(more) > usable(max, is_work) {
             return Err(SpoolError::Full {
                 limit: "max-bytes",
                 max,
@@ -257,7 +261,10 @@ impl<D: Disk> Spool<D> {
 mod tests {
     use super::*;
     use crate::sim::SimDisk;
-    use crate::spool::Options;
+    use crate::spool::{Op, Options};
+    use receptor_proto::packet::{CancelReason, Content, Message, MessageKind};
+    use receptor_proto::record::Record;
+    use receptor_proto::{Directive, MessageId, NodeId};
 
     /// One more part for each of so many payloads.
     fn grow(spool: &mut Spool<SimDisk>, payloads: usize) {
@@ -281,6 +288,70 @@ mod tests {
         grow(&mut spool, OPEN_PAYLOADS_MAX + 1);
         assert!(disk.syncs() > before);
         assert_eq!(spool.open.len(), OPEN_PAYLOADS_MAX);
+    }
+
+    /// A large message that is to be received.
+    fn large(entry: u64, kind: MessageKind) -> Record {
+        Record::Incoming {
+            entry: EntryId(entry),
+            origin: NodeId::new("a").unwrap(),
+            message: Message {
+                epoch: 1,
+                seq: 2,
+                floor: 0,
+                work: MessageId::from_u128(3),
+                kind,
+                volatile: false,
+                remaining_ms: 60_000,
+                content: Content::Bytes,
+                name: None,
+                size: 1 << 30,
+                body: bytes::Bytes::new(),
+            },
+        }
+    }
+
+    /// Appends until something is refused, and gives what was taken.
+    fn fill(spool: &mut Spool<SimDisk>, entry: u64) -> u64 {
+        let mut end = 0;
+        loop {
+            match spool.append(EntryId(entry), end, &[1; 1000], None) {
+                Ok(()) => end += 1000,
+                Err(SpoolError::Full { .. }) => return end,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn payloads_of_requests_leave_room_for_those_of_answers_and_for_cancels() {
+        let request = MessageKind::Request {
+            directive: Directive::new("echo:echo").unwrap(),
+            respond: true,
+        };
+        let response = MessageKind::Response {
+            serial: 1,
+            eof: None,
+        };
+        for is_begun in [false, true] {
+            let mut options = Options::new(1);
+            options.limits.max_bytes = 80_000;
+            let (mut spool, _) = Spool::open(SimDisk::new(1), &options).unwrap();
+            if is_begun {
+                spool.begin(0, &large(1, request.clone()));
+            }
+            assert_eq!(fill(&mut spool, 1), 70_000);
+            spool.begin(0, &large(2, response.clone()));
+            spool.append(EntryId(2), 0, &[2; 5000], None).unwrap();
+            let reason = CancelReason::User;
+            let mut cancel = large(3, MessageKind::Cancel { reason });
+            if let Record::Incoming { message, .. } = &mut cancel {
+                message.size = 0;
+            }
+            let records = vec![cancel];
+            let done = spool.commit(0, &[Op::Write { token: 1, records }]);
+            assert_eq!(done[0].result, Ok(()));
+        }
     }
 
     #[test]

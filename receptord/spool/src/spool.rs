@@ -209,6 +209,11 @@ impl Freed {
     }
 }
 
+/// The part of a limit that may be used by what brings new work, or by anything else.
+pub(crate) fn usable(max: u64, is_work: bool) -> u64 {
+    if is_work { max - max / RESERVED } else { max }
+}
+
 impl<D: Disk> std::fmt::Debug for Spool<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Spool")
@@ -661,7 +666,7 @@ impl<D: Disk> Spool<D> {
         taken: &Taken,
         group: &mut Taken,
     ) -> Result<(), SpoolError> {
-        let usable = |max: u64| if is_work { max - max / RESERVED } else { max };
+        let usable = |max| usable(max, is_work);
         group.total.add(length);
         let total = self.index.total().without(taken.freed.total);
         let Limits {
