@@ -397,6 +397,33 @@ mod tests {
     }
 
     #[test]
+    fn no_segment_is_forgotten_that_could_not_be_begun() {
+        for seed in 0..50 {
+            let disk = SimDisk::new(seed);
+            let (mut spool, _) = Spool::open(disk.clone(), &options(seed)).unwrap();
+            let mut refused = 0;
+            // What opens, renames and removes fails every now and then.
+            disk.set_faults(Faults {
+                other: 0.5,
+                ..Faults::default()
+            });
+            for entry in 1..200 {
+                let done = spool.commit(0, &[write(entry)]);
+                refused += u64::from(done[0].result.is_err());
+                spool.commit(0, &[Op::Remove(EntryId(entry))]);
+            }
+            disk.set_faults(Faults::default());
+            assert!(refused > 0);
+            while spool.maintain().unwrap() {}
+            let files = disk.files().into_keys();
+            let found: BTreeSet<String> = files.filter(|name| name.ends_with(".seg")).collect();
+            let known = spool.index.segments.keys();
+            let known = known.map(|number| crate::log::segment_path(*number));
+            assert_eq!(found, known.collect(), "{seed}");
+        }
+    }
+
+    #[test]
     fn a_full_disk_can_be_emptied() {
         let disk = SimDisk::new(1);
         let (mut spool, _) = Spool::open(disk.clone(), &options(1)).unwrap();

@@ -460,11 +460,19 @@ impl<F: DiskFile> Log<F> {
         let path = segment_path(number);
         let opened = if !is_large && self.spares.len() > reserve.segments() {
             let spare = self.spares[0];
-            let opened = disk.rename(&spare_path(spare), &path).and_then(|()| {
+            let renamed = disk.rename(&spare_path(spare), &path);
+            renamed.and_then(|()| {
                 self.spares.remove(0);
-                disk.open(&path, Access::Write)
-            });
-            opened.and_then(|file| Ok((file.size()?, file)))
+                let opened = disk.open(&path, Access::Write);
+                let opened = opened.and_then(|file| Ok((file.size()?, file)));
+                if opened.is_err() {
+                    // It is no spare any more, and nothing in it counts: to be removed.
+                    let segment = index.segment(number);
+                    segment.file = self.segment_bytes;
+                    segment.is_dirty = true;
+                }
+                opened
+            })
         } else {
             disk.open(&path, Access::Create).map(|file| (0, file))
         };
