@@ -143,8 +143,17 @@ pub(crate) struct Index {
 #[derive(Debug, Default)]
 struct Nodes {
     numbers: BTreeMap<NodeId, u32>,
-    list: Vec<Option<(NodeId, Usage)>>,
+    list: Vec<Option<Node>>,
     free: Vec<u32>,
+}
+
+/// A recipient of messages.
+#[derive(Debug)]
+struct Node {
+    name: NodeId,
+    usage: Usage,
+    /// Which messages.
+    entries: Slots<()>,
 }
 
 impl Segment {
@@ -163,18 +172,18 @@ impl Index {
         self.nodes.of(node)
     }
 
-    /// Messages to a recipient, in order, from this entry on.
+    /// Messages to a recipient, in order, from this entry on. Takes as long as there are such
+    /// messages, however many there are to others.
     pub(crate) fn to(&self, node: &NodeId, first: EntryId) -> impl Iterator<Item = (u64, &Slot)> {
-        let number = self.nodes.numbers.get(node).copied();
-        let all = number.map(|number| (number, self.entries.range(first.0)));
-        all.into_iter()
-            .flat_map(|(number, slots)| slots.filter(move |(_, slot)| slot.node == number))
+        let entries = self.nodes.get(node).map(|node| node.entries.range(first.0));
+        let entries = entries.into_iter().flatten();
+        entries.filter_map(|(entry, ())| Some((entry, self.entries.get(entry)?)))
     }
 
     /// Recipients with messages, and how much there is for each.
     pub(crate) fn recipients(&self) -> impl Iterator<Item = (&NodeId, Usage)> {
         let used = self.nodes.list.iter().flatten();
-        used.map(|(node, usage)| (node, *usage))
+        used.map(|node| (&node.name, node.usage))
     }
 
     pub(crate) fn segment(&mut self, number: u32) -> &mut Segment {
@@ -279,7 +288,7 @@ impl Index {
             self.total.bytes -= payload.size;
         }
         self.total.add(size);
-        self.nodes.add(node, size);
+        self.nodes.add(node, entry, size);
         self.entries.insert(entry.0, slot);
         self.segment(segment).live += u64::from(place.length);
     }
@@ -367,7 +376,7 @@ impl Index {
             if !slot.is_memo() {
                 let size = self.size(entry, slot);
                 self.total.sub(size);
-                self.nodes.sub(slot.node, size);
+                self.nodes.sub(slot.node, entry, size);
             }
             let (segment, length) = (slot.segment, u64::from(slot.place.length));
             self.segment(segment).live -= length;
@@ -450,46 +459,58 @@ impl Nodes {
             u32::try_from(self.list.len() - 1).unwrap_or(NOBODY)
         });
         if let Some(place) = self.list.get_mut(number as usize) {
-            *place = Some((node.clone(), Usage::default()));
+            *place = Some(Node {
+                name: node.clone(),
+                usage: Usage::default(),
+                entries: Slots::default(),
+            });
             self.numbers.insert(node.clone(), number);
         }
         number
     }
 
+    fn get(&self, node: &NodeId) -> Option<&Node> {
+        let number = self.numbers.get(node)?;
+        self.list.get(*number as usize)?.as_ref()
+    }
+
+    fn get_mut(&mut self, number: u32) -> Option<&mut Node> {
+        self.list.get_mut(number as usize)?.as_mut()
+    }
+
     fn of(&self, node: &NodeId) -> Usage {
-        let number = self.numbers.get(node);
-        let found = number.and_then(|number| self.list.get(*number as usize)?.as_ref());
-        found.map_or_else(Usage::default, |(_, usage)| *usage)
+        self.get(node)
+            .map_or_else(Usage::default, |node| node.usage)
     }
 
     fn name(&self, number: u32) -> Option<&NodeId> {
         let place = self.list.get(number as usize)?;
-        place.as_ref().map(|(node, _)| node)
+        place.as_ref().map(|node| &node.name)
     }
 
-    fn add(&mut self, number: u32, bytes: u64) {
-        if let Some(Some((_, usage))) = self.list.get_mut(number as usize) {
-            usage.add(bytes);
+    fn add(&mut self, number: u32, entry: EntryId, bytes: u64) {
+        if let Some(node) = self.get_mut(number) {
+            node.usage.add(bytes);
+            node.entries.insert(entry.0, ());
         }
     }
 
     fn resize(&mut self, number: u32, before: u64, now: u64) {
-        if let Some(Some((_, usage))) = self.list.get_mut(number as usize) {
-            usage.bytes = usage.bytes + now - before;
+        if let Some(node) = self.get_mut(number) {
+            node.usage.bytes = node.usage.bytes + now - before;
         }
     }
 
-    fn sub(&mut self, number: u32, bytes: u64) {
-        let Some(place) = self.list.get_mut(number as usize) else {
+    fn sub(&mut self, number: u32, entry: EntryId, bytes: u64) {
+        let Some(node) = self.get_mut(number) else {
             return;
         };
-        let Some((node, usage)) = place else {
-            return;
-        };
-        usage.sub(bytes);
-        if usage.entries == 0 {
-            self.numbers.remove(node);
-            *place = None;
+        node.usage.sub(bytes);
+        node.entries.remove(entry.0);
+        if node.usage.entries == 0 {
+            let name = node.name.clone();
+            self.numbers.remove(&name);
+            self.list[number as usize] = None;
             self.free.push(number);
         }
     }
@@ -553,6 +574,31 @@ mod tests {
         assert_eq!(index.idle(None), [2]);
         index.receive(key(), 2, place(100), true);
         assert!(index.flows.is_empty(), "there was nothing to forget");
+    }
+
+    #[test]
+    fn messages_to_one_recipient_are_found_among_those_to_others() {
+        let mut index = Index::default();
+        let node = |number: u64| NodeId::new(&format!("node-{number}")).unwrap();
+        for entry in 0..3000 {
+            index.put(EntryId(entry), 1, place(0), Some(&node(entry % 7)));
+        }
+        // A copy, and one that is gone.
+        index.put(EntryId(703), 2, place(0), None);
+        index.remove(EntryId(710));
+        for number in 0..8 {
+            let node = node(number);
+            let found = index.to(&node, EntryId(700));
+            let found: Vec<u64> = found.map(|(entry, _)| entry).collect();
+            let there = (700..3000).filter(|entry| *entry != 710);
+            let there: Vec<u64> = there.filter(|entry| entry % 7 == number).collect();
+            assert_eq!(found, there);
+            let all = index
+                .nodes
+                .get(&node)
+                .map(|node| node.entries.iter().count());
+            assert_eq!(all.unwrap_or(0) as u64, index.of(&node).entries);
+        }
     }
 
     #[test]

@@ -49,9 +49,8 @@ impl<V> Slots<V> {
     pub(crate) fn insert(&mut self, key: u64, value: V) {
         let at = self.run(key);
         let Some(run) = self.runs.get_mut(at) else {
-            let mut run = Vec::with_capacity(RUN);
-            run.push((key, value));
-            self.runs.push(run);
+            // It grows as it must: there are many maps with few keys.
+            self.runs.push(vec![(key, value)]);
             return;
         };
         let place = match run.binary_search_by_key(&key, |pair| pair.0) {
