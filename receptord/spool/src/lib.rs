@@ -70,8 +70,9 @@
 //! used again or removed, but only when everything that says so is safe; and when the segments
 //! take more than three times what is needed of them and four segments, the next commit copies
 //! what is needed out of the emptiest ([`Spool::maintain`] begins at half of that). Two spare
-//! segments are kept before new work is written: when the disk is full, one is for answers and what
-//! else ends work, the other for removals, so that space can be won back.
+//! segments must be there before new work is written: when the disk is full, one is for answers and
+//! what else ends work, the other for removals, so that space can be won back. A third is kept when
+//! there is one, because to use it again is faster than to make a new one.
 
 #![forbid(unsafe_code)]
 

@@ -1,10 +1,11 @@
 //! Opening: what is on the disk becomes the index, and what cannot be used is set aside.
 //!
-//! Reads every segment once, oldest first, one at a time in memory. Changes nothing of what is
-//! found: damaged parts are copied to `corrupt/`, files that nobody owns are removed, and the
-//! last that was written is written once more, so that what was seen here stays. So a crash here
-//! costs nothing, and opening twice finds the same. What must not be read again is cut off or
-//! declared void with the first write.
+//! Reads every segment once, oldest first, one at a time in memory. Loses nothing that counts:
+//! damaged parts of segments are copied to `corrupt/` and damaged payloads moved there, files that
+//! nobody owns are removed, unfinished payloads are cut to what is safe of them, and the last that
+//! was written is written once more, so that what was seen here stays. A crash here costs
+//! nothing, and opening twice finds the same. What must not be read again of a segment is cut off
+//! or declared void with the first write. Opened to be read, nothing is changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

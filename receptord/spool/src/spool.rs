@@ -31,8 +31,8 @@ const DOOMED_BYTES: u64 = 64 << 20;
 /// Freeing a file takes the system as long as its size demands. One larger than this is kept
 /// open when its name goes, so that it is freed by whoever closes it.
 const FREED_HERE: u64 = 16 << 20;
-/// The part of each limit that is left for what ends works: answers and cancels. A store full of
-/// requests could not take what empties it.
+/// The part of each limit that is left for what ends works: answers, with their payloads, and
+/// cancels. A store full of requests could not take what empties it.
 const RESERVED: u64 = 8;
 /// Segments whose files may be empty in part, whatever is in them: the one written to, and
 /// those that are being emptied.
