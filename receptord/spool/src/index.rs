@@ -308,6 +308,12 @@ impl Index {
         self.segment(segment).live += u64::from(place.length);
     }
 
+    /// Whether a message was started.
+    pub(crate) fn was_started(&self, entry: EntryId) -> bool {
+        let slot = self.entries.get(entry.0);
+        slot.is_some_and(|slot| slot.started != NONE)
+    }
+
     /// A message was started, says a record in this segment. False: there is no such message.
     pub(crate) fn start(&mut self, entry: EntryId, segment: u32) -> bool {
         let Some(slot) = self.entries.get_mut(entry.0) else {

@@ -496,6 +496,11 @@ impl<D: Disk> Recovery<'_, D> {
             if payload.is_some_and(|payload| payload.size == size) {
                 continue;
             }
+            if payload.is_some() && self.index.was_started(entry) {
+                // It was handed over, perhaps for good: whoever wants it once more compares it
+                // with its checksums.
+                continue;
+            }
             // What owns its message finds that out when it reads it, and tells the sender.
             self.index.lose_payload(entry, size);
             let found = payload.map_or(0, |payload| payload.size);

@@ -137,6 +137,7 @@ async fn prepare(task: &Task, running: &Running) -> Result<(Option<Given>, Proce
         dir,
         file_name: PAYLOAD_FILE.to_owned(),
         reads_files: task.hello.has(feature::FILE),
+        may_run_again: task.action.idempotent,
     };
     let payload = job.payload.clone();
     let payload = handover

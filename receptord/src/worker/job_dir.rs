@@ -62,6 +62,8 @@ pub(super) struct Handover {
     /// The plugin says that it reads payloads by file. To one that does not, a payload goes in the
     /// line for as long as it fits one, and by file beyond that.
     pub reads_files: bool,
+    /// The work may be run again, with the payload as it was sent.
+    pub may_run_again: bool,
 }
 
 impl Handover {
@@ -127,7 +129,11 @@ impl Handover {
             PayloadKind::Bytes | PayloadKind::File | PayloadKind::None => {}
         }
         let path = self.dir.join(&self.file_name);
-        copy(source, &path).map_err(|e| failed(&e))?;
+        // The file is the plugin's to change. What is stored is wanted again only by a work that may
+        // be run again; to any other a second name of it can be given, which costs nothing.
+        if self.may_run_again || fs::hard_link(source, &path).is_err() {
+            copy(source, &path).map_err(|e| failed(&e))?;
+        }
         Ok(self.by_file(size, sum))
     }
 
@@ -215,10 +221,8 @@ fn new_file(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Gives a plugin a payload of its own. A second name of the stored one would cost nothing, but
-/// the file is the plugin's to change, and what is stored must stay as it was sent: a restart
-/// could not use it otherwise. Where the file system can, both share their blocks until one of
-/// them is changed.
+/// Gives a plugin a payload of its own. Where the file system can, both share their blocks until
+/// one of them is changed.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let mut from = File::open(from)?;
     let copied = io::copy(&mut from, &mut new_file(to)?);

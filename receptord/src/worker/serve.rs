@@ -457,6 +457,7 @@ impl Serving<'_> {
             dir: self.places.dir.clone(),
             file_name: payload_file(work),
             reads_files,
+            may_run_again: terms.idempotent,
         };
         if matches!(payload, JobPayload::Inline(_)) {
             let prepared = handover.prepare(payload, content, terms.payload).await;

@@ -117,7 +117,7 @@ def many(job, payload):
     say(type="done", id=job, code=0)
 
 
-@action(payload="file")
+@action(payload="file", idempotent=True)
 def scribble(job, payload):
     """Uses its payload as room to work in."""
     with open(payload, "r+b") as file:

@@ -348,6 +348,7 @@ impl Serving<'_> {
                     dir: self.places.dir.clone(),
                     file_name: part_file(index),
                     reads_files,
+                    may_run_again: carried.terms.idempotent,
                 };
                 handover.prepare(payload, content, kind).await
             }
