@@ -150,6 +150,7 @@ mod tests {
             ("unknown-command", 1),
             ("permission-denied", 77),
             ("not-found", 1),
+            ("damaged", 1),
             ("internal", 70),
             ("configuration", 78),
             ("unsupported-version", 1),

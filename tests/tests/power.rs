@@ -84,9 +84,12 @@ fn accept(c: &Daemon, count: usize, size: usize) -> Vec<String> {
     ids
 }
 
-/// Which of these a node does not know any more.
+/// Which of these a node does not know any more, or has not as they came.
 fn missing(c: &Daemon, ids: &[String]) -> usize {
     let reply = c.control().json("spool");
+    if reply["damaged"].is_array() {
+        return ids.len();
+    }
     let entries = reply["messages"].as_array().unwrap();
     let kept = |id: &&String| !entries.iter().any(|entry| entry["id"] == **id);
     ids.iter().filter(kept).count()

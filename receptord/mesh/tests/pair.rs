@@ -10,7 +10,7 @@ use receptor_mesh::{
 };
 use receptor_proto::frame::Frame;
 use receptor_proto::packet::{Body, CancelReason, Content, Eof, Message, MessageKind, Packet};
-use receptor_proto::{Directive, MessageId, NodeId};
+use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
 const LINK: LinkId = LinkId(1);
 const DAY_MS: u64 = 86_400_000;
@@ -252,4 +252,41 @@ fn messages_of_many_starts_all_arrive() {
     pair.run_until(8_000);
     let (_, taken) = pair.answer("here", &message(11));
     assert!(taken, "the oldest has its place");
+}
+
+/// A work that is cancelled while it waits for its start; its node may crash at any moment.
+#[test]
+fn the_end_of_a_work_that_was_not_started_is_on_the_disk_before_it_is_told() {
+    let mut pair = Pair::new(10);
+    pair.here
+        .submit(at(pair.now), submission(1, "there"))
+        .unwrap();
+    pair.run_until(6_000);
+    let waits = |output: &Output| matches!(output, Output::Dispatch { work, .. } if *work == id(1));
+    assert!(pair.told_there.iter().any(waits));
+    let now = at(pair.now);
+    let error = Some(ErrorBody::new(ErrorCode::Cancelled, "cancelled"));
+    let eof = Eof { code: 1, error };
+    let payload = Payload::Inline(Bytes::new());
+    pair.there
+        .work_done(now, id(1), eof, Content::None, payload)
+        .unwrap();
+    let mut written = Vec::new();
+    while let Some(output) = pair.there.poll_output() {
+        if let Output::Persist { token, .. } = output {
+            written.push(token);
+        } else if let Output::Transmit { frame, .. } = output
+            && let Frame::Packet(packet) = frame
+        {
+            let body = Body::decode(packet.kind, packet.body);
+            let tells = matches!(body, Ok(Body::Message(_)));
+            assert!(!tells, "a crash now would run it");
+        }
+    }
+    for token in written {
+        pair.there.handle_persisted(now, token);
+    }
+    pair.run_until(7_000);
+    let ended = |output: &Output| matches!(output, Output::Deliver { work, eof: Some(_), .. } if *work == id(1));
+    assert!(pair.told_here.iter().any(ended));
 }

@@ -71,7 +71,15 @@ impl Delivery {
         } else {
             Some(entry.unwrap_or_else(|| self.new_entry()))
         };
-        self.send(cx, to, Outgoing::new(message, entry, cx.now + lifetime));
+        // A restart would start a work that was not started, whatever was said of it: its end is
+        // written before anybody hears of it.
+        let unstarted = self
+            .works
+            .get(work)
+            .is_some_and(|work| work.remote == to && work.entry.is_some() && !work.start_written);
+        let written = is_eof && unstarted && entry.is_some();
+        let outgoing = Outgoing::new(message, entry, cx.now + lifetime);
+        self.send_after(cx, to, outgoing, written);
         if entry.is_some() {
             self.write_response(
                 to,

@@ -9,7 +9,7 @@ use receptor_proto::packet::CancelReason;
 use receptor_proto::{ErrorBody, MessageId};
 
 use super::cancels::{EARLY_KEPT, Early};
-use super::flow::Key;
+use super::flow::{Key, Outgoing};
 use super::journal::{Arrival, Done, Retired};
 use super::works::{State, Unwritten};
 use super::{Cx, DISK_BUSY, Delivery, Out, RemoteId};
@@ -40,7 +40,13 @@ impl Delivery {
                 serial,
                 eof,
             } => {
-                self.remotes[remote.0].flow.stored(key, &self.limits);
+                let flow = &mut self.remotes[remote.0].flow;
+                flow.stored(key, &self.limits);
+                if flow.get(key).is_some_and(Outgoing::is_behind) {
+                    flow.come_forward(key);
+                    self.touch(remote);
+                    self.set_ready(remote);
+                }
                 self.response_written(cx, remote, work, serial, eof);
             }
             Done::Cancel { remote, key } => {
