@@ -1,10 +1,10 @@
 //! What an earlier run kept, and as little work with it as can be before the daemon is ready.
 //!
-//! Owns the reading of `kept/` at the start: only names, and whether a later version wrote there. What a file holds is looked at when it is
-//! asked for, one at a time, and of all others while the daemon runs ([`Keeper::survey`]); of a work
-//! that is known to have ended, and whose responses the core does not have any more, nothing is read
-//! but the size. Never believes what may be torn: a response that the core still has is checked
-//! before the core is told that it is kept.
+//! Owns the reading of `kept/` at the start: only names, and whether a later version wrote there.
+//! What a file holds is looked at when it is asked for, one at a time, and of all others while the
+//! daemon runs ([`Keeper::survey`]); of a work that is known to have ended, and whose responses the
+//! core does not have any more, nothing is read but the size. Never believes what may be torn: a
+//! response that the core still has is checked before the core is told that it is kept.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

@@ -2,10 +2,9 @@
 //!
 //! Owns the promise that a message in custody is on the disk before anybody hears of it, and
 //! stays there until its recipient has it, another node keeps it, its time is over, or an operator
-//! drops it. What is
-//! kept is bounded in bytes, messages, and messages for one recipient; beyond that a message
-//! stays its origin's alone, who is told so. Never opens a payload, and keeps none in memory: it
-//! is fetched when there is a way. While ways are clear nothing is written here.
+//! drops it. What is kept is bounded in bytes, messages, and messages for one recipient; beyond
+//! that a message stays its origin's alone, who is told so. Never opens a payload, and keeps none
+//! in memory: it is fetched when there is a way. While ways are clear nothing is written here.
 //!
 //! ```text
 //!   no way, or entrusted ─▶ Writing ─▶ Waiting ──(a way)──▶ Reading ─▶ Sent ─▶ done: removed
