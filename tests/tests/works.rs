@@ -71,7 +71,7 @@ fn wait_plugin(a: &Daemon, name: &str) {
 }
 
 /// Node b with a plugin in shell, which writes down that it was started and does `script` then; and
-/// where it writes.
+/// where it writes, which is `$runs` for the script.
 fn with_plugin(mesh: &Mesh, name: &str, script: &str) -> (Node, PathBuf) {
     let dir = mesh.dir().join("plugins-of-b");
     fs::create_dir(&dir).unwrap();
@@ -82,7 +82,8 @@ fn with_plugin(mesh: &Mesh, name: &str, script: &str) -> (Node, PathBuf) {
 echo '{{"type":"hello","protocol":1,"name":"{name}","version":"1","actions":{{"run":{{"payload":"json","output":"text"}}}}}}'
 read -r hello || exit 0
 read -r job || exit 0
-echo run >>'{}'
+runs='{}'
+echo run >>"$runs"
 {script}"#,
         runs.display()
     );
@@ -178,12 +179,17 @@ fn both_ends_still_agree_after_either_was_killed() {
 fn a_cancel_that_is_cut_short_with_its_work_is_the_end_on_both() {
     let mesh = Mesh::new();
     let a = mesh.node("a").start();
-    let (b, _) = with_plugin(&mesh, "stubborn", "trap '' TERM\nsleep 600\n");
+    let script = "trap '' TERM\necho deaf >>\"$runs\"\nsleep 600\n";
+    let (b, runs) = with_plugin(&mesh, "stubborn", script);
     let b = b.peer(&a).start();
     let mut nodes = [a, b];
     wait_plugin(&nodes[0], "stubborn");
     let work = detach(&nodes[0], "stubborn:run", &json!(1));
-    wait_state(&nodes[1], &work, "here", "running");
+    // A shell that has not come to its trap yet would end at once.
+    wait_for("a plugin that ignores SIGTERM", || {
+        let written = fs::read_to_string(&runs).unwrap();
+        written.contains("deaf").then_some(())
+    });
     ask(&nodes[0], &json!({"command": "cancel", "id": work}));
     wait_for("the cancel on b", || {
         let here = status(&nodes[1], &work, "here")?;
