@@ -4,4 +4,5 @@
 
 mod choice;
 mod custody;
+mod ends;
 mod mesh;
