@@ -119,6 +119,9 @@ pub(crate) struct Request {
     unsafe_serials: BTreeSet<u64>,
     /// The last one's serial.
     end: Option<u64>,
+    /// It has an end of this node's own making, which nobody may hear of before it is on the disk:
+    /// a restart without it sends the request.
+    end_unwritten: bool,
     refused: Vec<Key>,
 }
 
@@ -163,6 +166,7 @@ impl Request {
             noted: None,
             unsafe_serials: BTreeSet::new(),
             end: None,
+            end_unwritten: false,
             refused: Vec::new(),
         }
     }
@@ -196,6 +200,9 @@ impl Request {
         }
         if self.unsafe_serials.contains(&serial) && !eof {
             return Verdict::WriteOnly(serial);
+        }
+        if self.end_unwritten {
+            return Verdict::Repeat;
         }
         if let Some(end) = self.end {
             if eof && self.unsafe_serials.contains(&end) {
@@ -249,6 +256,18 @@ impl Request {
         self.held.insert(serial, response);
     }
 
+    /// Takes an end of this node's own making at its place, to be given to the client once it is
+    /// [on the disk](Self::end_written) if that is where it goes.
+    pub(crate) fn end(&mut self, response: Response, freed: &mut Vec<Stored>) {
+        self.end_unwritten = response.stored.is_some();
+        self.take(self.next_serial, response, freed);
+    }
+
+    /// An end of this node's own making is on the disk, or is wanted there no more.
+    pub(crate) fn end_written(&mut self) {
+        self.end_unwritten = false;
+    }
+
     /// Goes on, after a restart, behind a response that the client took.
     /// Gives back one that an earlier note was about.
     pub(crate) fn resume(&mut self, serial: u64, stored: Stored) -> Option<Stored> {
@@ -260,7 +279,7 @@ impl Request {
 
     /// Gives the client what is next.
     pub(crate) fn deliver(&mut self, work: MessageId, out: &mut VecDeque<Output>) {
-        if !self.accepted {
+        if !self.accepted || self.end_unwritten {
             return;
         }
         while let Some(response) = self.held.remove(&self.next_serial) {

@@ -423,7 +423,7 @@ impl Delivery {
             stored,
         };
         let mut freed = Vec::new();
-        request.take(serial, response, &mut freed);
+        request.end(response, &mut freed);
         request.deliver(id, cx.out);
         for stored in freed {
             self.retire(cx.now, from, stored, None);

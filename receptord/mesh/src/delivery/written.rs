@@ -87,8 +87,13 @@ impl Delivery {
                 }
                 None => self.journal.remove(entry),
             },
-            Done::Mark(..) | Done::OwnEnd { .. } => {}
-            Done::Responses(_) => {}
+            Done::OwnEnd { work, .. } => {
+                if let Some(request) = self.requests.get_mut(work) {
+                    request.end_written();
+                    request.deliver(work, cx.out);
+                }
+            }
+            Done::Mark(..) | Done::Responses(_) => {}
             Done::Moved(moved) => self.moved_written(cx, moved),
             Done::Kept(entry) => self.kept_written(cx, entry),
             Done::GivenUp { remote, key } => self.remotes[remote.0].flow.release(key),
@@ -310,6 +315,7 @@ impl Delivery {
         if ended {
             // Its end was waiting for the message to be accepted; it never will be.
             if let Some(request) = self.requests.get_mut(id) {
+                request.end_written();
                 request.deliver(id, cx.out);
             }
             self.settle_silent(id);
