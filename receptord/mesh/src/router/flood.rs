@@ -459,7 +459,12 @@ impl Router {
         out: &mut Out,
     ) {
         match standing {
-            Standing::Unknown if lsa.remaining_s == 0 => self.acknowledge(now, id, lsa, None),
+            // Nobody behind this node heard of it from here. It is remembered all the same: an
+            // older copy may have been overtaken, and nobody would take that one back again.
+            Standing::Unknown if lsa.remaining_s == 0 => {
+                let installed = self.lsdb.install(now, lsa).ok();
+                self.acknowledge(now, id, lsa, installed.map(|installed| installed.key));
+            }
             Standing::Unknown | Standing::Newer => match self.lsdb.install(now, lsa) {
                 Ok(installed) => {
                     self.counters.lsas_new += 1;

@@ -288,6 +288,37 @@ fn what_is_taken_back_is_gone_everywhere() {
 }
 
 #[test]
+fn what_is_taken_back_before_it_comes_does_not_stay() {
+    let (mut net, _) = chain(&["a", "b"]);
+    net.settle();
+    let link = net.wire_to_test(0);
+    net.say(0, link, Frame::Hello(Net::hello("c", 1)));
+    let stated = Lsa {
+        key: LsaKey {
+            node: id("x"),
+            kind: LsaKind(99),
+        },
+        seq: 5,
+        instance: 1,
+        remaining_s: 1000,
+        body: bytes::Bytes::from_static(b"anything"),
+    };
+    let taken_back = Lsa {
+        seq: 6,
+        remaining_s: 0,
+        body: bytes::Bytes::new(),
+        ..stated.clone()
+    };
+    net.say(0, link, Frame::Lsas(vec![taken_back]));
+    net.say(0, link, Frame::Lsas(vec![stated]));
+    net.settle();
+    assert_eq!(net.mesh(1).lsdb_len(), 4, "nobody else is told");
+    net.run(Duration::from_secs(130));
+    assert_eq!(net.mesh(0).lsdb_len(), 4);
+    assert!(agree(&net));
+}
+
+#[test]
 fn dead_nodes_are_forgotten_and_do_not_come_back_through_others() {
     let (mut net, links) = chain(&["a", "b", "c", "d"]);
     net.settle();
