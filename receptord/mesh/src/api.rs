@@ -60,11 +60,11 @@ pub struct Limits {
     pub flow_window: usize,
     /// Messages in flight from here to one recipient without a receipt.
     pub flow_messages: usize,
-    /// Durable requests to one recipient kept in memory, of each of three kinds (small, bulk,
-    /// stored payload): those in flight and those that come next. The others wait in the store,
-    /// and are known as pages only.
+    /// Durable requests, and durable responses, to one recipient kept in memory, of each of three
+    /// kinds (small, bulk, stored payload): those in flight and those that come next. The others
+    /// wait in the store, and are known as pages only.
     pub flow_waiting: usize,
-    /// Requests in one such page.
+    /// Messages in one such page.
     pub page_messages: usize,
     /// Bytes of messages and payloads that this node keeps for others to take.
     pub outgoing_bytes: u64,

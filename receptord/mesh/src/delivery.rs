@@ -131,6 +131,8 @@ struct Remote {
     is_known: bool,
     /// When its timer is set.
     timer: Option<Instant>,
+    /// Works that were told to wait until their node's disk has more of what was said to it.
+    held: BTreeSet<MessageId>,
 }
 
 /// Everything about messages of and for this node.
@@ -153,6 +155,8 @@ pub(crate) struct Delivery {
     /// A leaf keeps nothing of others.
     takes_custody: bool,
     works: Works,
+    /// Who asked for them and the serial of the word that stands for what was given up.
+    broken_off: BTreeMap<MessageId, (RemoteId, u64)>,
     partials: Partials,
     early: BTreeMap<MessageId, Early>,
     /// Flows whose next record brings numbers that nothing else is written of.
@@ -180,6 +184,8 @@ pub(crate) struct Delivery {
     kept_bytes: u64,
     /// What a restart has to say first.
     restored: Out,
+    /// What works had said before it: asked for until the first flush.
+    said: BTreeMap<(RemoteId, MessageId), restore::Said>,
     sweep_at: Option<Instant>,
     /// When early cancels are looked at.
     early_at: Option<Instant>,
@@ -214,6 +220,7 @@ impl Delivery {
             keeper: Keeper::default(),
             takes_custody: config.router,
             works: Works::new(config.seed),
+            broken_off: BTreeMap::new(),
             partials: Partials::default(),
             early: BTreeMap::new(),
             numbered: BTreeSet::new(),
@@ -233,6 +240,7 @@ impl Delivery {
             kept: 0,
             kept_bytes: 0,
             restored: VecDeque::new(),
+            said: BTreeMap::new(),
             sweep_at: None,
             early_at: None,
             deadline: None,
@@ -416,6 +424,7 @@ impl Delivery {
     pub(crate) fn flush(&mut self, now: Instant, net: &mut dyn Net, out: &mut Out) {
         let cx = &mut Cx { now, net, out };
         cx.out.append(&mut self.restored);
+        self.said.clear();
         loop {
             while let Some(remote) = self.ready.pop_front() {
                 self.remotes[remote.0].is_ready = false;
@@ -435,6 +444,7 @@ impl Delivery {
         for id in core::mem::take(&mut self.touched) {
             self.remotes[id.0].is_touched = false;
             self.arm(id);
+            self.let_all_go_on(cx, id);
         }
         self.deadline = [
             self.timers.first().map(|(at, _)| *at),
@@ -684,6 +694,7 @@ impl Delivery {
             is_unreceipted: false,
             is_known: false,
             timer: None,
+            held: BTreeSet::new(),
         };
         let id = if let Some(id) = self.free.pop() {
             self.remotes[id.0] = remote;

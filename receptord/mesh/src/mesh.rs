@@ -326,7 +326,7 @@ impl Mesh {
         self.delivery.coming(work)
     }
 
-    /// Requests that wait in the store alone, and the bytes of memory that this takes.
+    /// Messages that wait in the store alone, and the bytes of memory that this takes.
     #[must_use]
     pub fn paged(&self) -> (usize, usize) {
         self.delivery.paged()

@@ -179,6 +179,86 @@ fn a_restart_with_a_backlog_keeps_no_more_of_it_at_any_time() {
     assert!(mesh.paged().0 >= 141_000);
 }
 
+/// What the store has of the nth response of a work of an earlier start.
+fn response(work: u64, serial: u64, seq: u64) -> Record {
+    let Record::Outgoing {
+        recipient,
+        mut message,
+        ..
+    } = record(seq, 86_400_000)
+    else {
+        panic!("it makes these");
+    };
+    message.work = id(work);
+    message.kind = MessageKind::Response { serial, eof: None };
+    Record::Outgoing {
+        entry: EntryId(seq),
+        recipient,
+        message,
+    }
+}
+
+/// A node with this many works that run, whose sender is away.
+fn working(works: u64) -> Mesh {
+    let request = |work| match record(work, 86_400_000) {
+        Record::Outgoing { entry, message, .. } => Record::Incoming {
+            entry,
+            origin: node("away"),
+            message,
+        },
+        other => other,
+    };
+    let mut config = Config::new(node("here"), 5, 1);
+    config.limits.work_backlog = u64::MAX;
+    let mut mesh = Mesh::new(config, at(0), (1..=works).map(request));
+    for output in drain(&mut mesh, at(0)) {
+        let Output::Dispatch { work, .. } = output else {
+            panic!("{output:?}");
+        };
+        mesh.work_started(at(0), work);
+    }
+    let started = drain(&mut mesh, at(0)).len() as u64;
+    assert_eq!(started, works);
+    mesh
+}
+
+#[test]
+fn responses_for_a_sender_that_is_away_take_less_than_eight_bytes_each() {
+    let works = 50;
+    let mut mesh = working(works);
+    let respond = |mesh: &mut Mesh, numbers: std::ops::Range<u64>| {
+        for n in numbers {
+            let payload = Payload::Inline(Bytes::from_static(&[7; SIZE]));
+            let work = id(1 + n % works);
+            mesh.work_data(at(n), work, Content::Bytes, None, payload)
+                .unwrap();
+            if n % 64 == 0 {
+                assert!(drain(mesh, at(n)).is_empty());
+            }
+        }
+        assert!(drain(mesh, at(0)).is_empty());
+    };
+    respond(&mut mesh, 1..30_001);
+    let before = in_use();
+    respond(&mut mesh, 30_001..130_001);
+    let each = per_message(in_use() - before, 100_000);
+    assert!(each < 8.0, "{each} bytes");
+    assert_eq!(mesh.outstanding(&node("away")), 130_000);
+    assert!(mesh.paged().0 >= 121_000);
+}
+
+#[test]
+fn a_restart_with_responses_that_wait_keeps_no_more_of_them_at_any_time() {
+    let before = in_use();
+    peak();
+    let count = 150_000;
+    let mut mesh = mesh((1..=count).map(|n| response(1 + n % 50, 1 + n / 50, n)));
+    let most = peak() - before;
+    assert!(per_message(most, count) < 8.0 + 8192.0 * 1024.0 / 150_000.0);
+    assert!(drain(&mut mesh, at(0)).is_empty());
+    assert!(mesh.paged().0 >= 141_000);
+}
+
 #[test]
 fn a_cancel_finds_its_request_in_a_page() {
     let mut mesh = mesh([]);

@@ -21,6 +21,16 @@ use super::{VOLATILE_RESPONSE_LIFETIME, millis};
 use crate::wiring::Net;
 use crate::{EntryId, Event, Instant, NoSuchWork, Output, Payload, Record, WorkRoom};
 
+/// Bytes of responses to one node that no disk has, volatile ones and those that are being
+/// written: beyond, every work that makes some for it is held. A second of a disk, and much more
+/// than may be under way.
+pub(super) const UNSAVED_MAX: usize = 64 << 20;
+/// Works of which it is remembered that responses were given up: others of theirs, found in a page
+/// later, are dropped without a further word.
+const BROKEN_OFF_MAX: usize = 10_000;
+/// What an end says in its detail that stands for responses that were given up.
+const GIVEN_UP: (&str, &str) = ("responses", "given-up");
+
 /// A result as a work gives it: what it is, its name, its bytes.
 pub(super) type Parcel = (Content, Option<String>, Payload);
 
@@ -185,7 +195,6 @@ impl Delivery {
     ) {
         let id = outgoing.message.work;
         let size = outgoing.message.size + ENVELOPE as u64;
-        let limit = self.limits.work_backlog;
         if eof && self.works.get(id).is_some_and(|work| work.lingers) {
             self.forget_work(cx, id);
         }
@@ -196,16 +205,8 @@ impl Delivery {
             return;
         };
         work.backlog = work.backlog.saturating_sub(size);
-        if work.held && work.backlog <= limit / 2 {
-            work.held = false;
-            if matches!(
-                work.state,
-                State::Waiting | State::Starting | State::Running
-            ) {
-                cx.out.push_back(Output::ResumeWork { work: id });
-            }
-        }
-        let Some(entry) = outgoing.entry else {
+        self.let_go_on(cx, id);
+        let (Some(entry), Some(work)) = (outgoing.entry, self.works.get_mut(id)) else {
             return;
         };
         // The last one known to a restart stays, and the end stays until the request is gone.
@@ -276,29 +277,81 @@ impl Delivery {
                 cx.out.push_back(Output::ResumeWork { work: id });
             }
         }
-        if first.last_word && self.works.get(id).is_some_and(|work| work.lingers) {
-            self.forget_work(cx, id);
-        }
-        if !first.last_word {
+        if !is_last_word(first) {
+            if self.broken_off.len() >= BROKEN_OFF_MAX {
+                self.broken_off.pop_first();
+            }
+            self.broken_off.insert(id, (to, serial));
             let eof = Eof {
                 code: 1,
-                error: Some(reason),
+                error: Some(reason.with(GIVEN_UP.0, GIVEN_UP.1)),
             };
             let parcel = (Content::None, None, Payload::Inline(Bytes::new()));
             let volatile = first.message.volatile;
-            let key = self.respond(cx, to, id, serial, parcel, Some(eof), volatile);
-            if let Some(outgoing) = self.remotes[to.0].flow.get_mut(key) {
-                outgoing.last_word = true;
-            }
+            self.respond(cx, to, id, serial, parcel, Some(eof), volatile);
             if !volatile {
                 for key in gone {
                     self.remotes[to.0].flow.hold(key);
                     self.journal.also(Done::GivenUp { remote: to, key });
                 }
             }
+        } else if self.works.get(id).is_some_and(|work| work.lingers) {
+            self.forget_work(cx, id);
         }
         for entry in entries {
             self.journal.remove(entry);
+        }
+    }
+
+    /// Whether a response is worth nothing, because one before it was given up and its reader will
+    /// hear of that.
+    pub(super) fn is_broken_off(&self, to: RemoteId, outgoing: &Outgoing) -> bool {
+        let word = self.broken_off.get(&outgoing.message.work);
+        word.is_some_and(|(remote, serial)| *remote == to && serial_of(outgoing) > *serial)
+    }
+
+    /// Forgets a response that is worth nothing.
+    pub(super) fn drop_broken_off(&mut self, to: RemoteId, outgoing: &Outgoing) {
+        let Some(entry) = outgoing.entry else {
+            return;
+        };
+        let key = outgoing.key();
+        self.remotes[to.0].flow.hold(key);
+        self.journal.also(Done::GivenUp { remote: to, key });
+        self.journal.remove(entry);
+    }
+
+    /// Lets a work's plugin go on that was held, if there is room for what it has to say.
+    fn let_go_on(&mut self, cx: &mut Cx<'_>, id: MessageId) {
+        let limit = self.limits.work_backlog;
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        if !work.held || work.backlog > limit / 2 {
+            return;
+        }
+        let remote = &mut self.remotes[work.remote.0];
+        if remote.flow.unsaved() > UNSAVED_MAX / 2 {
+            remote.held.insert(id);
+            return;
+        }
+        work.held = false;
+        if matches!(
+            work.state,
+            State::Waiting | State::Starting | State::Running
+        ) {
+            cx.out.push_back(Output::ResumeWork { work: id });
+        }
+    }
+
+    /// The same for all works that were held because of what others said to the same node.
+    pub(super) fn let_all_go_on(&mut self, cx: &mut Cx<'_>, to: RemoteId) {
+        let remote = &mut self.remotes[to.0];
+        if remote.flow.unsaved() > UNSAVED_MAX / 2 {
+            return;
+        }
+        for id in core::mem::take(&mut remote.held) {
+            self.let_go_on(cx, id);
         }
     }
 
@@ -371,8 +424,13 @@ impl Delivery {
         work.serial += 1;
         work.backlog += payload_size(&payload) + ENVELOPE as u64;
         let (to, serial, volatile) = (work.remote, work.serial, work.volatile);
-        let room = if work.backlog > self.limits.work_backlog {
-            work.held = true;
+        let remote = &mut self.remotes[to.0];
+        let unsaved = remote.flow.unsaved() > UNSAVED_MAX;
+        if unsaved && !work.held {
+            remote.held.insert(id);
+        }
+        work.held |= unsaved || work.backlog > self.limits.work_backlog;
+        let room = if work.held {
             WorkRoom::Wait
         } else {
             WorkRoom::Open
@@ -536,6 +594,21 @@ fn serial_of(outgoing: &Outgoing) -> u64 {
         MessageKind::Response { serial, .. } => serial,
         MessageKind::Request { .. } | MessageKind::Cancel { .. } => u64::MAX,
     }
+}
+
+/// Whether a message stands for responses that were given up. When it is given up itself, nothing
+/// takes its place.
+fn is_last_word(outgoing: &Outgoing) -> bool {
+    let error = match &outgoing.message.kind {
+        MessageKind::Response { eof, .. } => eof.as_ref().and_then(|eof| eof.error.as_ref()),
+        MessageKind::Request { .. } | MessageKind::Cancel { .. } => None,
+    };
+    error.is_some_and(|error| {
+        error
+            .detail
+            .get(GIVEN_UP.0)
+            .is_some_and(|it| it == GIVEN_UP.1)
+    })
 }
 
 fn is_response(outgoing: &Outgoing) -> bool {

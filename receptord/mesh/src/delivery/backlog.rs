@@ -1,36 +1,50 @@
-//! What is known of requests that wait for their recipient in the store alone.
+//! What is known of messages that wait for their recipient in the store alone.
 //!
-//! Owns the pages of each recipient, which say of about a thousand requests where they are, how
+//! Owns the pages of each recipient, which say of about a thousand messages where they are, how
 //! many and how large, and when the first of them expires; and for the whole node a few bytes
-//! for every such request, by which its id is found again. Holds no envelope and no payload, so
+//! for every such message, by which its page is found again. Holds no envelope and no payload, so
 //! that a backlog takes next to no memory. Never asks the store for anything.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use receptor_proto::MessageId;
-use receptor_proto::packet::{Message, SMALL_MAX};
+use receptor_proto::packet::{Message, MessageKind, SMALL_MAX};
 
 use super::flow::Key;
 use crate::{EntryId, Instant};
 
-/// Small ones, bulk, and those whose payload is stored: each kind waits in order, and none waits
-/// for another.
-pub(crate) const LANES: usize = 3;
+/// Small ones, bulk, and those whose payload is stored.
+const SIZES: usize = 3;
+/// These of requests and of responses: each kind waits in order, and none waits for another.
+pub(crate) const LANES: usize = 2 * SIZES;
 
-/// Which lane a request waits in.
+/// Which lane a message waits in.
 pub(crate) fn lane(message: &Message) -> usize {
-    if message.is_segmented() {
+    let size = if message.is_segmented() {
         2
     } else {
         usize::from(message.size > SMALL_MAX as u64)
+    };
+    match message.kind {
+        MessageKind::Request { .. } | MessageKind::Cancel { .. } => size,
+        MessageKind::Response { .. } => SIZES + size,
+    }
+}
+
+/// What a message is found by among those in pages: a request by its id, because others ask for
+/// it by that; a response, of which a request may have thousands, by its entry.
+pub(crate) fn name(message: &Message, entry: EntryId) -> MessageId {
+    match message.kind {
+        MessageKind::Request { .. } | MessageKind::Cancel { .. } => message.work,
+        MessageKind::Response { .. } => MessageId::from_u128(entry.0.into()),
     }
 }
 
 /// Names a page among those of this node; a name is used again when its page is gone.
 pub(crate) type Tag = u16;
 
-/// Requests of one lane that are next to each other. What is in memory is in no page.
+/// Messages of one lane that are next to each other. What is in memory is in no page.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) tag: Tag,
@@ -53,7 +67,7 @@ pub(crate) struct Page {
     pub(crate) failures: u32,
 }
 
-/// What a page knows of one request.
+/// What a page knows of one message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Paged {
     pub(crate) key: Key,
@@ -112,7 +126,7 @@ impl Backlog {
         self.lanes.iter().all(VecDeque::is_empty)
     }
 
-    /// Requests in pages.
+    /// Messages in pages.
     pub(crate) fn messages(&self) -> usize {
         self.messages
     }
@@ -122,7 +136,7 @@ impl Backlog {
         !self.lanes[lane].is_empty()
     }
 
-    /// No request in a page has a lower number.
+    /// No message in a page has a lower number.
     pub(crate) fn first_key(&self) -> Option<Key> {
         let fronts = self.lanes.iter().filter_map(VecDeque::front);
         fronts.map(|page| page.keys.0).min()
@@ -133,7 +147,7 @@ impl Backlog {
         self.lanes[lane].front()
     }
 
-    /// Whether a request with this number comes after all others of its lane.
+    /// Whether a message with this number comes after all others of its lane.
     pub(crate) fn is_last(&self, lane: usize, key: Key) -> bool {
         self.lanes[lane].back().is_none_or(|page| page.keys.1 < key)
     }
@@ -223,8 +237,8 @@ const PRINT: usize = 5;
 /// The same and the page's tag.
 const SLOT: usize = PRINT + size_of::<Tag>();
 
-/// Which page the request of an id is in, in seven bytes each: a part of a hash of the id, and
-/// the page's tag.
+/// Which page the message of a [`name`] is in, in seven bytes each: a part of a hash of the name,
+/// and the page's tag.
 #[derive(Debug)]
 pub(crate) struct Ids {
     seed: u64,
@@ -250,7 +264,7 @@ impl Ids {
         (shard, print)
     }
 
-    /// Notes that the request of this id is in this page.
+    /// Notes that the message of this name is in this page.
     pub(crate) fn insert(&mut self, id: MessageId, tag: Tag) {
         if self.shards.is_empty() {
             self.shards = (0..1usize << SHARDS_LOG).map(|_| Vec::new()).collect();
@@ -266,7 +280,7 @@ impl Ids {
         shard.insert(at, slot);
     }
 
-    /// The pages that may have the request of this id; hardly ever more than one.
+    /// The pages that may have the message of this name; hardly ever more than one.
     pub(crate) fn find(&self, id: MessageId) -> impl Iterator<Item = Tag> {
         let (shard, print) = self.place(id);
         let shard = self.shards.get(shard).map_or(&[][..], Vec::as_slice);
@@ -281,7 +295,7 @@ impl Ids {
         !self.shards.is_empty() && self.find(id).next().is_some()
     }
 
-    /// Whether the request of this id is in this page.
+    /// Whether the message of this name is in this page.
     pub(crate) fn is_in(&self, id: MessageId, tag: Tag) -> bool {
         self.find(id).any(|other| other == tag)
     }

@@ -139,7 +139,7 @@ impl Delivery {
                 work: moved.work,
                 recipient: request.recipient.clone(),
             });
-            self.page_out(moved.work);
+            self.page_request_out(moved.work);
         }
     }
 

@@ -49,6 +49,10 @@ const DOUBT: Duration = Duration::from_secs(5);
 pub(crate) const VOLATILE_GRACE: Duration = Duration::from_secs(10);
 /// The longest wait after a refusal, of a response or large payload.
 const REFUSED_MOST: Duration = Duration::from_secs(30);
+/// Messages that the recipient has no room for and that do not count as waiting in memory, so that
+/// responses to clients that do not read never keep back those to others: as many as four such
+/// works have under way.
+const REFUSED_ASIDE: usize = 16_384;
 /// The longest wait of all requests together: a recipient with room again says so, but that may
 /// get lost.
 const HELD_MOST: Duration = Duration::from_secs(2);
@@ -100,8 +104,6 @@ pub(crate) struct Outgoing {
     pub(crate) any: bool,
     /// Its lifetime is over, and its recipient has still to say whether it came in time.
     doubted: bool,
-    /// It stands for responses that were given up; when it is, nothing takes its place.
-    pub(crate) last_word: bool,
     /// The body is in the store only.
     absent: bool,
     /// The store was asked for it.
@@ -159,7 +161,6 @@ impl Outgoing {
             restored: false,
             any: false,
             doubted: false,
-            last_word: false,
             absent: false,
             fetched: false,
             failed_reads: 0,
@@ -179,7 +180,21 @@ impl Outgoing {
 
     /// Whether it may wait in the store alone.
     pub(crate) fn is_pageable(&self) -> bool {
-        self.entry.is_some() && self.is_request() && !self.message.volatile
+        let kind = match self.message.kind {
+            MessageKind::Request { .. } | MessageKind::Response { .. } => true,
+            MessageKind::Cancel { .. } => false,
+        };
+        kind && self.entry.is_some() && !self.message.volatile
+    }
+
+    /// What it takes of the room for responses that no disk has.
+    fn unsaved(&self) -> usize {
+        match self.message.kind {
+            MessageKind::Response { .. } if !self.stored => self.cost(),
+            MessageKind::Response { .. }
+            | MessageKind::Request { .. }
+            | MessageKind::Cancel { .. } => 0,
+        }
     }
 
     /// Whether it is to leave memory when it is written.
@@ -385,9 +400,13 @@ pub(crate) struct Flow {
     pub(crate) backlog: Backlog,
     /// Requests here whose recipient was chosen among others.
     any: usize,
-    /// Requests here that may wait there, by lane; and those of them that soon will.
+    /// Messages here that may wait there, by lane; those of them that soon will, and those that
+    /// the recipient has no room for.
     pageable: [usize; LANES],
     behind: [usize; LANES],
+    refused: [usize; LANES],
+    /// What responses take that no disk has, in bytes.
+    unsaved: usize,
     /// Numbers below which the floor stays though they are not outstanding any more.
     held: BTreeSet<Key>,
     next_seq: u64,
@@ -457,6 +476,8 @@ impl Flow {
             any: 0,
             pageable: [0; LANES],
             behind: [0; LANES],
+            refused: [0; LANES],
+            unsaved: 0,
             held: BTreeSet::new(),
             next_seq: 1,
             used: false,
@@ -504,12 +525,18 @@ impl Flow {
         self.path != 0 && !self.parked
     }
 
-    /// Requests of a lane in memory that may wait in the store alone.
+    /// Messages of a lane in memory that may wait in the store alone, but for some that the
+    /// recipient has no room for.
     pub(crate) fn in_memory(&self, lane: usize) -> usize {
-        self.pageable[lane]
+        self.pageable[lane] - self.refused[lane].min(REFUSED_ASIDE)
     }
 
-    /// Whether a further request of a lane has to wait behind others in the store.
+    /// What responses take here that no disk has, in bytes.
+    pub(crate) fn unsaved(&self) -> usize {
+        self.unsaved
+    }
+
+    /// Whether a further message of a lane has to wait behind others in the store.
     pub(crate) fn is_full(&self, lane: usize, allowance: usize) -> bool {
         self.backlog.waits(lane) || self.behind[lane] > 0 || self.pageable[lane] >= allowance
     }
@@ -582,6 +609,7 @@ impl Flow {
         }
         let lane = lane(&outgoing.message);
         self.pageable[lane] += usize::from(outgoing.is_pageable());
+        self.unsaved += outgoing.unsaved();
         self.any += usize::from(outgoing.any);
         if behind {
             outgoing.state = State::Behind;
@@ -604,6 +632,7 @@ impl Flow {
     /// The message is on the disk.
     pub(crate) fn stored(&mut self, key: Key, limits: &Limits) {
         if let Some(outgoing) = self.outstanding.get_mut(&key) {
+            self.unsaved -= outgoing.unsaved();
             outgoing.stored = true;
             self.drop_body(key, limits);
         }
@@ -686,7 +715,10 @@ impl Flow {
                 }
                 self.active.retain(|active| *active != key);
             }
-            State::Delayed(until, _) => {
+            State::Delayed(until, why) => {
+                if why == Why::Refused {
+                    self.refused[lane(&outgoing.message)] -= usize::from(outgoing.is_pageable());
+                }
                 self.delayed.remove(&(until, key));
             }
         }
@@ -701,6 +733,7 @@ impl Flow {
         }
         self.resident -= outgoing.message.body.len();
         self.pageable[lane(&outgoing.message)] -= usize::from(outgoing.is_pageable());
+        self.unsaved -= outgoing.unsaved();
         self.any -= usize::from(outgoing.any);
         if self.outstanding.is_empty() {
             self.clear();
@@ -738,6 +771,9 @@ impl Flow {
     fn delay(&mut self, key: Key, until: Instant, why: Why) {
         self.take_out(key);
         if let Some(outgoing) = self.outstanding.get_mut(&key) {
+            if why == Why::Refused {
+                self.refused[lane(&outgoing.message)] += usize::from(outgoing.is_pageable());
+            }
             outgoing.state = State::Delayed(until, why);
             self.delayed.insert((until, key));
         }

@@ -427,6 +427,7 @@ impl Delivery {
             volatile,
             inline,
         };
+        self.broken_off.remove(&work);
         self.works.insert(cx.now, work, new);
         cx.out.push_back(Output::Dispatch {
             work,

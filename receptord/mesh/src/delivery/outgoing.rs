@@ -172,7 +172,7 @@ impl Delivery {
         self.send_after(cx, to, outgoing, false);
     }
 
-    /// The same, perhaps not before it is written.
+    /// The same, perhaps not before it is written. What is on the disk already waits for nothing.
     pub(super) fn send_after(
         &mut self,
         cx: &Cx<'_>,
@@ -180,7 +180,7 @@ impl Delivery {
         outgoing: Outgoing,
         written: bool,
     ) {
-        let behind = written || self.goes_behind(to, &outgoing);
+        let behind = !outgoing.stored && (written || self.goes_behind(to, &outgoing));
         self.kept += 1;
         self.kept_bytes += outgoing.message.size;
         let remote = &mut self.remotes[to.0];
@@ -371,6 +371,9 @@ impl Delivery {
                 } else {
                     self.end_request(cx, work, reason);
                 }
+            }
+            MessageKind::Response { .. } if self.is_broken_off(to, &outgoing) => {
+                self.drop_broken_off(to, &outgoing);
             }
             MessageKind::Response { .. } => self.break_off(cx, to, &outgoing, reason),
             MessageKind::Cancel { .. } => {

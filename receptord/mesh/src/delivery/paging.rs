@@ -1,12 +1,12 @@
-//! Requests that leave memory for a page, and come back from it.
+//! Requests and responses that leave memory for a page, and come back from it.
 //!
-//! A request that is accepted while enough others wait in memory for the same recipient becomes
-//! part of a page. It comes back when there is room again and a way to the recipient, when its
-//! time is over, or when somebody asks for it by its id: a client that cancels it, a response to
-//! it that a former start of this node must have asked for. Whatever the reason, the whole page
-//! is read; what is not wanted of it stays in it.
+//! A message that is written while enough others of its kind wait in memory for the same recipient
+//! becomes part of a page. It comes back when there is room again and a way to the recipient, when
+//! its time is over, or, being a request, when somebody asks for it by its id: a client that
+//! cancels it, a response to it that a former start of this node must have asked for. Whatever the
+//! reason, the whole page is read; what is not wanted of it stays in it.
 //!
-//! A request is either in memory or in a page, never in both. What is in a page was not sent by
+//! A message is either in memory or in a page, never in both. What is in a page was not sent by
 //! this start of the node. Never writes anything.
 
 use alloc::boxed::Box;
@@ -17,8 +17,8 @@ use core::time::Duration;
 use receptor_proto::packet::{CancelReason, Message, MessageKind};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 
-use super::backlog::{Ids, LANES, Page, Paged, Tag, lane};
-use super::flow::{GivenUp, Outgoing};
+use super::backlog::{self, Ids, LANES, Page, Paged, Tag, lane};
+use super::flow::{GivenUp, Key, Outgoing};
 use super::inbox::Request;
 use super::{Cx, Delivery, OWN, Out, RemoteId};
 use crate::wiring::Net;
@@ -67,6 +67,16 @@ struct Loading {
     taken_bytes: u64,
 }
 
+impl Loading {
+    /// Notes a message that stays in the page.
+    fn leave(&mut self, paged: Paged) {
+        match &mut self.rest {
+            Some(page) => page.add(paged),
+            rest @ None => *rest = Some(Page::new(self.tag, paged)),
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Paging {
@@ -113,7 +123,7 @@ impl Paging {
 }
 
 impl Delivery {
-    /// Requests in pages, and the bytes of memory that these take.
+    /// Messages in pages, and the bytes of memory that these take.
     pub(crate) fn paged(&self) -> (usize, usize) {
         let pages = self.remotes.iter().map(|remote| remote.flow.backlog.size());
         let size = pages.sum::<usize>() + self.paging.ids.size();
@@ -130,7 +140,7 @@ impl Delivery {
         self.requests.get(id).is_none() && self.paging.ids.contains(id)
     }
 
-    /// How many requests of each lane one recipient may have in memory.
+    /// How many messages of each lane one recipient may have in memory.
     pub(super) fn allowance(&self) -> usize {
         let waiting = self.limits.flow_waiting.max(1);
         if self.kept.saturating_sub(self.paging.messages) < RESIDENT_MAX {
@@ -140,7 +150,7 @@ impl Delivery {
         }
     }
 
-    /// Whether a request goes behind others that wait in pages, or are too many.
+    /// Whether a message goes behind others that wait in pages, or are too many.
     pub(super) fn goes_behind(&self, to: RemoteId, outgoing: &Outgoing) -> bool {
         outgoing.is_pageable()
             && self.remotes[to.0]
@@ -149,20 +159,29 @@ impl Delivery {
     }
 
     /// A request is accepted: it leaves memory if it has to wait behind others.
-    pub(super) fn page_out(&mut self, id: MessageId) {
-        let Some(request) = self.requests.get(id) else {
-            return;
-        };
-        let (to, key) = (request.remote, request.key);
+    pub(super) fn page_request_out(&mut self, id: MessageId) {
+        let request = self.requests.get(id);
+        if let Some((to, key)) = request.map(|request| (request.remote, request.key))
+            && self.page_out(to, key)
+        {
+            self.requests.remove(id);
+        }
+    }
+
+    /// A message is written: it leaves memory if it has to wait behind others. True: it did.
+    pub(super) fn page_out(&mut self, to: RemoteId, key: Key) -> bool {
         let allowance = self.allowance();
         let flow = &mut self.remotes[to.0].flow;
         let Some(outgoing) = flow.get(key).filter(|outgoing| outgoing.is_behind()) else {
-            return;
+            return false;
         };
         let Some(entry) = outgoing.entry else {
-            return;
+            return false;
         };
-        let lane = lane(&outgoing.message);
+        let (lane, name) = (
+            lane(&outgoing.message),
+            backlog::name(&outgoing.message, entry),
+        );
         let paged = Paged {
             key,
             entry,
@@ -170,22 +189,23 @@ impl Delivery {
             expires: outgoing.expires,
         };
         let full = flow.backlog.waits(lane) || flow.in_memory(lane) > allowance;
-        if full && self.add_to_page(to, lane, id, paged) {
+        let leaves = full && self.add_to_page(to, lane, name, paged);
+        if leaves {
             self.remotes[to.0].flow.remove(key);
-            self.requests.remove(id);
         } else {
             self.remotes[to.0].flow.come_forward(key);
         }
         self.touch(to);
         self.set_ready(to);
+        leaves
     }
 
-    /// Notes a request in the last page of its recipient, or a new one. False: it cannot be.
+    /// Notes a message in the last page of its recipient, or a new one. False: it cannot be.
     pub(super) fn add_to_page(
         &mut self,
         to: RemoteId,
         lane: usize,
-        id: MessageId,
+        name: MessageId,
         paged: Paged,
     ) -> bool {
         let backlog = &mut self.remotes[to.0].flow.backlog;
@@ -202,7 +222,7 @@ impl Delivery {
         let Some(tag) = backlog.last_tag(lane) else {
             return false;
         };
-        self.paging.ids.insert(id, tag);
+        self.paging.ids.insert(name, tag);
         self.paging.messages += 1;
         true
     }
@@ -349,7 +369,7 @@ impl Delivery {
         match result {
             Ok(loaded) => {
                 let records = loaded.records.into_iter();
-                let mut requests: Vec<(EntryId, Message)> = records
+                let mut messages: Vec<(EntryId, Message)> = records
                     .filter_map(|record| match record {
                         Record::Outgoing { entry, message, .. } => Some((entry, message)),
                         Record::Incoming { .. }
@@ -359,14 +379,22 @@ impl Delivery {
                     })
                     // Others are in memory, were read when they still were in the store, or are
                     // in other pages.
-                    .filter(|(_, message)| {
-                        matches!(message.kind, MessageKind::Request { .. })
-                            && self.paging.ids.is_in(message.work, tag)
+                    .filter(|(entry, message)| {
+                        let name = backlog::name(message, *entry);
+                        backlog::lane(message) == lane && self.paging.ids.is_in(name, tag)
                     })
                     .collect();
-                requests.sort_unstable_by_key(|(_, message)| (message.epoch, message.seq));
-                for (entry, message) in requests {
-                    self.loaded(cx, &mut loading, entry, message);
+                messages.sort_unstable_by_key(|(_, message)| (message.epoch, message.seq));
+                for (entry, message) in messages {
+                    match message.kind {
+                        MessageKind::Request { respond, .. } => {
+                            self.request_loaded(cx, &mut loading, entry, message, respond);
+                        }
+                        MessageKind::Response { .. } => {
+                            self.response_loaded(cx, &mut loading, entry, message);
+                        }
+                        MessageKind::Cancel { .. } => {}
+                    }
                 }
                 match loaded.next.filter(|next| *next <= last) {
                     Some(next) => self.ask(cx, loading, next, last),
@@ -383,7 +411,14 @@ impl Delivery {
     }
 
     /// One request of a page.
-    fn loaded(&mut self, cx: &mut Cx<'_>, loading: &mut Loading, entry: EntryId, message: Message) {
+    fn request_loaded(
+        &mut self,
+        cx: &mut Cx<'_>,
+        loading: &mut Loading,
+        entry: EntryId,
+        message: Message,
+        respond: bool,
+    ) {
         let Loading {
             remote: to, tag, ..
         } = *loading;
@@ -409,16 +444,10 @@ impl Delivery {
         let recall = self.paging.recalls.remove(&(tag, id));
         let expired = expires <= cx.now;
         if !(expired || recall.is_some() || loading.whole) {
-            match &mut loading.rest {
-                Some(page) => page.add(paged),
-                rest @ None => *rest = Some(Page::new(tag, paged)),
-            }
+            loading.leave(paged);
             return;
         }
         self.take_from_page(loading, id, paged.size);
-        let MessageKind::Request { respond, .. } = message.kind else {
-            return;
-        };
         let recipient = self.remotes[to.0].node.clone();
         let mut request = Request::new(to, recipient, paged.key, respond);
         request.entry = Some(entry);
@@ -441,8 +470,47 @@ impl Delivery {
         }
     }
 
-    fn take_from_page(&mut self, loading: &mut Loading, id: MessageId, size: u64) {
-        self.paging.ids.remove(id, loading.tag);
+    /// One response of a page.
+    fn response_loaded(
+        &mut self,
+        cx: &mut Cx<'_>,
+        loading: &mut Loading,
+        entry: EntryId,
+        message: Message,
+    ) {
+        let to = loading.remote;
+        let expires = cx.now + Duration::from_millis(message.remaining_ms);
+        let paged = Paged {
+            key: (message.epoch, message.seq),
+            entry,
+            size: message.size,
+            expires,
+        };
+        let expired = expires <= cx.now;
+        if !(expired || loading.whole) {
+            loading.leave(paged);
+            return;
+        }
+        self.take_from_page(loading, backlog::name(&message, entry), paged.size);
+        let mut outgoing = Outgoing::new(message, Some(entry), expires);
+        outgoing.stored = true;
+        outgoing.restored = paged.key.0 != self.instance;
+        if self.is_broken_off(to, &outgoing) {
+            self.left(to, &outgoing);
+            self.drop_broken_off(to, &outgoing);
+        } else if expired {
+            let outgoing = Box::new(outgoing);
+            let code = ErrorCode::Expired;
+            self.given_up(cx, to, GivenUp { outgoing, code });
+        } else {
+            outgoing.note_absent();
+            let flow = &mut self.remotes[to.0].flow;
+            flow.push(outgoing, cx.now, &self.limits, false);
+        }
+    }
+
+    fn take_from_page(&mut self, loading: &mut Loading, name: MessageId, size: u64) {
+        self.paging.ids.remove(name, loading.tag);
         self.paging.messages -= 1;
         loading.taken += 1;
         loading.taken_bytes += size;

@@ -27,22 +27,23 @@ use crate::{EntryId, Instant, LinkId, Output, Payload, Reachability, Record};
 #[derive(Default)]
 struct Stock {
     incoming: Vec<(EntryId, RemoteId, Message)>,
+    /// The requests among them.
+    works: BTreeSet<(RemoteId, MessageId)>,
     started: BTreeSet<EntryId>,
     /// Requests with a response here.
     answered: BTreeSet<MessageId>,
 }
 
-/// What is known of a work's responses: the last serial, its entry, and whether it was the end.
-struct Said {
+/// What is known of a work's responses: the last serial, and whether the end is among them.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Said {
     serial: u64,
-    entry: EntryId,
     eof: bool,
 }
 
 impl Delivery {
     pub(super) fn restore(&mut self, now: Instant, records: impl IntoIterator<Item = Record>) {
         let mut stock = Stock::default();
-        let mut said: BTreeMap<(RemoteId, MessageId), Said> = BTreeMap::new();
         let mut last = None;
         for record in records {
             let Record::Outgoing {
@@ -59,7 +60,7 @@ impl Delivery {
             assert!(before < last, "outgoing records come in order of entry");
             self.next_entry = self.next_entry.max(entry.0);
             if let Some(to) = self.remote(&recipient) {
-                self.restore_outgoing(now, entry, to, message, &stock, &mut said);
+                self.restore_outgoing(now, entry, to, message, &stock);
             }
         }
         stock.incoming.sort_unstable_by_key(|(entry, ..)| *entry);
@@ -76,7 +77,7 @@ impl Delivery {
             }
         }
         for (entry, from, message) in requests {
-            let said = said.get(&(from, message.work));
+            let said = self.said.get(&(from, message.work)).copied();
             let cancel = cancels.remove(&(from, message.work));
             let started = stock.started.contains(&entry);
             self.restore_work(now, entry, from, message, started, cancel, said);
@@ -136,16 +137,9 @@ impl Delivery {
         let Some(to) = self.remote(origin) else {
             return;
         };
-        let mut last = 0;
-        for outgoing in self.remotes[to.0].flow.iter() {
-            if outgoing.message.work == id
-                && let MessageKind::Response { serial, eof } = &outgoing.message.kind
-            {
-                if eof.is_some() {
-                    return;
-                }
-                last = last.max(*serial);
-            }
+        let said = self.said.get(&(to, id)).copied().unwrap_or_default();
+        if said.eof {
+            return;
         }
         let text = "the request was damaged on this node's disk after it had arrived; \
                     it is not known whether it has run";
@@ -161,7 +155,7 @@ impl Delivery {
             net: &mut net,
             out: &mut out,
         };
-        self.respond(&mut cx, to, id, last + 1, parcel, Some(eof), false);
+        self.respond(&mut cx, to, id, said.serial + 1, parcel, Some(eof), false);
     }
 
     /// Sorts a record and takes over what it says of flows and names.
@@ -182,8 +176,14 @@ impl Delivery {
                         received.ack(message.seq);
                     }
                 }
-                if matches!(message.kind, MessageKind::Response { .. }) {
-                    stock.answered.insert(message.work);
+                match message.kind {
+                    MessageKind::Request { .. } => {
+                        stock.works.insert((from, message.work));
+                    }
+                    MessageKind::Response { .. } => {
+                        stock.answered.insert(message.work);
+                    }
+                    MessageKind::Cancel { .. } => {}
                 }
                 stock.incoming.push((entry, from, message));
             }
@@ -235,7 +235,6 @@ impl Delivery {
         to: RemoteId,
         message: Message,
         stock: &Stock,
-        said: &mut BTreeMap<(RemoteId, MessageId), Said>,
     ) {
         let key = (message.epoch, message.seq);
         let expires = now + Duration::from_millis(message.remaining_ms);
@@ -290,17 +289,19 @@ impl Delivery {
                 }
             }
             MessageKind::Response { serial, eof } => {
-                let eof = eof.is_some();
-                let last = said.entry((to, message.work)).or_insert(Said {
-                    serial: *serial,
-                    entry,
-                    eof,
-                });
-                if *serial >= last.serial {
-                    last.serial = *serial;
-                    last.entry = entry;
+                let work = (to, message.work);
+                let said = self.said.entry(work).or_default();
+                said.serial = said.serial.max(*serial);
+                said.eof |= eof.is_some();
+                let ended = said.eof;
+                if self.restore_to_page(to, entry, &message, expires) {
+                    // A backlog is to take no memory, and nothing more is asked about a work that
+                    // is done with.
+                    if ended && !stock.works.contains(&work) {
+                        self.said.remove(&work);
+                    }
+                    return;
                 }
-                last.eof |= eof;
             }
             MessageKind::Cancel { .. } => {
                 moot = match self.requests.get_mut(message.work) {
@@ -345,7 +346,7 @@ impl Delivery {
         }
     }
 
-    /// A request stays in the store alone when enough others are in memory before it.
+    /// A message stays in the store alone when enough others are in memory before it.
     fn restore_to_page(
         &mut self,
         to: RemoteId,
@@ -361,7 +362,7 @@ impl Delivery {
             expires,
         };
         let full = self.remotes[to.0].flow.is_full(lane, self.allowance());
-        if !(full && self.add_to_page(to, lane, message.work, paged)) {
+        if !(full && self.add_to_page(to, lane, backlog::name(message, entry), paged)) {
             return false;
         }
         self.kept += 1;
@@ -383,7 +384,7 @@ impl Delivery {
         message: Message,
         started: bool,
         cancel: Option<(EntryId, Message)>,
-        said: Option<&Said>,
+        said: Option<Said>,
     ) {
         let MessageKind::Request { directive, respond } = &message.kind else {
             return;

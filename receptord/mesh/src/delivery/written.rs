@@ -9,7 +9,7 @@ use receptor_proto::packet::CancelReason;
 use receptor_proto::{ErrorBody, MessageId};
 
 use super::cancels::{EARLY_KEPT, Early};
-use super::flow::{Key, Outgoing};
+use super::flow::Key;
 use super::journal::{Arrival, Done, Retired};
 use super::works::{State, Unwritten};
 use super::{Cx, DISK_BUSY, Delivery, Out, RemoteId};
@@ -40,13 +40,9 @@ impl Delivery {
                 serial,
                 eof,
             } => {
-                let flow = &mut self.remotes[remote.0].flow;
-                flow.stored(key, &self.limits);
-                if flow.get(key).is_some_and(Outgoing::is_behind) {
-                    flow.come_forward(key);
-                    self.touch(remote);
-                    self.set_ready(remote);
-                }
+                self.remotes[remote.0].flow.stored(key, &self.limits);
+                self.touch(remote);
+                self.page_out(remote, key);
                 self.response_written(cx, remote, work, serial, eof);
             }
             Done::Cancel { remote, key } => {
@@ -141,7 +137,7 @@ impl Delivery {
         }
         request.deliver(id, cx.out);
         self.settle_silent(id);
-        self.page_out(id);
+        self.page_request_out(id);
         if let Some(request) = self.requests.get(id)
             && request.any.is_some()
         {

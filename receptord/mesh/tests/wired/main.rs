@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests, also in their helpers")]
 
+mod away;
 mod choice;
 mod custody;
 mod ends;

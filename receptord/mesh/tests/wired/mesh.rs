@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use receptor_mesh::{
     Config, EntryId, Instant, LinkId, LinkInfo, Loaded, Mesh, Output, Payload, PersistToken,
-    Recipient, Record, Submission,
+    Recipient, Record, Submission, WorkRoom,
 };
 use receptor_proto::frame::Frame;
 use receptor_proto::lsa::Capability;
@@ -30,6 +30,9 @@ pub(crate) fn id(n: u128) -> MessageId {
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
     pub(crate) messages: BTreeMap<EntryId, Record>,
+    /// When they were written.
+    since: BTreeMap<EntryId, Instant>,
+    clock: Instant,
     started: BTreeSet<EntryId>,
     received: BTreeMap<(NodeId, u64), Record>,
     /// Steps that are asked for and not yet done, while it `rests`.
@@ -48,6 +51,7 @@ impl Disk {
                 Record::Outgoing { entry, .. }
                 | Record::Incoming { entry, .. }
                 | Record::Transit { entry, .. } => {
+                    self.since.insert(entry, self.clock);
                     let before = self.messages.insert(entry, record);
                     assert!(before.is_none(), "{entry:?} is written twice");
                 }
@@ -68,18 +72,36 @@ impl Disk {
         self.waiting.is_empty()
     }
 
+    /// Messages between these entries, with what is left of their lifetimes.
+    fn between(&self, first: EntryId, last: EntryId) -> impl Iterator<Item = Record> {
+        let messages = self.messages.range(first..=last);
+        messages.map(|(entry, record)| {
+            let mut record = record.clone();
+            if let Record::Outgoing { message, .. }
+            | Record::Incoming { message, .. }
+            | Record::Transit { message, .. } = &mut record
+            {
+                let age = self.clock.since(self.since[entry]).as_millis();
+                let age = u64::try_from(age).unwrap();
+                message.remaining_ms = message.remaining_ms.saturating_sub(age);
+            }
+            record
+        })
+    }
+
     /// What a start reads.
     fn records(&self) -> Vec<Record> {
-        let outgoing = |record: &&Record| matches!(record, Record::Outgoing { .. });
-        let others = self.messages.values().filter(|record| !outgoing(record));
+        let outgoing = |record: &Record| matches!(record, Record::Outgoing { .. });
+        let all = self.between(EntryId(0), EntryId(u64::MAX));
+        let (outgoing, others): (Vec<_>, Vec<_>) = all.partition(outgoing);
         let started = self
             .started
             .iter()
             .map(|entry| Record::Started { entry: *entry });
-        let mut records: Vec<Record> = others.cloned().collect();
+        let mut records: Vec<Record> = others;
         records.extend(started);
         records.extend(self.received.values().cloned());
-        records.extend(self.messages.values().filter(outgoing).cloned());
+        records.extend(outgoing);
         records
     }
 
@@ -108,6 +130,12 @@ pub(crate) struct Host {
     pub(crate) accepted: BTreeMap<MessageId, NodeId>,
     /// Last words that clients got.
     pub(crate) ends: BTreeMap<MessageId, Eof>,
+    /// Serials that clients got, in order.
+    pub(crate) serials: BTreeMap<MessageId, Vec<u64>>,
+    /// Messages whose clients do not read.
+    pub(crate) unread: BTreeSet<MessageId>,
+    /// Works that were told to go on.
+    pub(crate) resumed: Vec<MessageId>,
     /// Messages given up, as dead letters.
     pub(crate) letters: Vec<(MessageId, Option<NodeId>, ErrorBody)>,
     /// Packets of others and its own that it sent.
@@ -154,6 +182,9 @@ impl Wired {
                 runs: Vec::new(),
                 accepted: BTreeMap::new(),
                 ends: BTreeMap::new(),
+                serials: BTreeMap::new(),
+                unread: BTreeSet::new(),
+                resumed: Vec::new(),
                 letters: Vec::new(),
                 sent: Vec::new(),
                 queued_most: 0,
@@ -406,7 +437,7 @@ impl Wired {
             let Some(next) = due.min().filter(|next| next.as_micros() <= end) else {
                 break;
             };
-            self.micros = self.micros.max(next.as_micros());
+            self.advance(next.as_micros());
             let now = self.now();
             for at in 0..self.hosts.len() {
                 if let Some(mesh) = &mut self.hosts[at].mesh
@@ -417,7 +448,15 @@ impl Wired {
             }
             self.settle();
         }
-        self.micros = end;
+        self.advance(end);
+    }
+
+    fn advance(&mut self, micros: u64) {
+        self.micros = self.micros.max(micros);
+        let now = self.now();
+        for host in &mut self.hosts {
+            host.disk.clock = now;
+        }
     }
 
     /// Runs until something holds; gives back how long that took, in milliseconds.
@@ -568,13 +607,8 @@ impl Wired {
                 ..
             } => {
                 let host = &mut self.hosts[at];
-                let wanted = |record: &&Record| matches!(record, Record::Outgoing { recipient: to, .. } if *to == recipient);
-                let found = host
-                    .disk
-                    .messages
-                    .range(first..=last)
-                    .map(|(_, record)| record);
-                let records = found.filter(wanted).cloned().collect();
+                let wanted = |record: &Record| matches!(record, Record::Outgoing { recipient: to, .. } if *to == recipient);
+                let records = host.disk.between(first, last).filter(wanted).collect();
                 let loaded = Loaded {
                     records,
                     next: None,
@@ -615,7 +649,10 @@ impl Wired {
             } => {
                 let host = &mut self.hosts[at];
                 host.ends.extend(eof.map(|eof| (work, eof)));
-                host.mesh.as_mut().unwrap().consumed(now, work, serial);
+                host.serials.entry(work).or_default().push(serial);
+                if !host.unread.contains(&work) {
+                    host.mesh.as_mut().unwrap().consumed(now, work, serial);
+                }
             }
             Output::DeadLetter {
                 entry,
@@ -635,11 +672,25 @@ impl Wired {
             Output::NotAccepted { work, reason } => {
                 panic!("{work}: every write succeeds: {reason}")
             }
-            Output::ResumeWork { .. }
-            | Output::Ended { .. }
-            | Output::EchoResult { .. }
-            | Output::Event(_) => {}
+            Output::ResumeWork { work } => self.hosts[at].resumed.push(work),
+            Output::Ended { .. } | Output::EchoResult { .. } | Output::Event(_) => {}
         }
+    }
+
+    /// A work of this node that is busy says something. True: it is to wait.
+    pub(crate) fn respond(&mut self, name: &str, work: MessageId, payload: Bytes) -> bool {
+        let now = self.now();
+        let payload = Payload::Inline(payload);
+        let mesh = self.mesh(name);
+        let room = mesh.work_data(now, work, Content::Bytes, None, payload);
+        self.settle();
+        room.unwrap() == WorkRoom::Wait
+    }
+
+    /// A work of this node that is busy ends well.
+    pub(crate) fn finish(&mut self, name: &str, work: MessageId) {
+        self.end(self.at(name), work, None);
+        self.settle();
     }
 
     fn end(&mut self, at: usize, work: MessageId, error: Option<ErrorBody>) {

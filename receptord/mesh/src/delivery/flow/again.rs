@@ -172,9 +172,9 @@ impl Flow {
             return;
         };
         match (outgoing.state, &mut outgoing.transfer) {
-            (State::Delayed(until, Why::Refused), _) => {
-                self.delayed.remove(&(until, key));
+            (State::Delayed(_, Why::Refused), _) => {
                 outgoing.refusals = 0;
+                self.take_out(key);
                 self.queue(key, true);
             }
             (State::Active, Some(transfer)) if transfer.is_flowing() => {
@@ -530,7 +530,8 @@ impl Flow {
                 }
                 continue;
             }
-            self.delayed.pop_first();
+            self.take_out(key);
+            self.delayed.remove(&(until, key));
             self.queue(key, true);
             ready = true;
         }

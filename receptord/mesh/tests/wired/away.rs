@@ -1,0 +1,175 @@
+//! Responses for a node that is away: they wait on the disk of their worker's node, and not in its
+//! memory.
+
+use bytes::Bytes;
+use receptor_proto::{ErrorCode, MessageId};
+
+use crate::mesh::{Wired, id};
+
+/// Long enough for everything to come right.
+const SOON_MS: u64 = 20_000;
+/// As long as responses are kept.
+const WEEK_MS: u64 = 7 * 24 * 3600 * 1000;
+/// Messages of each kind that a worker's node has in memory for one other.
+const IN_MEMORY: usize = 4;
+const WORKS: u128 = 6;
+const EACH: u64 = 20;
+
+/// A controller with this many works at a worker's node that are busy.
+fn busy(works: u128) -> Wired {
+    let mut wired = Wired::new(&["controller", "worker"]);
+    wired.configure("worker", |config| {
+        config.limits.flow_waiting = IN_MEMORY;
+        config.limits.page_messages = 5;
+    });
+    wired.configure("controller", |config| config.limits.inbox_bytes = 2048);
+    wired.host("worker").busy = true;
+    wired.wire(0, 1);
+    wired.run(2000);
+    for work in 1..=works {
+        wired.send("controller", "worker", work);
+    }
+    wired.run_until(SOON_MS, |wired| {
+        wired.host("worker").runs.len() as u128 == works
+    });
+    wired
+}
+
+/// Every work says as much, in turns; each third thing is bulk.
+fn talk(wired: &mut Wired, works: u128) {
+    for n in 0..EACH {
+        for work in 1..=works {
+            let size = if n % 3 == 2 { 5000 } else { 10 };
+            wired.respond("worker", id(work), Bytes::from(vec![1; size]));
+        }
+    }
+}
+
+fn paged(wired: &mut Wired) -> usize {
+    wired.mesh("worker").paged().0
+}
+
+fn serials(wired: &mut Wired, work: u128) -> Vec<u64> {
+    let serials = wired.host("controller").serials.get(&id(work));
+    serials.cloned().unwrap_or_default()
+}
+
+fn have_ended(wired: &mut Wired, works: impl IntoIterator<Item = u128>) -> bool {
+    let ends = &wired.host("controller").ends;
+    works.into_iter().all(|work| ends.contains_key(&id(work)))
+}
+
+#[test]
+fn responses_wait_on_the_disk_and_arrive_in_order_also_after_a_restart() {
+    let mut wired = busy(WORKS);
+    wired.kill("controller");
+    wired.run(2000);
+    talk(&mut wired, WORKS);
+    for work in 1..=3 {
+        wired.finish("worker", id(work));
+    }
+    let most = 2 * (IN_MEMORY + 1);
+    let all = usize::try_from(u64::try_from(WORKS).unwrap() * EACH).unwrap() + 3;
+    assert!(paged(&mut wired) >= all - most, "{}", paged(&mut wired));
+    wired.kill("worker");
+    wired.start("worker");
+    // Works that were cut short have an end more.
+    assert!(paged(&mut wired) >= all - most, "{}", paged(&mut wired));
+    wired.start("controller");
+    wired.run_until(SOON_MS, |wired| have_ended(wired, 1..=WORKS));
+    for work in 1..=WORKS {
+        let expected: Vec<u64> = (1..=EACH + 1).collect();
+        assert_eq!(serials(&mut wired, work), expected, "{work}");
+        let end = &wired.host("controller").ends[&id(work)];
+        let code = end.error.as_ref().map(|error| error.code.clone());
+        let cut_short = (work > 3).then_some(ErrorCode::Interrupted);
+        assert_eq!(code, cut_short, "{work}");
+    }
+    wired.run(SOON_MS);
+    assert_eq!(paged(&mut wired), 0);
+    assert!(wired.host("worker").disk.messages.is_empty());
+}
+
+#[test]
+fn a_client_that_does_not_read_keeps_back_no_response_to_others() {
+    let mut wired = busy(2);
+    wired.kill("controller");
+    wired.run(2000);
+    talk(&mut wired, 2);
+    for work in 1..=2 {
+        wired.finish("worker", id(work));
+    }
+    wired.host("controller").unread.insert(id(1));
+    wired.start("controller");
+    wired.run_until(SOON_MS, |wired| have_ended(wired, [2]));
+    assert!(!have_ended(&mut wired, [1]));
+    assert_eq!(serials(&mut wired, 2), (1..=EACH + 1).collect::<Vec<_>>());
+}
+
+#[test]
+fn responses_that_nobody_came_for_end_their_works_with_one_word_each() {
+    let mut wired = busy(WORKS);
+    wired.kill("controller");
+    wired.run(2000);
+    talk(&mut wired, WORKS);
+    for work in 1..=WORKS {
+        wired.finish("worker", id(work));
+    }
+    wired.run(WEEK_MS + SOON_MS);
+    let works: Vec<MessageId> = (1..=WORKS).map(id).collect();
+    let kept = wired.host("worker").disk.messages.len();
+    assert!(kept <= 2 * works.len(), "{kept} are kept");
+    wired.start("controller");
+    wired.run_until(SOON_MS, |wired| have_ended(wired, 1..=WORKS));
+    for work in works {
+        let end = &wired.host("controller").ends[&work];
+        assert_eq!(end.error.as_ref().unwrap().code, ErrorCode::Expired);
+    }
+    wired.run(SOON_MS);
+    assert_eq!(paged(&mut wired), 0);
+    assert!(wired.host("worker").disk.messages.is_empty());
+}
+
+#[test]
+fn the_last_words_that_nobody_came_for_are_not_followed_by_others() {
+    let mut wired = busy(WORKS);
+    wired.kill("controller");
+    wired.run(2000);
+    for work in 1..=WORKS {
+        wired.finish("worker", id(work));
+    }
+    wired.run(WEEK_MS + SOON_MS);
+    wired.kill("worker");
+    wired.start("worker");
+    wired.run(WEEK_MS + SOON_MS);
+    assert_eq!(paged(&mut wired), 0);
+    assert!(wired.host("worker").disk.messages.is_empty());
+}
+
+/// 64 MiB for one node, as the core has it.
+#[test]
+fn works_wait_when_what_they_say_comes_faster_than_a_disk_writes() {
+    let mut wired = Wired::new(&["controller", "worker"]);
+    wired.configure("worker", |config| config.limits.work_backlog = u64::MAX);
+    wired.host("worker").busy = true;
+    wired.wire(0, 1);
+    wired.run(2000);
+    for work in 1..=2 {
+        wired.send("controller", "worker", work);
+    }
+    wired.run_until(SOON_MS, |wired| wired.host("worker").runs.len() == 2);
+    wired.kill("controller");
+    wired.host("worker").disk.rests = true;
+    let payload = Bytes::from(vec![1; 60 << 10]);
+    let mut taken = 0;
+    while !wired.respond("worker", id(1), payload.clone()) {
+        taken += payload.len();
+        assert!(taken < 70 << 20, "it takes whatever comes");
+    }
+    assert!(taken > 60 << 20, "{taken}");
+    assert!(wired.respond("worker", id(2), payload));
+    assert!(wired.host("worker").resumed.is_empty());
+    wired.wake_disk("worker");
+    wired.host("worker").resumed.sort_unstable();
+    assert_eq!(wired.host("worker").resumed, [id(1), id(2)]);
+}
