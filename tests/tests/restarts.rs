@@ -218,3 +218,32 @@ fn a_request_that_is_damaged_at_its_recipient_is_answered() {
     step.go();
     assert_eq!(end(&a, &again), (json!(0), Value::Null));
 }
+
+/// Whoever has given its receipt owes an answer; with its disk a node loses what it owes.
+#[test]
+fn works_of_a_node_that_is_set_up_anew_are_lost() {
+    let mesh = Mesh::new();
+    let a = mesh.node("a").start();
+    let step = Step::install(&mesh);
+    let mut b = step.start_at(&mesh, "b", &a);
+    a.wait_ping("b");
+    let runs = send(&a, "again", b"x");
+    step.wait_runs(1);
+    let waits = send(&a, "once", b"x");
+    for id in [&runs, &waits] {
+        wait_for("a has its receipt", || {
+            let command = json!({"command": "works", "id": id});
+            let reply = a.control().json(&command.to_string());
+            (reply["works"][0]["state"] == "sent").then_some(())
+        });
+    }
+    b.kill();
+    fs::remove_dir_all(b.data_dir()).unwrap();
+    b.restart();
+    for id in [runs, waits] {
+        assert_eq!(end(&a, &id), (json!(1), json!("lost")));
+    }
+    step.go();
+    let later = send(&a, "once", b"x");
+    assert_eq!(end(&a, &later), (json!(0), Value::Null));
+}

@@ -36,6 +36,7 @@ mod deadlines;
 mod flow;
 mod inbox;
 mod incoming;
+mod inquiries;
 mod journal;
 mod letters;
 mod outgoing;
@@ -63,6 +64,7 @@ use cancels::Early;
 use custody::Keeper;
 use flow::{Flow, Key, Pipe, Pumped};
 use inbox::Requests;
+use inquiries::Inquiries;
 use journal::{Done, Journal};
 use letters::Letters;
 use paging::Paging;
@@ -159,6 +161,7 @@ pub(crate) struct Delivery {
     broken_off: BTreeMap<MessageId, (RemoteId, u64)>,
     partials: Partials,
     early: BTreeMap<MessageId, Early>,
+    inquiries: Inquiries,
     /// Flows whose next record brings numbers that nothing else is written of.
     numbered: BTreeSet<(RemoteId, u64)>,
     /// Nodes of which an earlier epoch is over.
@@ -223,6 +226,7 @@ impl Delivery {
             broken_off: BTreeMap::new(),
             partials: Partials::default(),
             early: BTreeMap::new(),
+            inquiries: Inquiries::new(config.seed),
             numbered: BTreeSet::new(),
             moved_on: BTreeSet::new(),
             sources: BTreeMap::new(),
@@ -284,6 +288,12 @@ impl Delivery {
             Body::Entrusted { recipient, message } => {
                 self.on_entrusted(cx, source, recipient, message);
             }
+            Body::Inquiry(inquiry) => {
+                // One of whom nothing is known is to hear just that.
+                if let Some(remote) = self.remote(&source) {
+                    self.on_inquiry(cx, remote, inquiry);
+                }
+            }
             Body::Segment(segment) => {
                 if let Some(remote) = self.find(&source) {
                     self.on_segment(cx, remote, segment);
@@ -302,6 +312,9 @@ impl Delivery {
     pub(crate) fn handle_routes_changed(&mut self, now: Instant, net: &mut dyn Net, out: &mut Out) {
         let cx = &mut Cx { now, net, out };
         self.send_all_kept(cx);
+        if self.requests.iter().next().is_some() {
+            self.inquiries.ways_changed(now);
+        }
         let mut given_up = Vec::new();
         for at in 1..self.remotes.len() {
             let remote = &mut self.remotes[at];
@@ -394,6 +407,7 @@ impl Delivery {
         if self.early_at.is_some_and(|at| at <= now) {
             self.sweep_early(now);
         }
+        self.inquire(cx);
     }
 
     /// When [`Self::handle_timeout`] wants to be called; right after [`Self::flush`].
@@ -455,6 +469,7 @@ impl Delivery {
             self.keeper.deadline(),
             self.sweep_at,
             self.early_at,
+            self.inquiries.deadline(),
         ]
         .into_iter()
         .flatten()
@@ -513,6 +528,7 @@ impl Delivery {
             | Body::Kept { .. }
             | Body::Custody(_)
             | Body::Entrusted { .. }
+            | Body::Inquiry(_)
             | Body::Echo { .. }
             | Body::EchoReply(_)
             | Body::Unknown { .. } => {}

@@ -33,6 +33,8 @@ pub const SEGMENT_MAX: usize = 64 * 1024;
 pub const RANGES_MAX: usize = 256;
 /// What a node id mostly takes, in bytes.
 const NODE_HINT: usize = 40;
+/// The most works in one inquiry: with all of them it is a control packet.
+pub const INQUIRY_MAX: usize = 256;
 /// How many works an echo reply names; the rest is counted only.
 pub const ACTIVE_MAX: usize = 16;
 
@@ -192,6 +194,8 @@ pub enum Body {
         /// The message, whole.
         message: Message,
     },
+    /// Whether a node that has received requests still knows of them, and its answer.
+    Inquiry(Inquiry),
     /// A kind of a newer version; dropped and counted.
     Unknown {
         /// The kind byte.
@@ -330,6 +334,19 @@ pub struct Custody {
     pub never_sent: bool,
 }
 
+/// Asks the recipient of requests that had arrived whether it still knows of them: one that has lost
+/// its disk does not, and nobody else would ever say so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inquiry {
+    /// Comes back in the reply.
+    pub nonce: u64,
+    /// It is the reply.
+    pub is_reply: bool,
+    /// The works asked about, of which the packet's source has sent the requests; in a reply, those of
+    /// them that its source has no record of. At most [`INQUIRY_MAX`].
+    pub works: Vec<MessageId>,
+}
+
 impl Holding {
     fn byte(self) -> u8 {
         match self {
@@ -374,6 +391,8 @@ pub mod kind {
     pub const CUSTODY: u8 = 8;
     /// [`super::Body::Entrusted`].
     pub const ENTRUSTED: u8 = 9;
+    /// [`super::Body::Inquiry`].
+    pub const INQUIRY: u8 = 10;
 }
 
 impl Body {
@@ -386,6 +405,7 @@ impl Body {
             | Self::Undeliverable(_)
             | Self::Receipt(_)
             | Self::Custody(_)
+            | Self::Inquiry(_)
             | Self::Unknown { .. } => Priority::Control,
             Self::Message(message)
             | Self::Kept { message, .. }
@@ -442,6 +462,10 @@ impl Body {
                 message.encode(&mut w);
                 kind::ENTRUSTED
             }
+            Self::Inquiry(inquiry) => {
+                inquiry.encode(&mut w);
+                kind::INQUIRY
+            }
             Self::Unknown { kind } => *kind,
         };
         (kind, out.into())
@@ -488,6 +512,7 @@ impl Body {
                 recipient: r.node("recipient")?,
                 message: Message::decode(r)?,
             },
+            kind::INQUIRY => Self::Inquiry(Inquiry::decode(&mut r)?),
             kind => Self::Unknown { kind },
         })
     }
@@ -499,6 +524,7 @@ impl Body {
                 message.size_hint() + NODE_HINT
             }
             Self::Segment(segment) => segment.piece.bytes.len() + 36,
+            Self::Inquiry(inquiry) => 16 * inquiry.works.len() + 16,
             Self::Echo { .. }
             | Self::EchoReply(_)
             | Self::Undeliverable(_)
@@ -639,6 +665,34 @@ impl Custody {
             epoch,
             messages,
             never_sent: flags & 1 != 0,
+        })
+    }
+}
+
+impl Inquiry {
+    fn encode(&self, w: &mut Writer<'_>) {
+        w.varint(self.nonce);
+        w.u8(u8::from(self.is_reply));
+        w.varint(self.works.len() as u64);
+        for work in &self.works {
+            write_id(w, *work);
+        }
+    }
+
+    fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
+        let nonce = r.varint("nonce")?;
+        let is_reply = r.bool("reply")?;
+        let what = "works asked about";
+        let count = r.count(16, what)?;
+        if count > INQUIRY_MAX {
+            let (size, limit) = (count as u64, INQUIRY_MAX as u64);
+            return Err(DecodeError::TooLarge { what, size, limit });
+        }
+        let works = (0..count).map(|_| read_id(r)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            nonce,
+            is_reply,
+            works,
         })
     }
 }

@@ -11,8 +11,8 @@ use receptor_proto::frame::{
 use receptor_proto::lsa::{Lsa, LsaKey, LsaKind, LsaSummary, Version};
 use receptor_proto::packet::{
     About, ActiveWork, Body, CONTROL_MAX, CancelReason, Content, Custody, EchoReply, Eof, Holding,
-    Message, MessageKind, PAYLOAD_MAX, Packet, Piece, RANGES_MAX, Receipt, SEGMENT_MAX, Segment,
-    Undeliverable,
+    INQUIRY_MAX, Inquiry, Message, MessageKind, PAYLOAD_MAX, Packet, Piece, RANGES_MAX, Receipt,
+    SEGMENT_MAX, Segment, Undeliverable,
 };
 use receptor_proto::wire::DecodeError;
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
@@ -223,6 +223,13 @@ fn body() -> impl Strategy<Value = Body> {
                     bytes: bytes.into()
                 }
             })),
+        (any::<u64>(), any::<bool>(), vec(any::<u128>(), 0..20)).prop_map(
+            |(nonce, is_reply, works)| Body::Inquiry(Inquiry {
+                nonce,
+                is_reply,
+                works: works.into_iter().map(MessageId::from_u128).collect(),
+            })
+        ),
         (any::<u64>(), ranges(), ranges(), ranges(), any::<u64>()).prop_map(
             |(epoch, received, progress, busy, instance)| Body::Receipt(Receipt {
                 epoch,
@@ -471,6 +478,23 @@ fn the_fullest_request_in_custody_fits_the_smallest_frame_limit() {
         let packet = Packet::new(long.clone(), long.clone(), 30, &body);
         assert!(encoded(&Frame::Packet(packet)).len() <= MAX_FRAME_FLOOR);
     }
+}
+
+#[test]
+fn the_fullest_inquiry_is_a_control_packet_and_a_fuller_one_is_a_mistake() {
+    let long = NodeId::new(&"x".repeat(128)).unwrap();
+    let inquiry = |works| {
+        Body::Inquiry(Inquiry {
+            nonce: u64::MAX,
+            is_reply: true,
+            works: vec![MessageId::from_u128(u128::MAX); works],
+        })
+    };
+    let full = Packet::new(long.clone(), long, 30, &inquiry(INQUIRY_MAX));
+    assert!(full.wire_size() <= CONTROL_MAX);
+    assert!(Body::decode(full.kind, full.body).is_ok());
+    let (kind, bytes) = inquiry(INQUIRY_MAX + 1).encode();
+    assert!(Body::decode(kind, bytes).is_err());
 }
 
 #[test]

@@ -123,6 +123,7 @@ impl Receipts {
             | Body::Undeliverable(_)
             | Body::Kept { .. }
             | Body::Custody(_)
+            | Body::Inquiry(_)
             | Body::Segment(_)
             | Body::Unknown { .. } => {}
         }

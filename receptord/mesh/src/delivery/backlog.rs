@@ -136,6 +136,11 @@ impl Backlog {
         !self.lanes[lane].is_empty()
     }
 
+    /// Whether responses wait in a page.
+    pub(crate) fn responses_wait(&self) -> bool {
+        (SIZES..LANES).any(|lane| self.waits(lane))
+    }
+
     /// No message in a page has a lower number.
     pub(crate) fn first_key(&self) -> Option<Key> {
         let fronts = self.lanes.iter().filter_map(VecDeque::front);

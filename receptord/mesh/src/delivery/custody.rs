@@ -263,6 +263,7 @@ impl Delivery {
                 | Body::Receipt(_)
                 | Body::Custody(_)
                 | Body::Entrusted { .. }
+                | Body::Inquiry(_)
                 | Body::Unknown { .. },
             )
             | Err(_) => return Some(packet),

@@ -178,6 +178,11 @@ impl Request {
         })
     }
 
+    /// Whether it is on the disk here, has arrived, and nothing but its recipient can end it.
+    pub(crate) fn waits_for_its_end(&self) -> bool {
+        self.arrived && self.respond && self.entry.is_some() && !self.is_ended()
+    }
+
     /// Where its cancel is stored that nothing else knows of.
     pub(crate) fn cancel_entry(&self) -> Option<EntryId> {
         self.open_cancel.as_ref()?.entry

@@ -305,7 +305,7 @@ impl Router {
             kind::ECHO => true,
             kind::MESSAGE | kind::SEGMENT => self.transit.may_notify(now, source, destination),
             // A leaf has no other way to learn that another of its routers may do better.
-            kind::RECEIPT | kind::ECHO_REPLY | kind::CUSTODY | kind::ENTRUSTED => {
+            kind::RECEIPT | kind::ECHO_REPLY | kind::CUSTODY | kind::ENTRUSTED | kind::INQUIRY => {
                 self.is_own_leaf(source) && self.transit.may_notify(now, source, destination)
             }
             _ => false,
@@ -324,7 +324,11 @@ impl Router {
                 seq: segment.seq,
             },
             Ok(
-                Body::EchoReply(_) | Body::Receipt(_) | Body::Custody(_) | Body::Entrusted { .. },
+                Body::EchoReply(_)
+                | Body::Receipt(_)
+                | Body::Custody(_)
+                | Body::Entrusted { .. }
+                | Body::Inquiry(_),
             ) => NOTHING,
             Ok(Body::Undeliverable(_) | Body::Kept { .. } | Body::Unknown { .. }) | Err(_) => {
                 return;
@@ -420,6 +424,7 @@ impl Router {
                 | Body::Kept { .. }
                 | Body::Custody(_)
                 | Body::Entrusted { .. }
+                | Body::Inquiry(_)
                 | Body::Segment(_)
                 | Body::Receipt(_) => {
                     return Some(Local::Deliver(packet.source, body));

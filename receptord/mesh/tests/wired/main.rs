@@ -6,4 +6,5 @@ mod away;
 mod choice;
 mod custody;
 mod ends;
+mod inquiries;
 mod mesh;

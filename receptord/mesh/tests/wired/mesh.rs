@@ -746,6 +746,7 @@ pub(crate) fn messages(packets: &[Packet]) -> Vec<(NodeId, Message)> {
         | Body::Segment(_)
         | Body::Receipt(_)
         | Body::Custody(_)
+        | Body::Inquiry(_)
         | Body::Unknown { .. } => None,
     };
     packets.iter().filter_map(message).collect()
