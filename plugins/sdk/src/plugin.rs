@@ -16,7 +16,7 @@ use receptor_proto::plugin::{
 
 use crate::{
     Job, Outcome, Result,
-    serve::{Handler, IsReady, ServeError, serve},
+    serve::{Handler, IsReady, Leave, ServeError, serve},
 };
 
 /// Exit status when the plugin was started by hand.
@@ -232,14 +232,18 @@ impl Plugin {
             .map(Into::into)
             .or_else(|| std::env::current_dir().ok())
             .unwrap_or_default();
-        let ended = self.run_on(dir, std::io::stdin(), Box::new(std::io::stdout()));
-        match ended {
-            Ok(()) => ExitCode::SUCCESS,
+        let conclude = move |ended| match ended {
+            Ok(()) => 0,
             Err(e) => {
+                let e: ServeError = e;
                 eprintln!("<3>{name}: {e}");
-                ExitCode::from(EXIT_PROTOCOL)
+                EXIT_PROTOCOL
             }
-        }
+        };
+        let leave = conclude.clone();
+        let leave = Box::new(move |ended| std::process::exit(leave(ended).into()));
+        let (input, output) = (std::io::stdin(), Box::new(std::io::stdout()));
+        ExitCode::from(conclude(self.run_on(dir, input, output, leave)))
     }
 }
 
@@ -250,8 +254,14 @@ impl Plugin {
         dir: PathBuf,
         input: impl Read + Send + 'static,
         output: Box<dyn Write + Send>,
+        leave: Box<Leave>,
     ) -> std::result::Result<(), ServeError> {
-        serve(self.hello, self.actions, self.ready, dir, input, output)
+        let Self {
+            hello,
+            actions,
+            ready,
+        } = self;
+        serve(hello, actions, ready, dir, input, output, leave)
     }
 }
 

@@ -1,5 +1,15 @@
 //! The conversation with the daemon.
 //!
+//! With one process a job:
+//!
+//! ```text
+//!   calling thread: hello ─▶ reads up to the job ─▶ runs it ─▶ returns
+//!                                      │ hands over
+//!   watching thread: waits ............▼ reads on ─▶ cancels it; leaves when it does not end
+//! ```
+//!
+//! With one process for many:
+//!
 //! ```text
 //!   reading thread ──inline jobs──▶ output
 //!        │  └─ cancel ─▶ Stop of a job      ▲
@@ -7,15 +17,17 @@
 //!   calling thread: waits for the end
 //! ```
 //!
-//! The reading thread never waits for a job, and the calling thread can always return: what still
-//! runs then ends with the process.
+//! Whoever reads never waits for a job, and a job that does not end when it should holds nothing up: what
+//! still runs then ends with the process. The watching thread is started while the daemon answers the
+//! hello, and no thread is started between the job and its first instruction: a new thread waits for its
+//! turn on a busy machine as if it had nothing to hurry for.
 
 use std::{
     collections::BTreeMap,
     io::{self, Read, Write},
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc::sync_channel},
     thread,
     time::{Duration, Instant},
 };
@@ -37,6 +49,9 @@ pub(crate) type Run = dyn Fn(&Job) -> Result<Outcome> + Send + Sync;
 
 /// Says whether jobs have a chance.
 pub(crate) type IsReady = dyn Fn(Option<&HostHello>) -> std::result::Result<(), String> + Send;
+
+/// Ends the process while a job still runs.
+pub(crate) type Leave = dyn FnOnce(std::result::Result<(), ServeError>) + Send;
 
 /// What runs an action.
 #[derive(Clone)]
@@ -68,7 +83,7 @@ pub(crate) enum ServeError {
 struct State {
     /// The jobs that can be cancelled.
     running: BTreeMap<String, Arc<Stop>>,
-    /// Job threads whose final message is not written yet.
+    /// Jobs whose final message is not written yet.
     unfinished: usize,
     /// A job has ended, and the plugin is for one job only.
     over: bool,
@@ -98,6 +113,7 @@ pub(crate) fn serve(
     dir: PathBuf,
     input: impl Read + Send + 'static,
     output: Box<dyn Write + Send>,
+    leave: Box<Leave>,
 ) -> std::result::Result<(), ServeError> {
     let mode = hello.mode;
     let cancelable = hello.has(feature::CANCEL);
@@ -134,12 +150,52 @@ pub(crate) fn serve(
         reason,
         mode,
         max_jobs,
+        next: None,
     };
+    let lines = Lines::new(input, MAX_LINE);
+    match mode {
+        Mode::Job => one_job(reader, lines, cancelable, leave),
+        Mode::Serve => {
+            thread::Builder::new()
+                .name("reader".to_owned())
+                .spawn(move || reader.run(lines))
+                .map_err(ServeError::Thread)?;
+            wait(&shared, cancelable)
+        }
+    }
+}
+
+/// Reads until there is a job, and runs it here.
+fn one_job<R: Read + Send + 'static>(
+    mut reader: Reader,
+    mut lines: Lines<R>,
+    cancelable: bool,
+    leave: Box<Leave>,
+) -> std::result::Result<(), ServeError> {
+    let shared = Arc::clone(&reader.shared);
+    let (hand_over, handed_over) = sync_channel::<(Reader, Lines<R>)>(1);
+    let watched = Arc::clone(&shared);
     thread::Builder::new()
-        .name("reader".to_owned())
-        .spawn(move || reader.run(input))
+        .name("watch".to_owned())
+        .spawn(move || {
+            // Nothing is handed over when no job came.
+            let Ok((reader, lines)) = handed_over.recv() else {
+                return;
+            };
+            reader.run(lines);
+            let ended = wait(&watched, cancelable);
+            // Else the calling thread is on its way out.
+            if !watched.lock().over {
+                leave(ended);
+            }
+        })
         .map_err(ServeError::Thread)?;
-    wait(&shared, cancelable)
+    if let Some(next) = reader.read(&mut lines)? {
+        // The thread waits for it, and has no other end before.
+        let _ = hand_over.send((reader, lines));
+        next.run(&shared, true);
+    }
+    Ok(())
 }
 
 /// Waits until there is nothing more to do. When the daemon is gone, jobs that can be cancelled
@@ -174,11 +230,36 @@ struct Reader {
     reason: Option<String>,
     mode: Mode,
     max_jobs: usize,
+    /// The one job, for the calling thread.
+    next: Option<Next>,
+}
+
+/// A job that is to be run.
+struct Next {
+    job: Job,
+    run: Arc<Run>,
+}
+
+impl Next {
+    fn run(self, shared: &Shared, once: bool) {
+        let Self { job, run } = self;
+        let result = guarded(&*run, &job);
+        // Before the final message, after which the daemon may send the next job.
+        shared.lock().running.remove(job.id());
+        // When the daemon no longer listens whoever reads will notice as well.
+        let _ = job.finish(result);
+        let mut state = shared.lock();
+        state.unfinished -= 1;
+        state.over = once;
+        drop(state);
+        shared.changed.notify_all();
+    }
 }
 
 impl Reader {
-    fn run(mut self, input: impl Read) {
-        let ended = self.read(input);
+    /// Reads to the end, and then lets the jobs know.
+    fn run(mut self, mut lines: Lines<impl Read>) {
+        let ended = self.read(&mut lines).map(drop);
         let mut state = self.shared.lock();
         state.closed = Some(ended);
         let running: Vec<_> = state
@@ -197,22 +278,37 @@ impl Reader {
         self.shared.changed.notify_all();
     }
 
-    fn read(&mut self, input: impl Read) -> std::result::Result<(), ServeError> {
-        let mut lines = Lines::new(input, MAX_LINE);
+    /// Reads until there is the one job to run, or nothing more comes.
+    fn read(
+        &mut self,
+        lines: &mut Lines<impl Read>,
+    ) -> std::result::Result<Option<Next>, ServeError> {
         loop {
             while let Some(line) = lines.next_line() {
                 match HostMessage::decode(line) {
                     Ok(message) => self.handle(message)?,
                     Err(e) => return Err(ServeError::Decode(kind(&e))),
                 }
+                if self.next.is_some() {
+                    self.session.output.flush().map_err(SendError::from)?;
+                    return Ok(self.next.take());
+                }
             }
             self.session.output.flush().map_err(SendError::from)?;
+            if self.mode == Mode::Job && self.is_drained() {
+                return Ok(None);
+            }
             match lines.fill().map_err(ServeError::Read)? {
                 Filled::More => {}
-                Filled::End => return Ok(()),
+                Filled::End => return Ok(None),
                 Filled::TooLong => return Err(ServeError::TooLong),
             }
         }
+    }
+
+    fn is_drained(&self) -> bool {
+        let state = self.shared.lock();
+        state.draining && state.unfinished == 0
     }
 
     fn handle(&mut self, message: HostMessage) -> std::result::Result<(), ServeError> {
@@ -293,7 +389,7 @@ impl Reader {
                     ErrorCode::NotReady,
                     "the plugin is shutting down",
                 ))
-            } else if state.running.len() >= self.max_jobs {
+            } else if state.running.len() >= self.max_jobs || state.over {
                 Some(Error::new(
                     ErrorCode::Busy,
                     format!("{} jobs are running already", self.max_jobs),
@@ -308,22 +404,16 @@ impl Reader {
         if let Some(error) = refusal {
             return Ok(job.finish(Err(error))?);
         }
+        let run = handler.run;
+        let next = Next { job, run };
+        if self.mode == Mode::Job {
+            self.next = Some(next);
+            return Ok(());
+        }
         let shared = Arc::clone(&self.shared);
-        let once = self.mode == Mode::Job;
         let started = thread::Builder::new()
             .name("job".to_owned())
-            .spawn(move || {
-                let result = guarded(&*handler.run, &job);
-                // Before the final message, after which the daemon may send the next job.
-                shared.lock().running.remove(job.id());
-                // When the daemon no longer listens the reading thread will notice as well.
-                let _ = job.finish(result);
-                let mut state = shared.lock();
-                state.unfinished -= 1;
-                state.over = once;
-                drop(state);
-                shared.changed.notify_all();
-            });
+            .spawn(move || next.run(&shared, false));
         match started {
             Ok(_) => Ok(()),
             Err(e) => Err(ServeError::Thread(e)),

@@ -23,7 +23,10 @@ impl Talk {
         let (output, plugin_writes) = pipe().unwrap();
         let (end, ended) = sync_channel(1);
         thread::spawn(move || {
-            end.send(plugin.run_on("/nonexistent".into(), plugin_reads, Box::new(plugin_writes)))
+            let left = end.clone();
+            let leave = Box::new(move |ended| left.send(ended).unwrap_or_default());
+            let output = Box::new(plugin_writes);
+            end.send(plugin.run_on("/nonexistent".into(), plugin_reads, output, leave))
         });
         let mut talk = Self {
             input: Some(input),
@@ -134,6 +137,23 @@ fn a_plugin_that_does_not_listen_does_not_hold_up_the_end() {
     talk.execute("1", "wait");
     assert!(matches!(talk.hear(), M::Status(_)));
     talk.end().unwrap();
+}
+
+#[test]
+fn the_only_job_does_not_hold_up_the_end_and_can_be_cancelled() {
+    let mut talk = Talk::with(plugin());
+    talk.execute("1", "wait");
+    assert!(matches!(talk.hear(), M::Status(_)));
+    talk.execute("2", "wait");
+    assert_eq!(talk.hear_error("2"), ErrorCode::Busy);
+    talk.end().unwrap();
+    let mut talk = Talk::with(plugin().cancelable());
+    talk.execute("1", "wait");
+    assert!(matches!(talk.hear(), M::Status(_)));
+    talk.say(r#"{"type":"cancel","id":"1","reason":"user","grace_ms":1}"#);
+    assert_eq!(talk.hear_error("1"), ErrorCode::Canceled);
+    let ended = talk.ended.recv_timeout(Duration::from_secs(60));
+    ended.unwrap().unwrap();
 }
 
 #[test]
