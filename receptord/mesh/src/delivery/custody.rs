@@ -331,6 +331,9 @@ impl Delivery {
         if !takes {
             return false;
         }
+        if matches!(message.kind, MessageKind::Cancel { .. }) {
+            self.cancel_kept(&name, message.work);
+        }
         let entry = self.new_entry();
         let record = Record::Transit {
             entry,
@@ -570,6 +573,27 @@ impl Delivery {
             self.drop_kept(*entry, Holding::GivenUp);
         }
         !entries.is_empty()
+    }
+
+    /// Gives up the request that this cancel is of, if it was not sent on: its recipient would begin
+    /// with it before it reads the cancel.
+    fn cancel_kept(&mut self, (origin, recipient, ..): &Name, work: MessageId) {
+        let Some(queue) = self.keeper.queues.get(recipient) else {
+            return;
+        };
+        let request = queue.all.iter().copied().find(|entry| {
+            let kept = self.keeper.kept.get(entry);
+            kept.is_some_and(|kept| {
+                kept.message.work == work
+                    && kept.name.0 == *origin
+                    && matches!(kept.message.kind, MessageKind::Request { .. })
+                    && kept.state == State::Waiting
+                    && !kept.was_sent
+            })
+        });
+        if let Some(request) = request {
+            self.drop_kept(request, Holding::GivenUp);
+        }
     }
 
     /// Ways are other ones, or a link has room again: whatever is kept may go now.

@@ -638,6 +638,11 @@ impl Flow {
         }
     }
 
+    /// There is no way, and what is on the disk goes to another node.
+    pub(crate) fn is_entrusting(&self) -> bool {
+        self.entrusting
+    }
+
     /// Keeps in memory about as much of what waits as may be in flight.
     fn drop_body(&mut self, key: Key, limits: &Limits) {
         let Some(outgoing) = self.outstanding.get_mut(&key) else {

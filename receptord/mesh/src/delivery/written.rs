@@ -40,14 +40,12 @@ impl Delivery {
                 serial,
                 eof,
             } => {
-                self.remotes[remote.0].flow.stored(key, &self.limits);
+                self.outgoing_stored(remote, key);
                 self.touch(remote);
                 self.page_out(remote, key);
                 self.response_written(cx, remote, work, serial, eof);
             }
-            Done::Cancel { remote, key } => {
-                self.remotes[remote.0].flow.stored(key, &self.limits);
-            }
+            Done::Cancel { remote, key } => self.outgoing_stored(remote, key),
             Done::Arrived { remote, key, what } => {
                 let (epoch, seq) = key;
                 if let Some(received) = self.remotes[remote.0].received.get_mut(&epoch) {
@@ -113,16 +111,28 @@ impl Delivery {
         }
     }
 
+    /// A message of this node is on its disk; without a way only such a one is entrusted to another node.
+    fn outgoing_stored(&mut self, to: RemoteId, key: Key) {
+        let flow = &mut self.remotes[to.0].flow;
+        flow.stored(key, &self.limits);
+        if flow.is_entrusting() {
+            self.set_ready(to);
+        }
+    }
+
     fn request_written(&mut self, cx: &mut Cx<'_>, id: MessageId) {
         let Some(request) = self.requests.get_mut(id) else {
             return;
         };
-        self.remotes[request.remote.0]
-            .flow
-            .stored(request.key, &self.limits);
-        if request.accepted {
+        let (remote, key) = (request.remote, request.key);
+        self.outgoing_stored(remote, key);
+        let Some(request) = self
+            .requests
+            .get_mut(id)
+            .filter(|request| !request.accepted)
+        else {
             return;
-        }
+        };
         request.accepted = true;
         request.unwritten = None;
         cx.out.push_back(Output::Accepted {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use receptor_mesh::{Limits, Recipient, Record};
-use receptor_proto::packet::{About, Body, Custody, Holding, Undeliverable};
+use receptor_proto::packet::{About, Body, CancelReason, Custody, Holding, Undeliverable};
 use receptor_proto::{ErrorCode, NodeId};
 
 use crate::mesh::{Wired, id, messages, node};
@@ -66,6 +66,48 @@ fn what_is_kept_leaves_as_soon_as_there_is_a_way() {
         "the answers, for a node that is gone"
     );
     assert_eq!(wired.hosts[1].disk.messages.len(), 3);
+}
+
+#[test]
+fn what_comes_later_is_kept_on_the_way_too() {
+    let mut wired = kept(1);
+    wired.run(5000);
+    wired.send("origin", "b", 2);
+    wired.run(AT_ONCE_MS);
+    assert_eq!(wired.custody("a"), 2, "a request");
+    // An answer, whose way back is cut before its work ends.
+    wired.host("b").busy = true;
+    join(&mut wired);
+    wired.run_until(AT_ONCE_MS, |wired| wired.host("b").runs.len() == 2);
+    wired.cut(wired.wire_between("origin", "a"));
+    wired.run(5000);
+    wired.respond("b", id(1));
+    wired.run(AT_ONCE_MS + ENTRUST_MS);
+    wired.respond("b", id(1));
+    wired.run(AT_ONCE_MS);
+    assert_eq!(wired.custody("a"), 2, "the answers");
+}
+
+#[test]
+fn what_is_cancelled_while_it_is_kept_on_the_way_never_runs() {
+    let mut wired = kept(2);
+    wired.run(5000);
+    let now = wired.now();
+    wired
+        .mesh("origin")
+        .cancel(now, id(1), CancelReason::User)
+        .unwrap();
+    wired.run(AT_ONCE_MS);
+    let cancelled = Some(Some(ErrorCode::Cancelled));
+    assert_eq!(end(&mut wired, "origin", 1), cancelled, "at once");
+    join(&mut wired);
+    wired.run_until(AT_ONCE_MS, |wired| wired.host("b").runs == [id(2)]);
+    wired.run_until(60_000, |wired| wired.custody("a") == 0);
+    wired.run(1000);
+    for host in &wired.hosts[..2] {
+        let left = &host.disk.messages;
+        assert!(left.is_empty(), "{}: {left:?}", host.id);
+    }
 }
 
 #[test]
@@ -464,7 +506,7 @@ fn a_notice_of_a_stranger_does_not_make_a_message_count_as_not_sent() {
     let wire = wired.wire_between("origin", "liar");
     wired.inject(wire, "origin", "liar", &notice(1));
     let now = wired.now();
-    let cancelled = receptor_proto::packet::CancelReason::User;
+    let cancelled = CancelReason::User;
     wired.mesh("origin").cancel(now, id(1), cancelled).unwrap();
     wired.settle();
     // A message that may have arrived is not called cancelled before its recipient says so.

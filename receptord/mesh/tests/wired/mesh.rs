@@ -35,8 +35,10 @@ pub(crate) struct Disk {
     clock: Instant,
     started: BTreeSet<EntryId>,
     received: BTreeMap<(NodeId, u64), Record>,
+    /// How works that ran here ended.
+    pub(crate) endings: BTreeMap<MessageId, Eof>,
     /// Steps that are asked for and not yet done, while it `rests`.
-    waiting: VecDeque<(PersistToken, Vec<Record>)>,
+    waiting: VecDeque<Step>,
     pub(crate) rests: bool,
     /// Every write fails.
     pub(crate) broken: bool,
@@ -44,7 +46,38 @@ pub(crate) struct Disk {
     pub(crate) unreadable: bool,
 }
 
+/// What a disk does at once.
+#[derive(Debug)]
+enum Step {
+    Write {
+        token: PersistToken,
+        records: Vec<Record>,
+        endings: Vec<(MessageId, Eof)>,
+    },
+    Remove(EntryId),
+}
+
 impl Disk {
+    /// Does this; what is to be confirmed then.
+    fn make(&mut self, step: Step) -> Option<PersistToken> {
+        match step {
+            Step::Write {
+                token,
+                records,
+                endings,
+            } => {
+                self.endings.extend(endings);
+                self.write(records);
+                Some(token)
+            }
+            Step::Remove(entry) => {
+                self.messages.remove(&entry);
+                self.started.remove(&entry);
+                None
+            }
+        }
+    }
+
     fn write(&mut self, records: Vec<Record>) {
         for record in records {
             match record {
@@ -124,6 +157,13 @@ pub(crate) struct Host {
     pub(crate) disk: Disk,
     /// Takes works, does not finish them.
     pub(crate) busy: bool,
+    /// Takes no works; they are queued.
+    pub(crate) full: bool,
+    pub(crate) queued: Vec<MessageId>,
+    /// Runs again what was cut short.
+    pub(crate) idempotent: bool,
+    /// What clients that do not read have not taken.
+    untaken: Vec<(MessageId, u64)>,
     offers: Option<Capability>,
     /// Works given to the plugin, in order.
     pub(crate) runs: Vec<MessageId>,
@@ -136,6 +176,8 @@ pub(crate) struct Host {
     pub(crate) unread: BTreeSet<MessageId>,
     /// Works that were told to go on.
     pub(crate) resumed: Vec<MessageId>,
+    /// Ends of works here that go along with the next write.
+    unwritten: Vec<(MessageId, Eof)>,
     /// Messages given up, as dead letters.
     pub(crate) letters: Vec<(MessageId, Option<NodeId>, ErrorBody)>,
     /// Packets of others and its own that it sent.
@@ -178,6 +220,10 @@ impl Wired {
                 mesh: None,
                 disk: Disk::default(),
                 busy: false,
+                full: false,
+                queued: Vec::new(),
+                idempotent: false,
+                untaken: Vec::new(),
                 offers: None,
                 runs: Vec::new(),
                 accepted: BTreeMap::new(),
@@ -185,6 +231,7 @@ impl Wired {
                 serials: BTreeMap::new(),
                 unread: BTreeSet::new(),
                 resumed: Vec::new(),
+                unwritten: Vec::new(),
                 letters: Vec::new(),
                 sent: Vec::new(),
                 queued_most: 0,
@@ -330,8 +377,12 @@ impl Wired {
     /// As `kill -9` does: the peers notice at once.
     pub(crate) fn kill(&mut self, name: &str) {
         let at = self.at(name);
-        self.hosts[at].mesh = None;
-        self.hosts[at].disk.waiting.clear();
+        let host = &mut self.hosts[at];
+        host.mesh = None;
+        host.disk.waiting.clear();
+        host.queued.clear();
+        host.untaken.clear();
+        host.unwritten.clear();
         for wire in 0..self.wires.len() {
             if self.wires[wire].ends.contains(&at) {
                 self.cut(wire);
@@ -480,22 +531,30 @@ impl Wired {
         }
     }
 
-    /// A disk that rests does the first thing that it was asked for.
+    /// A disk that rests does the first write that it was asked for.
     pub(crate) fn wake_one(&mut self, name: &str) {
         let now = self.now();
         let host = self.host(name);
-        let (token, records) = host.disk.waiting.pop_front().unwrap();
-        host.disk.write(records);
+        let token = loop {
+            let step = host.disk.waiting.pop_front().unwrap();
+            if let Some(token) = host.disk.make(step) {
+                break token;
+            }
+        };
         host.mesh.as_mut().unwrap().handle_persisted(now, token);
         self.settle();
     }
 
-    /// A disk that rests fails in everything that it was asked for.
+    /// A disk that rests fails in every write that it was asked for.
     pub(crate) fn fail_waiting(&mut self, name: &str) {
         let now = self.now();
-        while let Some((token, _)) = self.host(name).disk.waiting.pop_front() {
-            let error = ErrorBody::new(ErrorCode::Internal, "the disk is broken");
-            self.mesh(name).handle_persist_failed(now, token, error);
+        while let Some(step) = self.host(name).disk.waiting.pop_front() {
+            if let Step::Write { token, .. } = step {
+                let error = ErrorBody::new(ErrorCode::Internal, "the disk is broken");
+                self.mesh(name).handle_persist_failed(now, token, error);
+            } else {
+                self.host(name).disk.make(step);
+            }
         }
         self.settle();
     }
@@ -504,8 +563,8 @@ impl Wired {
     pub(crate) fn write_and_kill(&mut self, name: &str) {
         let disk = &mut self.host(name).disk;
         disk.rests = false;
-        while let Some((_, records)) = disk.waiting.pop_front() {
-            disk.write(records);
+        while let Some(step) = disk.waiting.pop_front() {
+            disk.make(step);
         }
         self.kill(name);
     }
@@ -515,9 +574,9 @@ impl Wired {
         let at = self.at(name);
         self.hosts[at].disk.rests = false;
         let now = self.now();
-        while let Some((token, records)) = self.hosts[at].disk.waiting.pop_front() {
-            self.hosts[at].disk.write(records);
-            if let Some(mesh) = &mut self.hosts[at].mesh {
+        while let Some(step) = self.hosts[at].disk.waiting.pop_front() {
+            let token = self.hosts[at].disk.make(step);
+            if let (Some(mesh), Some(token)) = (&mut self.hosts[at].mesh, token) {
                 mesh.handle_persisted(now, token);
             }
         }
@@ -565,8 +624,13 @@ impl Wired {
             }
             Output::Persist { token, records, .. } => {
                 let host = &mut self.hosts[at];
+                let step = Step::Write {
+                    token,
+                    records,
+                    endings: std::mem::take(&mut host.unwritten),
+                };
                 if host.disk.rests {
-                    host.disk.waiting.push_back((token, records));
+                    host.disk.waiting.push_back(step);
                     return;
                 }
                 let mesh = host.mesh.as_mut().unwrap();
@@ -575,13 +639,17 @@ impl Wired {
                     mesh.handle_persist_failed(now, token, error);
                     return;
                 }
-                host.disk.write(records);
+                host.disk.make(step);
                 mesh.handle_persisted(now, token);
             }
             Output::Remove { entry } => {
                 let disk = &mut self.hosts[at].disk;
-                disk.messages.remove(&entry);
-                disk.started.remove(&entry);
+                let step = Step::Remove(entry);
+                if disk.rests {
+                    disk.waiting.push_back(step);
+                } else {
+                    disk.make(step);
+                }
             }
             Output::Fetch {
                 entry,
@@ -626,12 +694,14 @@ impl Wired {
                 self.hosts[at].accepted.insert(work, recipient);
             }
             Output::Dispatch { work, attempt, .. } => {
-                let mesh = self.hosts[at].mesh.as_mut().unwrap();
-                if attempt == 1 {
-                    mesh.work_started(now, work);
-                } else {
+                let host = &mut self.hosts[at];
+                if attempt > 1 && !host.idempotent {
                     let error = ErrorBody::new(ErrorCode::Interrupted, "interrupted");
                     self.end(at, work, Some(error));
+                } else if host.full {
+                    host.queued.push(work);
+                } else {
+                    host.mesh.as_mut().unwrap().work_started(now, work);
                 }
             }
             Output::Start { work } => {
@@ -641,6 +711,7 @@ impl Wired {
                 }
             }
             Output::CancelWork { work, .. } => {
+                self.hosts[at].queued.retain(|queued| *queued != work);
                 let error = ErrorBody::new(ErrorCode::Cancelled, "cancelled");
                 self.end(at, work, Some(error));
             }
@@ -648,12 +719,19 @@ impl Wired {
                 work, serial, eof, ..
             } => {
                 let host = &mut self.hosts[at];
-                host.ends.extend(eof.map(|eof| (work, eof)));
+                if let Some(eof) = eof {
+                    let before = host.ends.insert(work, eof.clone());
+                    let same = before.as_ref().is_none_or(|before| *before == eof);
+                    assert!(same, "{work} ended with {before:?}, and now with {eof:?}");
+                }
                 host.serials.entry(work).or_default().push(serial);
-                if !host.unread.contains(&work) {
+                if host.unread.contains(&work) {
+                    host.untaken.push((work, serial));
+                } else {
                     host.mesh.as_mut().unwrap().consumed(now, work, serial);
                 }
             }
+            Output::Ended { work, eof, .. } => self.hosts[at].unwritten.push((work, eof)),
             Output::DeadLetter {
                 entry,
                 message,
@@ -673,7 +751,7 @@ impl Wired {
                 panic!("{work}: every write succeeds: {reason}")
             }
             Output::ResumeWork { work } => self.hosts[at].resumed.push(work),
-            Output::Ended { .. } | Output::EchoResult { .. } | Output::Event(_) => {}
+            Output::EchoResult { .. } | Output::Event(_) => {}
         }
     }
 
@@ -690,6 +768,51 @@ impl Wired {
     /// A work of this node that is busy ends well.
     pub(crate) fn finish(&mut self, name: &str, work: MessageId) {
         self.end(self.at(name), work, None);
+        self.settle();
+    }
+
+    /// A plugin that was full takes what is queued for it.
+    pub(crate) fn take_queued(&mut self, name: &str) {
+        let now = self.now();
+        let host = self.host(name);
+        host.full = false;
+        for work in std::mem::take(&mut host.queued) {
+            host.mesh.as_mut().unwrap().work_started(now, work);
+        }
+        self.settle();
+    }
+
+    /// A plugin that was busy has done what it runs.
+    pub(crate) fn finish_all(&mut self, name: &str) {
+        let at = self.at(name);
+        self.hosts[at].busy = false;
+        let Some(mesh) = &self.hosts[at].mesh else {
+            return;
+        };
+        let (works, _) = mesh.works(usize::MAX);
+        for view in works.iter().filter(|view| view.running && !view.ended) {
+            self.end(at, view.work, None);
+        }
+        self.settle();
+    }
+
+    /// Somebody at the worker ends a work there.
+    pub(crate) fn cancel_there(&mut self, name: &str, work: MessageId) {
+        let at = self.at(name);
+        self.hosts[at].queued.retain(|queued| *queued != work);
+        let error = ErrorBody::new(ErrorCode::Cancelled, "cancelled");
+        self.end(at, work, Some(error));
+        self.settle();
+    }
+
+    /// Clients that were slow take what there is.
+    pub(crate) fn read(&mut self, name: &str) {
+        let now = self.now();
+        let host = self.host(name);
+        host.unread.clear();
+        for (work, serial) in std::mem::take(&mut host.untaken) {
+            host.mesh.as_mut().unwrap().consumed(now, work, serial);
+        }
         self.settle();
     }
 
