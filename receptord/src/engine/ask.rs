@@ -80,7 +80,9 @@ impl Engine {
         }
         let is_own = view.is_none_or(|view| view.origin.is_none());
         if self.mesh.drop_waiting(self.now, work).is_err() {
-            let text = format!("of the work {work} only a request to end it waits here");
+            let text = format!(
+                "of the work {work} only a word to the other node waits here: to end it, or that it ended"
+            );
             return Err(ErrorBody::new(ErrorCode::Refused, text));
         }
         if is_own {

@@ -86,7 +86,7 @@ impl Delivery {
         let unstarted = self
             .works
             .get(work)
-            .is_some_and(|work| work.remote == to && work.entry.is_some() && !work.start_written);
+            .is_some_and(|work| work.remote == to && work.entry.is_some() && !work.start_stored);
         let written = is_eof && unstarted && entry.is_some();
         let outgoing = Outgoing::new(message, entry, cx.now + lifetime);
         self.send_after(cx, to, outgoing, written);

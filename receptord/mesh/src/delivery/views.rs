@@ -101,7 +101,9 @@ impl Delivery {
         let mut found: Vec<(RemoteId, Key)> = Vec::new();
         for (at, remote) in self.remotes.iter().enumerate() {
             let responses = remote.flow.iter().filter(|outgoing| {
+                // That word itself is not dropped: it is all that tells the sender.
                 outgoing.message.work == work
+                    && !outgoing.last_word
                     && matches!(outgoing.message.kind, MessageKind::Response { .. })
             });
             found.extend(responses.map(|outgoing| (RemoteId(at), outgoing.key())));

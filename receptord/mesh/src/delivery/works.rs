@@ -56,6 +56,8 @@ pub(crate) struct Work {
     pub(crate) batch: u64,
     /// So is, or was, its start.
     pub(crate) start_written: bool,
+    /// That write is done: a restart knows that it was started.
+    pub(crate) start_stored: bool,
     pub(crate) directive: Directive,
     pub(crate) respond: bool,
     pub(crate) volatile: bool,
@@ -170,6 +172,7 @@ impl Works {
             stored: new.stored,
             batch: new.batch,
             start_written: false,
+            start_stored: false,
             directive: new.directive,
             respond: new.respond,
             volatile: new.volatile,

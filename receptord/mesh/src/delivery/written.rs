@@ -66,9 +66,11 @@ impl Delivery {
                 }
             }
             Done::Started(id) => {
-                if let Some(work) = self.works.get_mut(id)
-                    && work.state == State::Starting
-                {
+                let Some(work) = self.works.get_mut(id) else {
+                    return;
+                };
+                work.start_stored = true;
+                if work.state == State::Starting {
                     work.state = State::Running;
                     self.works.release_payload(id);
                     cx.out.push_back(Output::Start { work: id });

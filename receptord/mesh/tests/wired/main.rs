@@ -7,4 +7,5 @@ mod choice;
 mod custody;
 mod ends;
 mod inquiries;
+mod matrix;
 mod mesh;
