@@ -598,7 +598,7 @@ fn serial_of(outgoing: &Outgoing) -> u64 {
 
 /// Whether a message stands for responses that were given up. When it is given up itself, nothing
 /// takes its place.
-fn is_last_word(outgoing: &Outgoing) -> bool {
+pub(super) fn is_last_word(outgoing: &Outgoing) -> bool {
     let error = match &outgoing.message.kind {
         MessageKind::Response { eof, .. } => eof.as_ref().and_then(|eof| eof.error.as_ref()),
         MessageKind::Request { .. } | MessageKind::Cancel { .. } => None,

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use receptor_proto::packet::{CancelReason, MessageKind};
 use receptor_proto::{ErrorCode, MessageId};
 
+use super::answers::is_last_word;
 use super::flow::{GivenUp, Key, Outgoing};
 use super::works::State;
 use super::{Cx, Delivery, Out, RemoteId};
@@ -103,7 +104,7 @@ impl Delivery {
             let responses = remote.flow.iter().filter(|outgoing| {
                 // That word itself is not dropped: it is all that tells the sender.
                 outgoing.message.work == work
-                    && !outgoing.last_word
+                    && !is_last_word(outgoing)
                     && matches!(outgoing.message.kind, MessageKind::Response { .. })
             });
             found.extend(responses.map(|outgoing| (RemoteId(at), outgoing.key())));

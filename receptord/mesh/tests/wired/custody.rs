@@ -81,9 +81,9 @@ fn what_comes_later_is_kept_on_the_way_too() {
     wired.run_until(AT_ONCE_MS, |wired| wired.host("b").runs.len() == 2);
     wired.cut(wired.wire_between("origin", "a"));
     wired.run(5000);
-    wired.respond("b", id(1));
+    wired.respond("b", id(1), Bytes::from_static(b"part"));
     wired.run(AT_ONCE_MS + ENTRUST_MS);
-    wired.respond("b", id(1));
+    wired.respond("b", id(1), Bytes::from_static(b"part"));
     wired.run(AT_ONCE_MS);
     assert_eq!(wired.custody("a"), 2, "the answers");
 }

@@ -163,7 +163,9 @@ fn at_stage(stage: Stage, kind: Kind) -> Option<Wired> {
         Stage::Queued | Stage::Starting => wired.host("b").full = true,
         Stage::Started | Stage::Responding => {}
         Stage::Ended => wired.lose_packets(far, "b", true),
-        Stage::Kept => wired.host("a").unread = true,
+        Stage::Kept => {
+            wired.host("a").unread.insert(WORK);
+        }
         Stage::Released => {}
     }
     wired.host("b").busy = matches!(
@@ -183,8 +185,9 @@ fn at_stage(stage: Stage, kind: Kind) -> Option<Wired> {
             wired.take_queued("b");
         }
         Stage::Responding => {
-            wired.respond("b", WORK);
-            wired.respond("b", WORK);
+            for part in [&b"one"[..], b"two"] {
+                wired.respond("b", WORK, Bytes::from_static(part));
+            }
         }
         Stage::Submitted
         | Stage::NoRoute
@@ -270,7 +273,7 @@ fn mend(wired: &mut Wired) {
         wired.join(wire);
     }
     wired.take_queued("b");
-    wired.finish("b");
+    wired.finish_all("b");
     wired.read("a");
     let begin = wired.now();
     while !is_over(wired) && wired.now().since(begin).as_millis() < u128::from(AFTER_MS) {
