@@ -346,6 +346,7 @@ impl Delivery {
                 self.given_up(cx, RemoteId(at), given_up);
             }
             if path == 0 {
+                self.remotes[at].flow.look_for_others((0, 0));
                 self.choose_again(cx, RemoteId(at));
             }
         }

@@ -8,7 +8,6 @@
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
-use alloc::vec::Vec;
 
 use receptor_proto::MessageId;
 use receptor_proto::packet::MessageKind;
@@ -34,15 +33,13 @@ impl Delivery {
     /// There is no way to this node: messages that may as well go to others do.
     pub(super) fn choose_again(&mut self, cx: &mut Cx<'_>, from: RemoteId) {
         let current = self.instance;
-        let movable: Vec<Key> = self.remotes[from.0]
-            .flow
-            .movable(current)
-            .take(CHOICES + 1)
-            .collect();
-        if movable.len() > CHOICES {
+        let flow = &mut self.remotes[from.0].flow;
+        let (movable, more) = flow.take_movable(current, CHOICES);
+        if more {
             self.set_ready(from);
         }
-        for key in movable.into_iter().take(CHOICES) {
+        let mut later = None;
+        for key in movable {
             let Some(outgoing) = self.remotes[from.0].flow.get(key) else {
                 continue;
             };
@@ -71,8 +68,13 @@ impl Delivery {
                         length,
                     });
                 }
-                Body::Later => {}
+                Body::Later => {
+                    later.get_or_insert(key);
+                }
             }
+        }
+        if let Some(key) = later {
+            self.remotes[from.0].flow.look_for_others(key);
         }
     }
 

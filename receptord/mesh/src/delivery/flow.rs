@@ -16,6 +16,7 @@ mod send;
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use bytes::Bytes;
@@ -185,6 +186,17 @@ impl Outgoing {
             MessageKind::Cancel { .. } => false,
         };
         kind && self.entry.is_some() && !self.message.volatile
+    }
+
+    /// Whether another node may keep it while there is no way to its recipient.
+    fn may_be_entrusted(&self) -> bool {
+        self.state == State::Queued
+            && self.stored
+            && !self.is_large()
+            // Whether it came in time only its recipient can say. What has not left this node
+            // waits for any node that qualifies.
+            && !(self.message.volatile || self.moot || self.doubted)
+            && (self.was_sent() || !self.any)
     }
 
     /// What it takes of the room for responses that no disk has.
@@ -398,8 +410,10 @@ pub(crate) struct Flow {
     once: BTreeSet<Key>,
     /// What waits in the store alone, behind what is outstanding here.
     pub(crate) backlog: Backlog,
-    /// Requests here whose recipient was chosen among others.
+    /// Requests here whose recipient was chosen among others; and from which message on it is to be
+    /// seen whether there is another one.
     any: usize,
+    movable_from: Option<Key>,
     /// Messages here that may wait there, by lane; those of them that soon will, and those that
     /// the recipient has no room for.
     pageable: [usize; LANES],
@@ -446,6 +460,8 @@ pub(crate) struct Flow {
     entrust_at: Option<Instant>,
     /// To whom; unknown until it is asked for.
     trustee: Option<Option<NodeId>>,
+    /// Without a way, what may be entrusted to it; and perhaps some of what no longer may.
+    trusted: BTreeSet<Key>,
     /// Who was last entrusted with messages of this flow.
     entrusted: Option<NodeId>,
     /// Who said last that it keeps messages of this flow.
@@ -474,6 +490,7 @@ impl Flow {
             once: BTreeSet::new(),
             backlog: Backlog::default(),
             any: 0,
+            movable_from: None,
             pageable: [0; LANES],
             behind: [0; LANES],
             refused: [0; LANES],
@@ -503,6 +520,7 @@ impl Flow {
             entrusting: false,
             entrust_at: None,
             trustee: None,
+            trusted: BTreeSet::new(),
             entrusted: None,
             custodian: None,
             progressed: Instant::default(),
@@ -560,18 +578,32 @@ impl Flow {
         self.outstanding.values().map(|outgoing| &**outgoing)
     }
 
-    /// Messages that another recipient may get instead of this one.
-    pub(crate) fn movable(&self, current: u64) -> impl Iterator<Item = Key> {
-        let most = if self.any > 0 { usize::MAX } else { 0 };
-        let all = self.outstanding.iter().take(most);
-        let movable = all.filter(move |(_, outgoing)| {
+    /// Takes messages that another recipient may get instead of this one and that were not looked
+    /// at since something changed for them; and whether there are more.
+    pub(crate) fn take_movable(&mut self, current: u64, most: usize) -> (Vec<Key>, bool) {
+        let Some(first) = self.movable_from.take() else {
+            return (Vec::new(), false);
+        };
+        let movable = self.outstanding.range(first..).filter(|(_, outgoing)| {
             outgoing.any
                 && outgoing.state == State::Queued
                 && outgoing.stored
                 && !outgoing.is_large()
                 && outgoing.is_here_alone(current)
         });
-        movable.map(|(key, _)| *key)
+        let mut keys: Vec<Key> = movable.map(|(key, _)| *key).take(most + 1).collect();
+        if keys.len() > most {
+            self.movable_from = keys.pop();
+        }
+        (keys, self.movable_from.is_some())
+    }
+
+    /// Another recipient may be found now for what waits from this message on.
+    pub(crate) fn look_for_others(&mut self, from: Key) {
+        if self.any > 0 {
+            let from = self.movable_from.map_or(from, |before| before.min(from));
+            self.movable_from = Some(from);
+        }
     }
 
     /// The next sequence number of this epoch.
@@ -634,7 +666,20 @@ impl Flow {
         if let Some(outgoing) = self.outstanding.get_mut(&key) {
             self.unsaved -= outgoing.unsaved();
             outgoing.stored = true;
+            let any = outgoing.any;
             self.drop_body(key, limits);
+            self.trust(key);
+            if any {
+                self.look_for_others(key);
+            }
+        }
+    }
+
+    /// Notes what may be entrusted to another node.
+    fn trust(&mut self, key: Key) {
+        let waits = self.outstanding.get(&key);
+        if self.parked && waits.is_some_and(|outgoing| outgoing.may_be_entrusted()) {
+            self.trusted.insert(key);
         }
     }
 
@@ -666,6 +711,7 @@ impl Flow {
             return;
         };
         outgoing.state = State::Queued;
+        let any = outgoing.any;
         let queue = if outgoing.is_large() {
             &mut self.large
         } else {
@@ -692,6 +738,10 @@ impl Flow {
                 let waits = outstanding.get(key).map(|outgoing| outgoing.state);
                 waits == Some(State::Queued) && seen.insert(*key)
             });
+        }
+        self.trust(key);
+        if any {
+            self.look_for_others(key);
         }
     }
 
@@ -733,6 +783,7 @@ impl Flow {
     pub(crate) fn remove(&mut self, key: Key) -> Option<Box<Outgoing>> {
         self.take_out(key);
         let outgoing = self.outstanding.remove(&key)?;
+        self.trusted.remove(&key);
         if outgoing.once() {
             self.once.remove(&key);
         }

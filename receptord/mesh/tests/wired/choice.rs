@@ -105,6 +105,27 @@ fn with_nobody_else_it_waits_for_whoever_comes_first() {
     }
 }
 
+/// More than are chosen for in one turn, while nobody else is there.
+#[test]
+fn many_that_nobody_else_can_take_wait_and_go_to_whoever_comes() {
+    let count = 600;
+    let mut wired = two();
+    wired.cut(wired.wire_between("a", "c"));
+    wired.run(100);
+    wired.host("origin").disk.rests = true;
+    for work in 1..=count {
+        wired.submit("origin", unsent(work));
+    }
+    wired.kill("b");
+    wired.wake_disk("origin");
+    wired.run(SOON_MS);
+    wired.join(wired.wire_between("a", "c"));
+    wired.run_until(SOON_MS, |wired| {
+        wired.host("origin").ends.len() as u128 == count
+    });
+    assert_eq!(wired.host("c").runs.len() as u128, count);
+}
+
 #[test]
 fn what_left_stays_with_its_choice_and_what_did_not_goes_elsewhere() {
     let mut wired = two();

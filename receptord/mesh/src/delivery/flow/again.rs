@@ -296,6 +296,7 @@ impl Flow {
             };
             if outgoing.handed == 1 && !outgoing.restored && key.0 == current {
                 (outgoing.handed, outgoing.attempts) = (0, 0);
+                self.look_for_others(key);
             }
         }
     }
@@ -353,6 +354,7 @@ impl Flow {
         self.entrusting = false;
         self.entrust_at = None;
         self.trustee = None;
+        self.trusted.clear();
         self.hold_all(now + IN_CUSTODY);
     }
 
@@ -399,6 +401,10 @@ impl Flow {
             self.entrust_at = Some(now + ENTRUST);
             self.send_again(|outgoing| !outgoing.once());
             self.hold_all(FOREVER);
+            self.look_for_others((0, 0));
+            let all = self.outstanding.iter();
+            let trusted = all.filter(|(_, outgoing)| outgoing.may_be_entrusted());
+            self.trusted = trusted.map(|(key, _)| *key).collect();
         }
         for key in core::mem::take(&mut self.once) {
             if let Some(outgoing) = self.remove(key) {
@@ -420,6 +426,7 @@ impl Flow {
         self.entrusting = false;
         self.entrust_at = None;
         self.trustee = None;
+        self.trusted.clear();
     }
 
     /// Puts everything that is under way, in order, before what was not sent yet.

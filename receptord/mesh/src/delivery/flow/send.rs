@@ -4,7 +4,6 @@
 //! Never decides that something is sent again.
 
 use alloc::collections::VecDeque;
-use alloc::vec::Vec;
 
 use receptor_proto::ErrorCode;
 use receptor_proto::packet::{Piece, Priority, SEGMENT_MAX, Segment};
@@ -97,7 +96,7 @@ impl Flow {
     /// Without a way: entrusts what is on this node's disk to the node nearest to the recipient,
     /// as much of it at once as may be under way.
     fn pump_trusted(&mut self, pipe: &mut Pipe<'_>) -> Pumped {
-        if !self.entrusting || self.messages >= pipe.limits.flow_messages {
+        if !self.entrusting || self.trusted.is_empty() {
             return Pumped::Idle;
         }
         let trustee = self
@@ -106,22 +105,15 @@ impl Flow {
         let Some(trustee) = trustee.clone() else {
             return Pumped::Idle;
         };
-        let waits = self.outstanding.iter().filter(|(_, outgoing)| {
-            outgoing.state == State::Queued
-                && outgoing.stored
-                && !outgoing.is_large()
-                // Whether it came in time only its recipient can say. What has not left this node
-                // waits for any node that qualifies.
-                && !(outgoing.message.volatile || outgoing.moot || outgoing.doubted)
-                && (outgoing.was_sent() || !outgoing.any)
-        });
-        let most = pipe.limits.flow_messages - self.messages;
-        let keys: Vec<Key> = waits.map(|(key, _)| *key).take(most).collect();
         let mut budget = TURN;
         let mut floors = Floors::default();
-        for key in keys {
+        while self.messages < pipe.limits.flow_messages
+            && let Some(key) = self.trusted.first().copied()
+        {
             let floor = floors.of(key, &self.outstanding, &self.held, &self.backlog);
-            let Some(outgoing) = self.outstanding.get_mut(&key) else {
+            let waits = self.outstanding.get_mut(&key);
+            let Some(outgoing) = waits.filter(|outgoing| outgoing.may_be_entrusted()) else {
+                self.trusted.remove(&key);
                 continue;
             };
             let cost = outgoing.cost();
@@ -139,6 +131,7 @@ impl Flow {
                     outgoing.fetched = true;
                     pipe.fetch(entry, key, 0, length);
                 }
+                self.trusted.remove(&key);
                 self.occupy(key, State::Fetching);
                 continue;
             }
@@ -154,6 +147,7 @@ impl Flow {
                 return Pumped::Idle;
             }
             self.used = true;
+            self.trusted.remove(&key);
             outgoing.sent_at = pipe.now;
             // When its receipt comes says nothing of the way.
             outgoing.attempts = outgoing.attempts.max(1) + 1;
