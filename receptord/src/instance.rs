@@ -11,6 +11,9 @@ use std::time::SystemTime;
 
 use crate::data_dir::write_new;
 
+/// Where the number is, in the data directory.
+const FILE: &str = "instance";
+
 /// The highest number that is taken from the file: a clock in milliseconds reaches it in the year
 /// 2248, and the mesh makes sequence numbers of it that have to fit 64 bits.
 const LAST_MAX: u64 = 1 << 43;
@@ -22,7 +25,7 @@ const LAST_MAX: u64 = 1 << 43;
 /// When the file cannot be read or written. One with nonsense in it, such as a number above
 /// [`LAST_MAX`], is replaced.
 pub(crate) fn next(data_dir: &Path) -> io::Result<u64> {
-    let path = data_dir.join("instance");
+    let path = data_dir.join(FILE);
     let last = match fs::read_to_string(&path) {
         Ok(text) => match text.trim().parse() {
             Ok(last) if last <= LAST_MAX => last,
@@ -42,6 +45,15 @@ pub(crate) fn next(data_dir: &Path) -> io::Result<u64> {
     Ok(next)
 }
 
+/// Lets the next start have a higher number than this: others remember it.
+///
+/// # Errors
+///
+/// When the file cannot be written.
+pub(crate) fn go_on_above(data_dir: &Path, start: u64) -> io::Result<()> {
+    write_new(data_dir, &data_dir.join(FILE), &format!("{start}\n"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +67,8 @@ mod tests {
         let future = first + 1_000_000_000;
         fs::write(dir.path().join("instance"), future.to_string()).unwrap();
         assert_eq!(next(dir.path()).unwrap(), future + 1);
+        go_on_above(dir.path(), future + 5).unwrap();
+        assert_eq!(next(dir.path()).unwrap(), future + 6);
         for nonsense in ["\u{0}nonsense", "18446744073709551615"] {
             fs::write(dir.path().join("instance"), nonsense).unwrap();
             let next = next(dir.path()).unwrap();

@@ -494,6 +494,14 @@ pub enum Event {
         /// Why.
         reason: ErrorBody,
     },
+    /// A node remembers a later start of this one, whose data were lost, and takes no messages of
+    /// this start. The next start has to have a higher number than that.
+    Behind {
+        /// Who says so.
+        node: NodeId,
+        /// The number of that start.
+        start: u64,
+    },
     /// A message that was given up could not be kept as a dead letter.
     NoDeadLetter {
         /// Which.

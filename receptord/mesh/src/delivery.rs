@@ -187,6 +187,8 @@ pub(crate) struct Delivery {
     kept_bytes: u64,
     /// What a restart has to say first.
     restored: Out,
+    /// The highest start of this node, after this one, that others remember.
+    behind: u64,
     /// What works had said before it: asked for until the first flush.
     said: BTreeMap<(RemoteId, MessageId), restore::Said>,
     sweep_at: Option<Instant>,
@@ -244,6 +246,7 @@ impl Delivery {
             kept: 0,
             kept_bytes: 0,
             restored: VecDeque::new(),
+            behind: 0,
             said: BTreeMap::new(),
             sweep_at: None,
             early_at: None,
@@ -543,6 +546,9 @@ impl Delivery {
             let received = &remote.received;
             for mut receipt in remote.acks.take(|epoch| received.get(&epoch)) {
                 receipt.instance = self.instance;
+                if receipt.epoch < remote.first_epoch {
+                    receipt.later = remote.first_epoch;
+                }
                 self.keeper.release(id, &remote.node, &self.node, &receipt);
                 let body = Body::Receipt(receipt);
                 if id == OWN {

@@ -1,12 +1,16 @@
 //! Two nodes and one link: what must hold when something rare happens at a bad moment.
 
-#![expect(clippy::unwrap_used, reason = "tests, also in their helpers")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "tests, also in their helpers"
+)]
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use receptor_mesh::{
-    Config, Instant, LinkId, LinkInfo, Mesh, Output, Payload, Recipient, Submission,
+    Config, Event, Instant, LinkId, LinkInfo, Mesh, Output, Payload, Recipient, Submission,
 };
 use receptor_proto::frame::Frame;
 use receptor_proto::packet::{Body, CancelReason, Content, Eof, Message, MessageKind, Packet};
@@ -252,6 +256,79 @@ fn messages_of_many_starts_all_arrive() {
     pair.run_until(8_000);
     let (_, taken) = pair.answer("here", &message(11));
     assert!(taken, "the oldest has its place");
+}
+
+/// Requests of a start that is before one whose messages «there» knew to be over: its data were
+/// lost, and its clock is behind.
+#[test]
+fn what_a_node_without_its_memory_sends_is_refused_and_not_called_received() {
+    let mut pair = Pair::new(10);
+    let mut later = one_way(1000, 2, 1, DAY_MS);
+    later.floor = 2;
+    let (_, taken) = pair.answer("here", &Body::Message(later));
+    assert!(taken);
+    let now = at(pair.now);
+    pair.here.submit(now, submission(2, "there")).unwrap();
+    pair.run_until(6_000);
+    let behind = |output: &Output| matches!(output, Output::Event(Event::Behind { node: who, start: 1000 }) if *who == node("there"));
+    let told = pair.told_here.iter().filter(|output| behind(output));
+    assert_eq!(told.count(), 1);
+    let letter = |output: &Output| match output {
+        Output::DeadLetter { entry, reason, .. } => Some((*entry, reason.code.clone())),
+        _ => None,
+    };
+    let letter = pair.told_here.iter().find_map(letter);
+    let (entry, code) = letter.expect("its sender is told");
+    assert_eq!(code, ErrorCode::Refused);
+    pair.here.handle_dead_letter(at(pair.now), entry, Ok(()));
+    pair.run_until(7_000);
+    let ended = |output: &Output| matches!(output, Output::Deliver { work, eof: Some(eof), .. } if *work == id(2) && eof.error.as_ref().is_some_and(|error| error.code == ErrorCode::Refused));
+    assert!(pair.told_here.iter().any(ended));
+    // The next one is told as well, and the operator once.
+    pair.here
+        .submit(at(pair.now), submission(3, "there"))
+        .unwrap();
+    pair.run_until(8_000);
+    let told = pair.told_here.iter().filter(|output| behind(output));
+    assert_eq!(told.count(), 1);
+    assert_eq!(pair.here.outstanding(&node("there")), 0);
+}
+
+/// The same node as the recipient of a request: its responses are known by their serials.
+#[test]
+fn responses_of_a_node_without_its_memory_are_taken() {
+    let mut pair = Pair::new(10);
+    let mut later = one_way(1000, 2, 1, DAY_MS);
+    later.floor = 2;
+    pair.answer("here", &Body::Message(later));
+    let now = at(pair.now);
+    pair.there.submit(now, submission(2, "here")).unwrap();
+    pair.run_until(6_000);
+    let asked = |output: &Output| matches!(output, Output::Dispatch { work, .. } if *work == id(2));
+    assert!(pair.told_here.iter().any(asked));
+    let now = at(pair.now);
+    pair.here.work_started(now, id(2));
+    for _ in 0..3 {
+        let payload = Payload::Inline(Bytes::from_static(b"x"));
+        pair.here
+            .work_data(now, id(2), Content::Bytes, None, payload)
+            .unwrap();
+    }
+    let (code, error) = (0, None);
+    let payload = Payload::Inline(Bytes::new());
+    let eof = Eof { code, error };
+    pair.here
+        .work_done(now, id(2), eof, Content::None, payload)
+        .unwrap();
+    pair.run_until(7_000);
+    let serial = |output: &Output| match output {
+        Output::Deliver { work, serial, .. } if *work == id(2) => Some(*serial),
+        _ => None,
+    };
+    let serials: Vec<u64> = pair.told_there.iter().filter_map(serial).collect();
+    assert_eq!(serials, [1, 2, 3, 4]);
+    pair.run_until(8_000);
+    assert_eq!(pair.here.outstanding(&node("there")), 0);
 }
 
 /// A work that is cancelled while it waits for its start; its node may crash at any moment.

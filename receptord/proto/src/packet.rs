@@ -295,6 +295,11 @@ pub struct Receipt {
     pub busy: Vec<(u64, u64)>,
     /// Which start of the recipient this is; grows over restarts. 0: not said.
     pub instance: u64,
+    /// The epoch that the recipient knows of this origin, when the flow's is an earlier one. It takes no
+    /// requests and cancels of that any more, because their origin is done with them; one that
+    /// never had the later epoch has lost its memory, and what is `received` of these was not
+    /// taken. 0: it knows none.
+    pub later: u64,
 }
 
 /// What is said of messages that a node on the way keeps, or was asked to.
@@ -708,6 +713,9 @@ impl Receipt {
             }
         }
         w.varint(self.instance);
+        if self.later > 0 {
+            w.varint(self.later);
+        }
     }
 
     fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
@@ -728,16 +736,14 @@ impl Receipt {
         }
         let progress = list("progress")?;
         let busy = list("busy")?;
+        let mut added = |what| if r.is_empty() { Ok(0) } else { r.varint(what) };
         Ok(Self {
             epoch,
             received,
             progress,
             busy,
-            instance: if r.is_empty() {
-                0
-            } else {
-                r.varint("instance")?
-            },
+            instance: added("instance")?,
+            later: added("later epoch")?,
         })
     }
 }

@@ -230,15 +230,24 @@ fn body() -> impl Strategy<Value = Body> {
                 works: works.into_iter().map(MessageId::from_u128).collect(),
             })
         ),
-        (any::<u64>(), ranges(), ranges(), ranges(), any::<u64>()).prop_map(
-            |(epoch, received, progress, busy, instance)| Body::Receipt(Receipt {
-                epoch,
-                received,
-                progress,
-                busy,
-                instance
-            })
-        ),
+        (
+            any::<u64>(),
+            ranges(),
+            ranges(),
+            ranges(),
+            any::<u64>(),
+            any::<u64>()
+        )
+            .prop_map(|(epoch, received, progress, busy, instance, later)| {
+                Body::Receipt(Receipt {
+                    epoch,
+                    received,
+                    progress,
+                    busy,
+                    instance,
+                    later,
+                })
+            }),
     ]
 }
 
@@ -522,6 +531,7 @@ fn the_fullest_receipt_is_a_control_packet() {
         progress: full.clone(),
         busy: full,
         instance: u64::MAX,
+        later: u64::MAX,
     });
     let packet = Packet::new(long.clone(), long, 30, &body);
     assert!(packet.wire_size() <= CONTROL_MAX);

@@ -109,6 +109,9 @@ impl EventLog {
                 let code = &reason.code;
                 tracing::warn!(message_id = id::DEAD_LETTER, %work, %recipient, %code, "message given up: {}", reason.message);
             }
+            Event::Behind { node, start } => {
+                tracing::error!(%node, start, "another node remembers a later start of this one, whose data were lost, and takes no messages of this start; restart this node");
+            }
             Event::NoDeadLetter { work, reason } => {
                 let code = &reason.code;
                 tracing::warn!(%work, %code, "a message that was given up is not kept: {}", reason.message);

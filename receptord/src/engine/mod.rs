@@ -26,7 +26,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use receptor_mesh::{
-    Config, EchoAnswer, EchoId, EntryId, Instant, LinkId, Mesh, Output, Payload, Record,
+    Config, EchoAnswer, EchoId, EntryId, Event, Instant, LinkId, Mesh, Output, Payload, Record,
 };
 use receptor_proto::ErrorBody;
 use receptor_proto::packet::MessageKind;
@@ -37,6 +37,7 @@ use self::ask::Known;
 use self::clients::Clients;
 use self::events::EventLog;
 use crate::config::Settings;
+use crate::instance;
 use crate::link::{Outbox, WRITE_BUDGET};
 use crate::results::{DeadLetter, Ending, Keeper};
 use crate::spooler::{Done, Recovered, Reports, Store};
@@ -575,6 +576,13 @@ impl Engine {
                         .map_or("", |entry| entry.address.as_str())
                 };
                 self.events.tell(&event, address);
+                // So rare that a sync in between is no matter.
+                if let Event::Behind { start, .. } = event
+                    && let Err(error) =
+                        instance::go_on_above(&self.settings.borrow().data_dir, start)
+                {
+                    tracing::error!(%error, "the number of this node's start was not written");
+                }
             }
         }
     }

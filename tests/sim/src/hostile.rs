@@ -324,6 +324,7 @@ fn nonsense(rng: &mut Rng, nodes: usize) -> Frame {
                     progress: vec![(edge(rng), edge(rng))],
                     busy: vec![(edge(rng), edge(rng))],
                     instance: edge(rng),
+                    later: edge(rng),
                 }),
                 1 => Body::Segment(Segment {
                     epoch: edge(rng),

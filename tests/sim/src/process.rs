@@ -415,6 +415,7 @@ impl World {
             | MeshEvent::NodeReachable { .. }
             | MeshEvent::NodeUnreachable { .. }
             | MeshEvent::NodeForgotten { .. }
+            | MeshEvent::Behind { .. }
             | MeshEvent::NoDeadLetter { .. } => {}
         }
     }

@@ -20,13 +20,16 @@ use super::received::{EPOCHS_MAX, Received, Verdict};
 use super::works::NewWork;
 use super::{BUSY, Cx, DISK_BUSY, Delivery, LIFETIME_MOST, Out, RemoteId, SWEEP, millis};
 use crate::wiring::Net;
-use crate::{EntryId, Instant, Output, Payload, Record};
+use crate::{EntryId, Event, Instant, Output, Payload, Record};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bytes::Bytes;
 
 /// After which a message may come again whose flow has too many gaps.
 const GAPS_BUSY: Duration = Duration::from_millis(100);
+/// The highest start of this node that another is believed to remember: a clock in milliseconds is
+/// there in the year 2109, and whoever lies leaves as many numbers above.
+const START_MOST: u64 = 1 << 42;
 
 impl Delivery {
     pub(super) fn on_message(&mut self, cx: &mut Cx<'_>, from: RemoteId, message: Message) {
@@ -36,7 +39,10 @@ impl Delivery {
         if !self.early.is_empty() {
             self.plan_early(cx.now + EARLY_LOOK);
         }
-        if message.epoch < self.remotes[from.0].first_epoch {
+        // Its origin is done with this epoch, or was set up anew with a clock that is behind, and
+        // is told of the later one. Responses are known by their serials.
+        let responds = matches!(message.kind, MessageKind::Response { .. });
+        if message.epoch < self.remotes[from.0].first_epoch && !responds {
             self.duplicates += 1;
             self.acks(from).received(key);
             return;
@@ -658,8 +664,22 @@ impl Delivery {
         let mut done = core::mem::take(&mut self.done);
         let flow = &mut self.remotes[from.0].flow;
         self.mistakes += flow.receipt(cx.now, receipt, self.instance, &mut done);
+        let forgot = receipt.later > self.instance && receipt.later <= START_MOST;
+        if forgot {
+            self.note_behind(cx, from, receipt.later);
+        }
         for outgoing in done.drain(..) {
-            self.receipted(cx, from, outgoing, receipt.instance);
+            let responds = matches!(outgoing.message.kind, MessageKind::Response { .. });
+            if forgot && !responds {
+                let error = ErrorBody::new(
+                    ErrorCode::Refused,
+                    "not taken: the recipient remembers a later start of this node, whose data \
+                     were lost; after a restart of this node it takes its messages again",
+                );
+                self.given_up_because(cx, from, outgoing, error);
+            } else {
+                self.receipted(cx, from, outgoing, receipt.instance);
+            }
         }
         self.done = done;
         self.touch(from);
@@ -688,6 +708,17 @@ impl Delivery {
         self.set_ready(to);
         if let Some(given_up) = given_up {
             self.given_up(cx, to, given_up);
+        }
+    }
+
+    /// A node remembers a start of this one that this one does not.
+    fn note_behind(&mut self, cx: &mut Cx<'_>, from: RemoteId, start: u64) {
+        if start > self.behind {
+            self.behind = start;
+            cx.out.push_back(Output::Event(Event::Behind {
+                node: self.remotes[from.0].node.clone(),
+                start,
+            }));
         }
     }
 

@@ -259,6 +259,7 @@ impl Acks {
                     progress: progress.next().unwrap_or_default().to_vec(),
                     busy: busy.next().unwrap_or_default().to_vec(),
                     instance: 0,
+                    later: 0,
                 };
                 if receipt.received.is_empty()
                     && receipt.progress.is_empty()
@@ -378,6 +379,7 @@ mod tests {
                 progress: vec![(12, 9)],
                 busy: vec![(11, 5)],
                 instance: 0,
+                later: 0,
             }]
         );
         assert!(acks.is_empty());
