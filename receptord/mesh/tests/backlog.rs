@@ -357,7 +357,11 @@ fn every_sender_is_told_when_a_page_expires() {
                     assert!(told.insert(work));
                     mesh.consumed(now, work, serial);
                 }
-                Output::DeadLetter { entry, .. } => letters.push(entry),
+                Output::DeadLetter { entry, reason, .. } => {
+                    // An earlier start may have sent any of them.
+                    assert_eq!(reason.code, ErrorCode::Lost);
+                    letters.push(entry);
+                }
                 Output::Event(Event::GivenUp { .. }) => {}
                 other => panic!("{other:?}"),
             }

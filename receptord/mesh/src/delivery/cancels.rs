@@ -13,7 +13,7 @@ use receptor_proto::packet::{CancelReason, Content, Message, MessageKind};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 
 use super::flow::{GivenUp, Key, Outgoing};
-use super::inbox::OpenCancel;
+use super::inbox::{OpenCancel, Stored};
 use super::incoming::is_request;
 use super::journal::{Arrival, Done, Retired};
 use super::works::State;
@@ -264,16 +264,8 @@ impl Delivery {
         if let Some(early) = self.early.remove(&id)
             && let Some(entry) = early.entry
         {
-            self.journal.retire(
-                cx.now,
-                Retired {
-                    remote: early.remote,
-                    key: early.key,
-                    entry,
-                    after: None,
-                    work: None,
-                },
-            );
+            let key = early.key;
+            self.retire(cx.now, early.remote, Stored { key, entry }, None);
         }
     }
 
@@ -286,18 +278,7 @@ impl Delivery {
         }
         let entry = self.new_entry();
         let work = message.work;
-        self.pend(from, key);
-        let record = Record::Incoming {
-            entry,
-            origin: self.remotes[from.0].node.clone(),
-            message,
-        };
-        let done = Done::Arrived {
-            remote: from,
-            key,
-            what: Arrival::Cancel { work, entry },
-        };
-        self.journal.write(record, done);
+        self.write_arrival(from, entry, message, Arrival::Cancel { work, entry });
         Some(entry)
     }
 

@@ -328,11 +328,30 @@ impl Delivery {
         self.acks(from).received(key);
     }
 
-    /// Takes a message's number until its write is done.
-    pub(super) fn pend(&mut self, from: RemoteId, key: Key) {
-        if let Some(received) = self.remotes[from.0].received.get_mut(&key.0) {
+    /// Writes a message that came. Until that is done its number is taken; then its origin is told.
+    pub(super) fn write_arrival(
+        &mut self,
+        from: RemoteId,
+        entry: EntryId,
+        message: Message,
+        what: Arrival,
+    ) {
+        let key = (message.epoch, message.seq);
+        let remote = &mut self.remotes[from.0];
+        if let Some(received) = remote.received.get_mut(&key.0) {
             received.take(key.1);
         }
+        let record = Record::Incoming {
+            entry,
+            origin: remote.node.clone(),
+            message,
+        };
+        let done = Done::Arrived {
+            remote: from,
+            key,
+            what,
+        };
+        self.journal.write(record, done);
     }
 
     /// A whole message that is new.
@@ -408,18 +427,7 @@ impl Delivery {
             None
         } else {
             let entry = entry.unwrap_or_else(|| self.new_entry());
-            self.pend(from, key);
-            let record = Record::Incoming {
-                entry,
-                origin: self.remotes[from.0].node.clone(),
-                message,
-            };
-            let done = Done::Arrived {
-                remote: from,
-                key,
-                what: Arrival::Work(work),
-            };
-            self.journal.write(record, done);
+            self.write_arrival(from, entry, message, Arrival::Work(work));
             Some(entry)
         };
         let new = NewWork {
@@ -576,26 +584,16 @@ impl Delivery {
             None
         } else {
             let entry = entry.unwrap_or_else(|| self.new_entry());
-            self.pend(from, key);
             message.kind = MessageKind::Response {
                 serial: place,
                 eof: eof.clone(),
             };
-            let record = Record::Incoming {
+            let what = Arrival::Response {
+                work,
+                serial: place,
                 entry,
-                origin: self.remotes[from.0].node.clone(),
-                message,
             };
-            let done = Done::Arrived {
-                remote: from,
-                key,
-                what: Arrival::Response {
-                    work,
-                    serial: place,
-                    entry,
-                },
-            };
-            self.journal.write(record, done);
+            self.write_arrival(from, entry, message, what);
             Some(Stored { key, entry })
         };
         let Some(request) = self.requests.get_mut(work) else {

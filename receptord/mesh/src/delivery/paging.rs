@@ -455,9 +455,16 @@ impl Delivery {
         self.requests.insert(id, request);
         let mut outgoing = Outgoing::new(message, Some(entry), expires);
         outgoing.stored = true;
+        outgoing.restored = paged.key.0 != self.instance;
         if expired {
+            // Of one that an earlier start may have sent nobody is asked any more: that is for few,
+            // and this may be a whole backlog.
+            let code = if outgoing.restored && respond {
+                ErrorCode::Lost
+            } else {
+                ErrorCode::Expired
+            };
             let outgoing = Box::new(outgoing);
-            let code = ErrorCode::Expired;
             self.given_up(cx, to, GivenUp { outgoing, code });
             return;
         }
