@@ -21,10 +21,9 @@ use super::{VOLATILE_RESPONSE_LIFETIME, millis};
 use crate::wiring::Net;
 use crate::{EntryId, Event, Instant, NoSuchWork, Output, Payload, Record, WorkRoom};
 
-/// Bytes of responses to one node that no disk has, volatile ones and those that are being
-/// written: beyond, every work that makes some for it is held. A second of a disk, and much more
-/// than may be under way.
-pub(super) const UNSAVED_MAX: usize = 64 << 20;
+/// Bytes of durable responses to one node that are not written yet: beyond, every work that makes
+/// some for it is held. Twice what may be under way, and more than one sync of a disk takes along.
+pub(super) const UNSAVED_MAX: usize = 4 << 20;
 /// Works of which it is remembered that responses were given up: others of theirs, found in a page
 /// later, are dropped without a further word.
 const BROKEN_OFF_MAX: usize = 10_000;

@@ -199,10 +199,10 @@ impl Outgoing {
             && (self.was_sent() || !self.any)
     }
 
-    /// What it takes of the room for responses that no disk has.
+    /// What it takes of the room for responses that are not written yet.
     fn unsaved(&self) -> usize {
         match self.message.kind {
-            MessageKind::Response { .. } if !self.stored => self.cost(),
+            MessageKind::Response { .. } if self.entry.is_some() && !self.stored => self.cost(),
             MessageKind::Response { .. }
             | MessageKind::Request { .. }
             | MessageKind::Cancel { .. } => 0,
@@ -419,7 +419,7 @@ pub(crate) struct Flow {
     pageable: [usize; LANES],
     behind: [usize; LANES],
     refused: [usize; LANES],
-    /// What responses take that no disk has, in bytes.
+    /// What responses take that are not written yet, in bytes.
     unsaved: usize,
     /// Numbers below which the floor stays though they are not outstanding any more.
     held: BTreeSet<Key>,
@@ -549,7 +549,7 @@ impl Flow {
         self.pageable[lane] - self.refused[lane].min(REFUSED_ASIDE)
     }
 
-    /// What responses take here that no disk has, in bytes.
+    /// What responses take that are not written yet, in bytes.
     pub(crate) fn unsaved(&self) -> usize {
         self.unsaved
     }
