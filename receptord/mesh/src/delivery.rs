@@ -89,6 +89,10 @@ const BUSY: Duration = Duration::from_millis(250);
 /// After which one may come again that the disk refused.
 const DISK_BUSY: Duration = Duration::from_secs(2);
 
+/// Responses that the disk refused of which is remembered that they are to come again when there is
+/// room; others come by themselves, later.
+const NO_ROOM_MAX: usize = 1024;
+
 type Out = VecDeque<Output>;
 
 /// What every step needs of the world.
@@ -174,6 +178,8 @@ pub(crate) struct Delivery {
     blocked: Vec<RemoteId>,
     /// Nodes whose requests were refused for lack of room, in their order.
     put_off: VecDeque<RemoteId>,
+    /// Responses that the disk refused, oldest first.
+    no_room: VecDeque<(RemoteId, Key)>,
     /// Nodes to give receipts to.
     owed: Vec<RemoteId>,
     /// Nodes whose timer may have to change.
@@ -235,6 +241,7 @@ impl Delivery {
             ready: VecDeque::new(),
             blocked: Vec::new(),
             put_off: VecDeque::new(),
+            no_room: VecDeque::new(),
             owed: Vec::new(),
             touched: Vec::new(),
             loopback: VecDeque::new(),

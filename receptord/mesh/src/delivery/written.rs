@@ -4,6 +4,7 @@
 //! durable work started.
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use receptor_proto::packet::CancelReason;
 use receptor_proto::{ErrorBody, MessageId};
@@ -12,7 +13,7 @@ use super::cancels::{EARLY_KEPT, Early};
 use super::flow::Key;
 use super::journal::{Arrival, Done, Retired};
 use super::works::{State, Unwritten};
-use super::{Cx, DISK_BUSY, Delivery, Out, RemoteId};
+use super::{Cx, DISK_BUSY, Delivery, NO_ROOM_MAX, Out, RemoteId};
 use crate::wiring::Net;
 use crate::{Event, Instant, Output, PersistToken, Record};
 
@@ -105,6 +106,10 @@ impl Delivery {
                         request.noted = Some(after.entry);
                     }
                     self.journal.remove(entry);
+                    // Its room is another's.
+                    if let Some((remote, key)) = self.no_room.pop_front() {
+                        self.acks(remote).busy(key, Duration::ZERO);
+                    }
                     if let Some(work) = work {
                         self.forget_work(cx, work);
                     }
@@ -393,6 +398,9 @@ impl Delivery {
                 };
                 if request.not_written(serial) {
                     self.journal.remove(entry);
+                }
+                if self.no_room.len() < NO_ROOM_MAX {
+                    self.no_room.push_back((remote, key));
                 }
                 if !request.retain_instead(entry, older)
                     && let Some(older) = older

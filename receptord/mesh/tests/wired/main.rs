@@ -9,3 +9,4 @@ mod ends;
 mod inquiries;
 mod matrix;
 mod mesh;
+mod room;
