@@ -439,6 +439,13 @@ fn connect(path: &Path, deadline: Deadline) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
+/// Whether no daemon listens here: there is no socket, or a daemon that was killed left it.
+pub(crate) fn is_deserted(path: &Path) -> bool {
+    let error = connect(path, Deadline::after(Some(PATIENCE))).err();
+    let code = error.and_then(|error| error.raw_os_error());
+    code.is_some_and(|code| matches!(Errno::from_raw(code), Errno::ENOENT | Errno::ECONNREFUSED))
+}
+
 /// What to tell somebody whose daemon cannot be reached, by what the system said.
 fn unreachable(path: &Path, error: &io::Error) -> Failure {
     let path = path.display().to_string();
@@ -479,4 +486,22 @@ fn unreachable(path: &Path, error: &io::Error) -> Failure {
         exit,
         format!("cannot reach receptord at {path}: {why}; {todo}"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_that_a_killed_daemon_left_is_deserted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        assert!(is_deserted(&path), "there is none");
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(!is_deserted(&path), "somebody listens");
+        drop(listener);
+        assert!(path.exists() && is_deserted(&path), "nobody does any more");
+    }
 }

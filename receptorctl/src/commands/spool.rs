@@ -12,6 +12,7 @@ use receptor_proto::{Directive, IdPrefix};
 use super::work::short;
 use super::{Context, With, offline, plain};
 use crate::args::Stopped;
+use crate::client::is_deserted;
 use crate::exit::{Exit, Failure};
 use crate::output::{Out, Table, count, duration, note, size};
 
@@ -36,7 +37,7 @@ fn data_dir(context: &Context, stopped: &Stopped) -> Option<PathBuf> {
     if stopped.data_dir.is_some() {
         return stopped.data_dir.clone();
     }
-    if !context.global.is_default_socket() || context.global.socket_path.exists() {
+    if !context.global.is_default_socket() || !is_deserted(&context.global.socket_path) {
         return None;
     }
     let data_dir = offline::fallback()?;
