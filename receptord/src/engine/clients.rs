@@ -151,7 +151,20 @@ impl Engine {
             self.keeper.begin(work, begin);
             return self.hand_over(submit);
         }
-        let Some((digest, accepted, recipient)) = self.keeper.keyed(work) else {
+        let keyed = self.keeper.keyed(work);
+        // After a restart a released work is known without what it was asked.
+        let is_known = matches!(&keyed, Some((Some(_), ..))) && !self.keeper.is_released(work);
+        let is_pending = self.mesh.is_pending(work);
+        if !is_known && !is_pending && keyed.is_some() {
+            self.keeper.release(work);
+            self.forget(work);
+        }
+        if !is_known && (is_pending || self.keeper.knows(work)) {
+            let text = "the work of an earlier message with this key was released and has not ended; the key can be used again when it has";
+            let error = ErrorBody::new(ErrorCode::Busy, text);
+            return self.refuse(submit, error.with("id", work.to_string()));
+        }
+        let Some((digest, accepted, recipient)) = keyed.filter(|_| is_known) else {
             self.keeper.begin(work, begin);
             self.clients.unwritten.insert(work, submit);
             return;

@@ -369,6 +369,12 @@ impl Keeper {
         self.0.table.borrow().works.contains_key(&id)
     }
 
+    /// Whether nobody wants the responses of this work any more, which has not ended.
+    pub(crate) fn is_released(&self, id: MessageId) -> bool {
+        let table = self.0.table.borrow();
+        table.works.get(&id).is_some_and(|work| work.released)
+    }
+
     /// What a send with a key asked for, whether it was accepted, and its recipient.
     pub(crate) fn keyed(&self, id: MessageId) -> Option<(Option<String>, bool, Option<NodeId>)> {
         self.look(id, 1);
