@@ -181,7 +181,7 @@ impl Delivery {
                 work.unwritten = waiting;
                 return;
             }
-            self.response_safe(cx, id, response.serial, response.eof);
+            self.response_safe(cx, id, &response);
         }
     }
 
@@ -287,7 +287,10 @@ impl Delivery {
             };
             let parcel = (Content::None, None, Payload::Inline(Bytes::new()));
             let volatile = first.message.volatile;
-            self.respond(cx, to, id, serial, parcel, Some(eof), volatile);
+            let word = self.respond(cx, to, id, serial, parcel, Some(eof), volatile);
+            if let Some(work) = self.works.get_mut(id) {
+                work.word = Some(word);
+            }
             if !volatile {
                 for key in gone {
                     self.remotes[to.0].flow.hold(key);

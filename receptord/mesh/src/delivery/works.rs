@@ -78,6 +78,8 @@ pub(crate) struct Work {
     pub(crate) lingers: bool,
     /// A response was given up: all that may follow is the word that it was.
     pub(crate) broken: bool,
+    /// That word's place in its flow: of the responses before it none counts as safe any more.
+    pub(crate) word: Option<Key>,
     /// The highest serial on the disk.
     pub(crate) stored_serial: u64,
     /// Responses in a write that is under way, and which write that is.
@@ -186,6 +188,7 @@ impl Works {
             withdrawn: false,
             lingers: false,
             broken: false,
+            word: None,
             stored_serial: 0,
             writing: (0, 0),
             unwritten: VecDeque::new(),

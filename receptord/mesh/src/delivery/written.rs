@@ -44,7 +44,7 @@ impl Delivery {
                 self.outgoing_stored(remote, key);
                 self.touch(remote);
                 self.page_out(remote, key);
-                self.response_written(cx, remote, work, serial, eof);
+                self.response_written(cx, remote, work, &Unwritten { key, serial, eof });
             }
             Done::Cancel { remote, key } => self.outgoing_stored(remote, key),
             Done::Arrived { remote, key, what } => {
@@ -169,30 +169,34 @@ impl Delivery {
         cx: &mut Cx<'_>,
         remote: RemoteId,
         id: MessageId,
-        serial: u64,
-        eof: bool,
+        response: &Unwritten,
     ) {
         let Some(work) = self.works.get_mut(id).filter(|work| work.remote == remote) else {
             return;
         };
         work.writing.0 = work.writing.0.saturating_sub(1);
-        self.response_safe(cx, id, serial, eof);
+        self.response_safe(cx, id, response);
         self.write_next(cx, id);
     }
 
     /// A response is on the disk here or at its reader.
-    pub(super) fn response_safe(&mut self, cx: &mut Cx<'_>, id: MessageId, serial: u64, eof: bool) {
+    pub(super) fn response_safe(&mut self, cx: &mut Cx<'_>, id: MessageId, response: &Unwritten) {
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
-        work.stored_serial = work.stored_serial.max(serial);
+        // One that was given up while it was being written: an end of the plugin's must not close
+        // the work before the word that takes its place is written.
+        if work.word.is_some_and(|word| response.key < word) {
+            return;
+        }
+        work.stored_serial = work.stored_serial.max(response.serial);
         if let Some((kept, entry)) = work.retained
             && kept < work.stored_serial
         {
             work.retained = None;
             self.journal.remove(entry);
         }
-        if eof && work.state == State::Ending {
+        if response.eof && work.state == State::Ending {
             self.close_work(cx, id);
         }
     }
