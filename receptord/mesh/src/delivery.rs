@@ -165,6 +165,9 @@ pub(crate) struct Delivery {
     broken_off: BTreeMap<MessageId, (RemoteId, u64)>,
     partials: Partials,
     early: BTreeMap<MessageId, Early>,
+    /// Requests that were damaged on the disk, whose they were, and whose senders need not have heard
+    /// of it: one that comes again may have run.
+    damaged: BTreeMap<MessageId, RemoteId>,
     inquiries: Inquiries,
     /// Flows whose next record brings numbers that nothing else is written of.
     numbered: BTreeSet<(RemoteId, u64)>,
@@ -234,6 +237,7 @@ impl Delivery {
             broken_off: BTreeMap::new(),
             partials: Partials::default(),
             early: BTreeMap::new(),
+            damaged: BTreeMap::new(),
             inquiries: Inquiries::new(config.seed),
             numbered: BTreeSet::new(),
             moved_on: BTreeSet::new(),

@@ -40,6 +40,10 @@ pub(super) struct Early {
     pub(super) until: Instant,
 }
 
+/// Why a request does not run whose cancel overtook it. The same whether some of it had come: it may
+/// be asked again after a restart, and both nodes tell of one end.
+pub(super) const BEFORE_ARRIVAL: &str = "cancelled before it arrived";
+
 impl Delivery {
     // Of requests of this node.
 
@@ -299,7 +303,7 @@ impl Delivery {
         let MessageKind::Request { respond, .. } = partial.message.kind else {
             return;
         };
-        let error = ErrorBody::new(ErrorCode::Cancelled, "cancelled while it arrived");
+        let error = ErrorBody::new(ErrorCode::Cancelled, BEFORE_ARRIVAL);
         self.refuse(cx, from, &partial.message, respond, error);
         self.let_go(from, cancel, volatile);
     }

@@ -166,6 +166,7 @@ impl Delivery {
                 match no {
                     No::Later => self.put_off(from, key),
                     No::Never(error) => self.refuse(cx, from, message, *respond, error),
+                    No::Answered => self.let_go(from, key, message.volatile),
                 }
                 false
             }
@@ -371,12 +372,15 @@ impl Delivery {
             let error = ErrorBody::new(ErrorCode::Refused, "another node's work has this id");
             return Err(No::Never(error));
         }
+        if self.damaged.get(&message.work) == Some(&from) {
+            return Err(No::Answered);
+        }
         if self
             .early
             .get(&message.work)
             .is_some_and(|early| early.remote == from)
         {
-            let error = ErrorBody::new(ErrorCode::Cancelled, "cancelled before it arrived");
+            let error = ErrorBody::new(ErrorCode::Cancelled, super::cancels::BEFORE_ARRIVAL);
             return Err(No::Never(error));
         }
         if message.remaining_ms == 0 {
@@ -416,6 +420,7 @@ impl Delivery {
             match no {
                 No::Later => self.put_off(from, key),
                 No::Never(error) => self.refuse(cx, from, &message, respond, error),
+                No::Answered => self.let_go(from, key, message.volatile),
             }
             return;
         }
@@ -750,6 +755,8 @@ enum No {
     Later,
     /// It is answered with this.
     Never(ErrorBody),
+    /// It was answered before.
+    Answered,
 }
 
 pub(super) fn is_request(message: &Message) -> bool {

@@ -128,8 +128,8 @@ impl Delivery {
         }
     }
 
-    /// Answers for a request that is damaged. Nothing else is done with what is known of it: that
-    /// may be wrong.
+    /// Answers for a request that is damaged, and does not run it should it come again. Nothing else
+    /// is done with what is known of it: that may be wrong.
     pub(crate) fn restore_damaged(&mut self, now: Instant, origin: &NodeId, id: MessageId) {
         if self.works.get(id).is_some() {
             return;
@@ -137,6 +137,7 @@ impl Delivery {
         let Some(to) = self.remote(origin) else {
             return;
         };
+        self.damaged.insert(id, to);
         let said = self.said.get(&(to, id)).copied().unwrap_or_default();
         if said.eof {
             return;
@@ -294,6 +295,11 @@ impl Delivery {
                 said.serial = said.serial.max(*serial);
                 said.eof |= eof.is_some();
                 let ended = said.eof;
+                // What an earlier start was told, this one is not.
+                let error = eof.as_ref().and_then(|eof| eof.error.as_ref());
+                if error.is_some_and(|error| error.code == ErrorCode::Damaged) {
+                    self.damaged.insert(message.work, to);
+                }
                 if self.restore_to_page(to, entry, &message, expires) {
                     // A backlog is to take no memory, and nothing more is asked about a work that
                     // is done with.

@@ -5,6 +5,7 @@
 mod away;
 mod choice;
 mod custody;
+mod damage;
 mod ends;
 mod inquiries;
 mod matrix;
