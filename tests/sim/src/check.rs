@@ -71,11 +71,7 @@ impl World {
                     return None;
                 }
                 self.ledger
-                    .unfinished(
-                        |node| self.life(node),
-                        apart,
-                        self.options.disk_faults > 0.0,
-                    )
+                    .unfinished(|node| self.life(node), apart, self.options.breaks_disks())
                     .or_else(|| self.uncollected(apart))
                     .or_else(|| self.disagreement(apart))
                     .or_else(|| self.leftovers(whole))
@@ -147,6 +143,7 @@ impl World {
                 || !letter.runs.is_empty()
                 || letter.said.last_word.is_some()
                 || letter.cancelled
+                || letter.is_damaged()
                 || letter.given_up
                 || letter.end.is_some()
                 || letter.expiry_us <= now - letter.sent_at

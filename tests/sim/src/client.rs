@@ -19,6 +19,10 @@ use crate::world::{World, ZONES, node_id, zone};
 const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long after that its result may come: the core's timers may be coarse.
 const ECHO_GRACE_US: u64 = 1_000_000;
+/// How long the client of a message with a key waits at most before it asks again.
+const ASK_PAUSE_US: u64 = 4_000_000;
+/// The directive of an action that may be run again.
+pub(crate) const AGAIN: &str = "sim:again";
 /// The time to live of a message to nobody: short enough to end within a run.
 const NOBODY_EXPIRY_MS: Span = Span::new(2_000, 10_000);
 
@@ -49,10 +53,12 @@ impl World {
         self.queue.after(pause, Event::Echoes);
     }
 
-    fn draw_directive(&mut self) -> Directive {
-        let text = match self.clients.u32(0..20) {
+    fn draw_directive(&mut self, any: bool) -> Directive {
+        let again = self.wishes.chance(self.options.idempotent);
+        let text = match if any { 2 } else { self.clients.u32(0..20) } {
             0 => "gone:run",
             1 => "sim:fail",
+            _ if again => AGAIN,
             _ => "sim:run",
         };
         Directive::new(text).expect("these are directives")
@@ -71,11 +77,7 @@ impl World {
         let respond = !self.clients.chance(self.options.forget);
         let any = self.clients.chance(self.options.any);
         let nobody = !any && self.clients.chance(self.options.nobody);
-        let directive = if any {
-            Directive::new("sim:run").expect("this is a directive")
-        } else {
-            self.draw_directive()
-        };
+        let directive = self.draw_directive(any);
         let expiry_ms = self.clients.within(if nobody {
             NOBODY_EXPIRY_MS
         } else {
@@ -92,16 +94,17 @@ impl World {
         } else {
             Recipient::Node(self.hosts[to].id.clone())
         };
-        let letter = Letter::new(
+        let mut letter = Letter::new(
             node,
             self.hosts[node].life,
-            directive.clone(),
+            directive,
             (!any && !nobody).then(|| (to, self.hosts[to].life)),
             (nobody, volatile, respond),
             size,
             self.queue.now(),
             expiry_ms * 1000,
         );
+        letter.wanted = recipient.clone();
         let now = self.queue.now();
         self.trace.numbers([5, now, node as u64, low, size]);
         self.trace.line(now, || {
@@ -109,49 +112,134 @@ impl World {
                 "{node}: a client sends {work} to {recipient:?}, {size} bytes, volatile {volatile}"
             )
         });
+        letter.keyed = !volatile && self.wishes.chance(self.options.keys);
+        if letter.keyed {
+            let pause = self.wishes.u64(0..ASK_PAUSE_US);
+            self.queue.after(pause, Event::Ask(work));
+        }
+        if self.wishes.chance(self.options.drops) {
+            let pause = self.wishes.micros(self.options.cancel_ms);
+            self.queue.after(pause, Event::Drop(work));
+        }
         self.ledger.letters.insert(work, letter);
+        if self.hand_over(node, work, recipient) && cancelled {
+            let Span { low, high } = self.options.cancel_ms;
+            let pause = self
+                .clients
+                .u64(low * 1000..(high * 1000).max(low * 1000 + 1));
+            let process = self.hosts[node].life.process;
+            let event = ProcessEvent::Cancel(work);
+            self.queue
+                .after(pause, Event::Process(node, process, event));
+        }
+    }
+
+    /// Gives a message to its node; whether that takes it.
+    fn hand_over(&mut self, node: NodeIndex, work: MessageId, recipient: Recipient) -> bool {
+        let Some(letter) = self.ledger.letters.get(&work) else {
+            return false;
+        };
+        let (directive, size) = (letter.directive.clone(), letter.size);
+        let (volatile, respond, repeatable) = (letter.volatile, letter.respond, letter.keyed);
+        let expiry = Duration::from_micros(letter.expiry_us);
         let payload = self.stored_payload(node, payload(work, 0, size));
+        let clock = self.clock(node);
+        let Some(mesh) = self.hosts[node].mesh.as_mut() else {
+            return false;
+        };
+        let bundled = match &recipient {
+            Recipient::Node(to) => volatile && !respond && mesh.takes_bundles(to),
+            Recipient::Any { .. } => false,
+        };
         let submission = Submission {
             id: work,
             recipient,
             directive,
-            content: Content::Bytes,
+            // To the core it is one message, whatever is in it.
+            content: if bundled {
+                Content::Bundle
+            } else {
+                Content::Bytes
+            },
             payload,
             volatile,
             respond,
-            expiry: Duration::from_millis(expiry_ms),
-            repeatable: false,
+            expiry,
+            repeatable,
         };
-        let clock = self.clock(node);
-        let Some(mesh) = self.hosts[node].mesh.as_mut() else {
+        let Err(error) = mesh.submit(clock, submission) else {
+            return true;
+        };
+        let now = self.queue.now();
+        self.trace
+            .line(now, || format!("{node}: {work} is refused: {error}"));
+        self.stats.refused += 1;
+        if let Some(letter) = self.ledger.letters.get_mut(&work) {
+            letter.refused = Some(error.0);
+        }
+        false
+    }
+
+    /// The client of a message with a key asks again what became of it. A node that knows nothing of
+    /// it gets it again.
+    pub(crate) fn ask_again(&mut self, work: MessageId) {
+        let Some(letter) = self.ledger.letters.get(&work) else {
             return;
         };
-        let mut submission = submission;
-        if volatile
-            && !respond
-            && let Recipient::Node(to) = &submission.recipient
-            && mesh.takes_bundles(to)
-        {
-            // To the core it is one message, whatever is in it.
-            submission.content = Content::Bundle;
+        let node = letter.from;
+        let host = &self.hosts[node];
+        if letter.is_told() || letter.is_damaged() || letter.from_life.data != host.life.data {
+            return;
         }
-        match mesh.submit(clock, submission) {
-            Ok(()) if cancelled => {
-                let pause = self.clients.u64(0..3_000_000);
-                let process = self.hosts[node].life.process;
-                let event = ProcessEvent::Cancel(work);
-                self.queue
-                    .after(pause, Event::Process(node, process, event));
+        let pause = self.wishes.u64(0..ASK_PAUSE_US);
+        self.queue.after(pause, Event::Ask(work));
+        let here = host.frozen.is_none() && !host.closing;
+        let Some(mesh) = host.mesh.as_ref().filter(|_| here) else {
+            return;
+        };
+        if mesh.is_pending(work) {
+            return;
+        }
+        if letter.accepted {
+            self.check_honest(Err(format!(
+                "{work} was accepted at {node}, which knows nothing of it"
+            )));
+            return;
+        }
+        let now = self.queue.now();
+        self.trace
+            .line(now, || format!("{node}: a client sends {work} again"));
+        let (life, recipient) = (host.life, letter.wanted.clone());
+        let to = letter.recipient.map(|to| (to, self.hosts[to].life));
+        if let Some(letter) = self.ledger.letters.get_mut(&work) {
+            letter.sent_again(life, to, now);
+        }
+        self.hand_over(node, work, recipient);
+        self.pump(node);
+    }
+
+    /// An operator drops a message where it, or an answer to it, waits: at the first node that has it,
+    /// from any one on.
+    pub(crate) fn drop_somewhere(&mut self, work: MessageId) {
+        let count = self.members().len();
+        let first = self.wishes.usize(0..count);
+        for node in (first..count).chain(0..first) {
+            let clock = self.clock(node);
+            let host = &mut self.hosts[node];
+            let Some(mesh) = host.mesh.as_mut().filter(|_| host.frozen.is_none()) else {
+                continue;
+            };
+            if mesh.drop_waiting(clock, work).is_err() {
+                continue;
             }
-            Ok(()) => {}
-            Err(error) => {
-                self.trace
-                    .line(now, || format!("{node}: {work} is refused: {error}"));
-                self.stats.refused += 1;
-                if let Some(letter) = self.ledger.letters.get_mut(&work) {
-                    letter.refused = Some(error.0);
-                }
+            let now = self.queue.now();
+            self.trace
+                .line(now, || format!("{node}: an operator drops {work}"));
+            if let Some(letter) = self.ledger.letters.get_mut(&work) {
+                letter.cancelled = true;
             }
+            self.pump(node);
+            return;
         }
     }
 

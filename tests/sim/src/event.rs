@@ -77,10 +77,11 @@ pub(crate) enum Trouble {
     Freeze,
     Change,
     Shutdown,
+    DiskOutage,
 }
 
 impl Trouble {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Flap,
         Self::BlackHole,
         Self::OneWay,
@@ -89,6 +90,7 @@ impl Trouble {
         Self::Freeze,
         Self::Change,
         Self::Shutdown,
+        Self::DiskOutage,
     ];
 }
 
@@ -108,10 +110,16 @@ pub(crate) enum Event {
     Start(NodeIndex),
     /// A stopped process goes on.
     Thaw(NodeIndex, u64),
+    /// A disk works again. The number names the fault that ends.
+    DiskMend(NodeIndex, u64),
     /// The next trouble of its kind, and planning the one after.
     Trouble(Trouble),
     /// The next message of the traffic, and planning the one after.
     Traffic,
+    /// A client asks again what became of a message that has a key.
+    Ask(MessageId),
+    /// An operator drops a message where it waits.
+    Drop(MessageId),
     /// The next echo of the traffic, and planning the one after.
     Echoes,
     /// The hostile neighbor of this number does something.

@@ -8,6 +8,7 @@ use crate::random::Draw;
 use crate::world::{InCustody, World};
 use receptor_mesh::Record;
 use receptor_proto::packet::MessageKind;
+use receptor_proto::{MessageId, NodeId};
 
 /// How long a process that has said goodbye lets its frames leave.
 const GOODBYE_US: u64 = 200_000;
@@ -24,6 +25,7 @@ impl World {
             Trouble::Freeze => options.freezes,
             Trouble::Change => options.changes,
             Trouble::Shutdown => options.shutdowns,
+            Trouble::DiskOutage => options.disk_outages,
         }
     }
 
@@ -80,8 +82,67 @@ impl World {
                     self.queue.after(GOODBYE_US + outage, Event::Start(node));
                 }
             }
+            Trouble::DiskOutage => {
+                let node = self.faults.usize(0..self.members().len());
+                let now = self.queue.now();
+                self.trace
+                    .line(now, || format!("the disk of node {node} fails"));
+                self.hosts[node].disk_outage = Some(fault);
+                self.queue.after(outage, Event::DiskMend(node, fault));
+            }
         }
         self.plan_trouble(trouble);
+    }
+
+    /// The disk of this node works again.
+    pub(crate) fn mend_disk(&mut self, node: NodeIndex) {
+        let now = self.queue.now();
+        self.hosts[node].disk_outage = None;
+        self.trace
+            .line(now, || format!("the disk of node {node} works again"));
+    }
+
+    /// Damages requests in the store of a node that starts. Gives back origins and works of those
+    /// that were for it.
+    pub(crate) fn damage(&mut self, node: NodeIndex) -> Vec<(NodeId, MessageId)> {
+        if self.options.damage == 0.0 {
+            return Vec::new();
+        }
+        let stored = self.hosts[node].store.messages().cloned();
+        let stored: Vec<Record> = stored.collect();
+        let mut lost = Vec::new();
+        for record in stored {
+            let (entry, message, origin) = match record {
+                Record::Incoming {
+                    entry,
+                    origin,
+                    message,
+                } => (entry, message, Some(origin)),
+                Record::Outgoing { entry, message, .. } => (entry, message, None),
+                Record::Transit { .. } | Record::Started { .. } | Record::Received { .. } => {
+                    continue;
+                }
+            };
+            let request = matches!(message.kind, MessageKind::Request { .. });
+            if !request || !self.disks.chance(self.options.damage) {
+                continue;
+            }
+            let (now, work) = (self.queue.now(), message.work);
+            self.trace
+                .line(now, || format!("{node}: {work} is damaged on the disk"));
+            self.hosts[node].store.damage(entry);
+            if let Some(letter) = self.ledger.letters.get_mut(&work) {
+                letter.damaged(origin.is_none());
+            }
+            lost.extend(origin.map(|origin| (origin, work)));
+        }
+        lost
+    }
+
+    /// Whether something that the disk of this node is asked for now fails.
+    pub(crate) fn disk_fails(&mut self, node: NodeIndex) -> bool {
+        let share = self.options.disk_faults;
+        self.hosts[node].disk_outage.is_some() || self.troubled && self.disks.chance(share)
     }
 
     /// Breaks or blocks a wire, and mends it after `outage`, unless it is in trouble already.
@@ -113,7 +174,8 @@ impl World {
             | Trouble::PowerCut
             | Trouble::Freeze
             | Trouble::Change
-            | Trouble::Shutdown => self.net.break_wire(&mut self.queue, wire),
+            | Trouble::Shutdown
+            | Trouble::DiskOutage => self.net.break_wire(&mut self.queue, wire),
         }
         self.queue.after(outage, Event::Mend(wire, fault));
     }
@@ -185,6 +247,9 @@ impl World {
         for node in 0..self.hosts.len() {
             if self.hosts[node].frozen.is_some() {
                 self.thaw(node);
+            }
+            if self.hosts[node].disk_outage.is_some() {
+                self.mend_disk(node);
             }
             if node >= self.members().len() {
                 self.crash(node, true, true);

@@ -18,6 +18,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use receptor_mesh::Recipient;
 use receptor_proto::packet::Eof;
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId};
 
@@ -49,6 +50,14 @@ pub(crate) struct Letter {
     pub(crate) sent_at: u64,
     pub(crate) expiry_us: u64,
     pub(crate) cancelled: bool,
+    /// Its client asks again until it knows what became of it.
+    pub(crate) keyed: bool,
+    /// Whom its client named.
+    pub(crate) wanted: Recipient,
+    /// Its sender's disk has damaged it: nobody may know what became of it.
+    unknown: bool,
+    /// Its worker's disk has damaged it: its sender is told so.
+    damaged: bool,
     /// A node said in its log that it gave it up.
     pub(crate) given_up: bool,
     pub(crate) refused: Option<ErrorBody>,
@@ -160,6 +169,12 @@ impl Letter {
             sent_at,
             expiry_us,
             cancelled: false,
+            keyed: false,
+            wanted: Recipient::Any {
+                metadata: BTreeMap::new(),
+            },
+            unknown: false,
+            damaged: false,
             given_up: false,
             refused: None,
             accepted: false,
@@ -171,6 +186,40 @@ impl Letter {
             end: None,
             ended_at: 0,
         }
+    }
+
+    /// Whether its client knows what became of it.
+    pub(crate) fn is_told(&self) -> bool {
+        self.end.is_some()
+            || self.refused.is_some()
+            || self.not_accepted
+            || self.accepted && !self.respond
+    }
+
+    /// Its client sends it again, to a node that knows nothing of it.
+    pub(crate) fn sent_again(&mut self, life: Life, to: Option<(NodeIndex, Life)>, now: u64) {
+        self.from_life = life;
+        self.got = (0, life);
+        self.sent_at = now;
+        if let Some((_, life)) = to {
+            self.recipient_life = life;
+        }
+    }
+
+    /// A disk has damaged it, its sender's `own` or that of the node it was for.
+    pub(crate) fn damaged(&mut self, own: bool) {
+        self.unknown |= own;
+        self.damaged |= !own;
+    }
+
+    /// Whether a disk has damaged it.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.unknown || self.damaged
+    }
+
+    /// Whether its action may be run again after a crash.
+    fn may_run_again(&self) -> bool {
+        self.directive.action() == "again"
     }
 
     /// The plugin, or its host, says the last word. One after another comes of a node that forgot
@@ -293,7 +342,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// A work was handed to a plugin.
+    /// A work was handed to a plugin. Of an earlier run its node `kept` so many responses.
     pub(crate) fn run(
         &mut self,
         work: MessageId,
@@ -301,13 +350,18 @@ impl Ledger {
         node: NodeIndex,
         life: Life,
         (directive, body): (&Directive, &Bytes),
+        kept: u64,
     ) -> Result<(), String> {
         let Some(letter) = self.letters.get_mut(&work) else {
             return Err(format!("{work} runs, which nobody sent"));
         };
         let before = letter.runs.iter().find(|(at, in_life)| {
             // A message that was never on a disk has no excuse to run again in another life.
-            *at != node || letter.volatile || in_life.data == life.data
+            // Of a damaged one that its sender has an end of, a copy may come to a later start, which
+            // was told nothing.
+            let strange = letter.damaged && letter.end.is_some();
+            let again = (letter.may_run_again() || strange) && in_life.process != life.process;
+            *at != node || letter.volatile || in_life.data == life.data && !again
         });
         if let Some(before) = before {
             return Err(format!(
@@ -325,7 +379,10 @@ impl Ledger {
             return Err(format!("{work} does not run as it was sent"));
         }
         if letter.runs.len() > 1 {
+            let mut responses = letter.said.responses.clone();
+            responses.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
             letter.forgotten.push(std::mem::take(&mut letter.said));
+            letter.said.responses = responses;
         }
         Ok(())
     }
@@ -380,7 +437,7 @@ impl Letter {
             || self
                 .recipient
                 .is_some_and(|node| life(node).data != self.recipient_life.data);
-        if self.volatile || forgotten {
+        if self.volatile || forgotten || self.unknown {
             return None;
         }
         if !self.accepted {
@@ -405,8 +462,9 @@ impl Letter {
             let given_up = self.given_up || self.end.is_some() || self.cancelled || self.nobody;
             let interrupted = self
                 .recipient
-                .is_some_and(|node| life(node).process != self.recipient_life.process);
-            let refused = self.said.last_word.is_some();
+                .is_some_and(|node| life(node).process != self.recipient_life.process)
+                && !self.may_run_again();
+            let refused = self.said.last_word.is_some() || self.damaged;
             return (self.runs.is_empty() && !given_up && !interrupted && !refused)
                 .then(|| format!("was never run: {}", about()));
         }
@@ -423,15 +481,18 @@ impl Letter {
             .is_some_and(|(node, in_life)| life(*node) == *in_life);
         let excused = self.cancelled
             || self.nobody
+            || self.damaged
             || error.code == ErrorCode::Busy
-            || broken_disk && error.code == ErrorCode::Internal
+            || broken_disk && matches!(error.code, ErrorCode::Internal | ErrorCode::Damaged)
             || self.expiry_us <= self.ended_at - self.sent_at
             || self
                 .said
                 .last_word
                 .as_ref()
                 .is_some_and(|(said, _)| said == end)
-            || !(steady || self.runs.is_empty() && error.code != ErrorCode::Interrupted);
+            || !(steady
+                || self.runs.is_empty() && error.code != ErrorCode::Interrupted
+                || self.may_run_again());
         (!excused).then(|| format!("was refused without reason: {}", about()))
     }
 }

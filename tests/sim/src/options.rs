@@ -255,6 +255,20 @@ options! {
     page: usize = 1000;
     /// Messages that a node keeps for one recipient while it cannot pass them on.
     custody: usize = 1000;
+    /// Messages that a node keeps for others to take.
+    room: usize = 1_000_000;
+    /// When a sender cancels, in milliseconds after it sent.
+    cancel_ms: Span = Span::new(0, 3000);
+    /// Share of messages with a key: their clients ask again until they know what became of them.
+    keys: f64 = 0.0;
+    /// Share of messages whose action may be run again after a crash.
+    idempotent: f64 = 0.0;
+    /// Share of messages that an operator drops somewhere on their way.
+    drops: f64 = 0.0;
+    /// Nodes whose disk fails altogether, until it is mended or the node is restarted.
+    disk_outages: f64 = 0.0;
+    /// Share of stored requests, and of parts of large payloads, that a disk damages.
+    damage: f64 = 0.0;
     /// Whether frames cross links as bytes; off, nodes share what they send, which is faster.
     codec: Codec = Codec::On;
 }
@@ -279,6 +293,11 @@ pub enum Bounds {
 show_as_word!(Codec, Bounds);
 
 impl Options {
+    /// Whether disks fail or damage what is on them.
+    pub(crate) fn breaks_disks(&self) -> bool {
+        self.disk_faults > 0.0 || self.disk_outages > 0.0 || self.damage > 0.0
+    }
+
     /// The run of a seed when nobody says more: a random half of all that can go wrong, each at
     /// a random rate. Different seeds meet different mixtures; mixtures of everything hide what
     /// only a few faults together bring out.
@@ -363,6 +382,23 @@ impl Options {
             },
             window: if rng.bool() { rng.usize(1..9) } else { 8192 },
             page: rng.usize(1..9),
+            room: if rng.u8(0..8) == 0 {
+                rng.usize(4..40)
+            } else {
+                1_000_000
+            },
+            cancel_ms: [
+                Span::new(0, 0),
+                Span::new(0, 20),
+                Span::new(0, 300),
+                Span::new(0, 3000),
+                Span::new(0, 30_000),
+            ][rng.usize(0..5)],
+            keys: some(rng, 0.5),
+            idempotent: some(rng, 0.5),
+            drops: some(rng, 0.1),
+            disk_outages: if rng.u8(0..6) == 0 { 0.1 * scale } else { 0.0 },
+            damage: if rng.u8(0..8) == 0 { 0.05 } else { 0.0 },
             ..Self::default()
         }
     }

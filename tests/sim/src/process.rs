@@ -1,6 +1,7 @@
 //! What a simulated process does for its core: every output in its order, and the disk.
 
 use receptor_mesh::{Event as MeshEvent, Loaded, Output, PersistToken, Record};
+use receptor_proto::{ErrorBody, ErrorCode};
 
 use crate::event::{Event, NodeIndex, ProcessEvent, record_word};
 use crate::net::conn_of;
@@ -37,7 +38,12 @@ impl World {
                 offset,
                 length,
             } => {
-                let failed = self.troubled && self.disks.chance(self.options.disk_faults);
+                let failed = if self.disk_fails(node) {
+                    Some(ErrorCode::Internal)
+                } else {
+                    let damaged = self.troubled && self.disks.chance(self.options.damage);
+                    damaged.then_some(ErrorCode::Damaged)
+                };
                 let job = DiskJob::Fetch {
                     entry,
                     offset,
@@ -55,7 +61,7 @@ impl World {
                 bytes,
             } => {
                 self.stats.loads += 1;
-                let failed = self.troubled && self.disks.chance(self.options.disk_faults);
+                let failed = self.disk_fails(node);
                 // Few at a time, so that more than one answer is needed.
                 let asked = LoadAsked {
                     recipient,
@@ -87,9 +93,11 @@ impl World {
                 piece,
             } => {
                 // What follows a part that could not be written cannot be written either.
-                let failed = self.hosts[node].torn.contains(&entry)
-                    || self.troubled && self.disks.chance(self.options.disk_faults);
+                let failed = self.hosts[node].torn.contains(&entry) || self.disk_fails(node);
                 let end = offset + piece.bytes.len() as u64;
+                // What a neighbor forged is taken for nothing else than it is.
+                let forged = !crate::store::is_whole(&piece) && !self.all_themselves();
+                let failed = failed || forged;
                 if failed {
                     self.hosts[node].torn.insert(entry);
                 } else {
@@ -125,29 +133,20 @@ impl World {
             Output::Dispatch {
                 work,
                 sender,
-                attempt: 2..,
-                ..
-            } => {
-                self.trace.numbers([13, now, node as u64, 2]);
-                self.trace.line(now, || {
-                    format!("{node}: does not run {work} of {sender} again")
-                });
-                self.interrupted(node, work);
-            }
-            Output::Dispatch {
-                work,
-                sender,
                 directive,
                 payload,
+                attempt,
                 ..
             } => {
-                self.trace.numbers([13, now, node as u64]);
                 self.trace
-                    .line(now, || format!("{node}: dispatches {work} of {sender}"));
+                    .numbers([13, now, node as u64, u64::from(attempt)]);
+                self.trace.line(now, || {
+                    format!("{node}: dispatches {work} of {sender}, attempt {attempt}")
+                });
                 let body = self.read_payload(node, &payload);
                 match (body, self.by_id.get(&sender)) {
                     (Some(body), Some(&sender)) => {
-                        self.dispatch(node, work, sender, directive, body);
+                        self.dispatch(node, work, sender, directive, body, attempt);
                     }
                     (None, _) => {
                         self.check(Err(format!("{work} is not in the store of {node}")));
@@ -189,7 +188,7 @@ impl World {
             }
             Output::EchoResult { id, result } => self.echo_result(node, id, result),
             Output::DeadLetter { entry, .. } => {
-                let failed = self.troubled && self.disks.chance(self.options.disk_faults);
+                let failed = self.disk_fails(node);
                 self.disk(node, DiskJob::DeadLetter { entry, failed });
             }
             Output::Event(event) => self.event(node, event),
@@ -221,7 +220,7 @@ impl World {
         });
         let transit = |record: &&Record| matches!(record, Record::Transit { .. });
         self.stats.kept += records.iter().filter(transit).count() as u64;
-        let failed = self.troubled && self.disks.chance(self.options.disk_faults);
+        let failed = self.disk_fails(node);
         if !failed {
             let host = &mut self.hosts[node];
             host.unconfirmed.push_back((token, records.clone()));
@@ -292,15 +291,17 @@ impl World {
             } => {
                 let host = &mut self.hosts[node];
                 let found = host.store.fetch(entry, offset, length);
-                if found.is_none() && !failed && !host.store.is_retired(entry) {
+                if found.is_none() && failed.is_none() && !host.store.is_retired(entry) {
                     self.check(Err(format!(
                         "node {node} fetches {entry:?}, which is not there"
                     )));
                     return;
                 }
-                let result = if failed { None } else { found };
+                let result = match (failed, found) {
+                    (Some(code), _) => Err(ErrorBody::new(code, "the disk is broken")),
+                    (None, found) => found.map(crate::store::piece).ok_or(error),
+                };
                 if let Some(mesh) = self.hosts[node].mesh.as_mut() {
-                    let result = result.map(crate::store::piece).ok_or(error);
                     mesh.handle_fetched(clock, entry, offset, result);
                 }
             }

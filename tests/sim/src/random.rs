@@ -22,6 +22,7 @@ pub(crate) enum Stream {
     Hostile,
     Checks,
     Options,
+    Wishes,
 }
 
 /// The stream of one concern.

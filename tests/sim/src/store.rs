@@ -193,7 +193,7 @@ impl Store {
         offset: u64,
         part: Piece,
     ) -> Result<(), String> {
-        if piece(part.bytes.clone()).sum != part.sum {
+        if !is_whole(&part) {
             return Err(format!(
                 "{entry:?} gets something else at {offset} than was sent"
             ));
@@ -314,6 +314,15 @@ impl Store {
         self.durable.requests.contains(&work)
     }
 
+    /// The disk has damaged this message: nothing of it can be read.
+    pub(crate) fn damage(&mut self, entry: EntryId) {
+        for state in [&mut self.current, &mut self.durable] {
+            state.messages.remove(&entry);
+            state.started.remove(&entry);
+            state.payloads.remove(&entry);
+        }
+    }
+
     /// The messages stored.
     pub(crate) fn messages(&self) -> impl Iterator<Item = &Record> {
         self.current.messages.values().map(|(_, record)| record)
@@ -409,6 +418,11 @@ fn aged(now: u64, at: u64, record: &Record) -> Record {
 pub(crate) fn piece(bytes: Bytes) -> Piece {
     let sum = crc32c::crc32c(&bytes);
     Piece { sum, bytes }
+}
+
+/// Whether a part is what its checksum says.
+pub(crate) fn is_whole(part: &Piece) -> bool {
+    crc32c::crc32c(&part.bytes) == part.sum
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use receptor_mesh::{Payload, WorkRoom};
 use receptor_proto::packet::{Content, Eof};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId};
 
+use crate::client::AGAIN;
 use crate::event::{Event, NodeIndex, ProcessEvent};
 use crate::ledger::payload;
 use crate::random::Draw;
@@ -22,6 +23,8 @@ const SLOW: u64 = 100;
 enum Phase {
     /// No plugin has taken it.
     Waiting,
+    /// A crash cut it short, and no plugin says that it may be run again.
+    Cut,
     /// Taken; its start is not on the disk.
     Taken,
     Running,
@@ -50,15 +53,21 @@ impl World {
         sender: NodeIndex,
         directive: Directive,
         body: Bytes,
+        attempt: u32,
     ) {
         let left = self.workers.within(self.options.responses);
+        let again = attempt > 1;
+        let cut = again && directive.as_str() != AGAIN;
+        // Where a second run goes on.
+        let mesh = self.hosts[node].mesh.as_ref().filter(|_| again);
+        let view = mesh.and_then(|mesh| mesh.work(work));
         let job = Job {
             sender,
             directive,
             body,
-            phase: Phase::Waiting,
+            phase: if cut { Phase::Cut } else { Phase::Waiting },
             left,
-            serial: 0,
+            serial: view.map_or(0, |view| view.responses),
             slow: self.workers.chance(self.options.slow_works),
             cancelled: false,
         };
@@ -66,7 +75,9 @@ impl World {
             self.check(Err(format!("{work} dispatched twice at {node}")));
             return;
         }
-        if self.workers.chance(AT_ONCE) && self.hosts[node].jobs[&work].directive.plugin() == "sim"
+        if !cut
+            && self.workers.chance(AT_ONCE)
+            && self.hosts[node].jobs[&work].directive.plugin() == "sim"
         {
             self.take(node, work);
         } else {
@@ -74,8 +85,7 @@ impl World {
         }
     }
 
-    /// A work that a crash cut short: no plugin here says that it may be run again.
-    pub(crate) fn interrupted(&mut self, node: NodeIndex, work: MessageId) {
+    fn interrupted(&mut self, node: NodeIndex, work: MessageId) {
         let clock = self.clock(node);
         let text = "its node was restarted while the work ran";
         let eof = Eof {
@@ -83,6 +93,7 @@ impl World {
             error: Some(ErrorBody::new(ErrorCode::Interrupted, text)),
         };
         let empty = Payload::Inline(Bytes::new());
+        self.hosts[node].jobs.remove(&work);
         let Some(mesh) = self.hosts[node].mesh.as_mut() else {
             return;
         };
@@ -130,9 +141,14 @@ impl World {
         }
         job.phase = Phase::Running;
         let body = std::mem::take(&mut job.body);
-        let result = self
-            .ledger
-            .run(work, job.sender, node, life, (&job.directive, &body));
+        let result = self.ledger.run(
+            work,
+            job.sender,
+            node,
+            life,
+            (&job.directive, &body),
+            job.serial,
+        );
         self.check_honest(result);
         self.plan_step(node, work);
     }
@@ -177,6 +193,7 @@ impl World {
         }
         match job.phase {
             Phase::Waiting => self.take(node, work),
+            Phase::Cut => self.interrupted(node, work),
             // Its time comes with the start on the disk, or with room.
             Phase::Taken | Phase::Held => {}
             Phase::Running if job.left > 0 => self.work_data(node, work),

@@ -50,7 +50,7 @@ pub(crate) enum DiskJob {
         entry: EntryId,
         offset: u64,
         length: usize,
-        failed: bool,
+        failed: Option<ErrorCode>,
     },
     Append {
         entry: EntryId,
@@ -109,6 +109,8 @@ pub(crate) struct Host {
     pub(crate) jobs: BTreeMap<MessageId, Job>,
     /// Payloads that clients and plugins of this process have stored for the core.
     pub(crate) uploads: BTreeSet<EntryId>,
+    /// Its disk neither writes nor reads; which fault that is.
+    pub(crate) disk_outage: Option<u64>,
     /// Payloads of which a part could not be written.
     pub(crate) torn: BTreeSet<EntryId>,
     /// Has the plugin that work is for.
@@ -147,6 +149,8 @@ pub(crate) struct World {
     pub(crate) traffic: Rng,
     pub(crate) workers: Rng,
     pub(crate) clients: Rng,
+    /// Of clients and operators, what they want beside.
+    pub(crate) wishes: Rng,
     pub(crate) disks: Rng,
     nodes: Rng,
     pub(crate) hostile: Vec<crate::hostile::Hostile>,
@@ -195,6 +199,7 @@ impl Host {
             disk_free_at: 0,
             jobs: BTreeMap::new(),
             uploads: BTreeSet::new(),
+            disk_outage: None,
             torn: BTreeSet::new(),
             capable: false,
             gone: false,
@@ -249,6 +254,7 @@ impl World {
             traffic: stream(options.seed, Stream::Traffic),
             workers: stream(options.seed, Stream::Workers),
             clients: stream(options.seed, Stream::Clients),
+            wishes: stream(options.seed, Stream::Wishes),
             disks: stream(options.seed, Stream::Disks),
             nodes,
             hostile,
@@ -364,9 +370,16 @@ impl World {
                     self.thaw(node);
                 }
             }
+            Event::DiskMend(node, fault) => {
+                if self.hosts[node].disk_outage == Some(fault) {
+                    self.mend_disk(node);
+                }
+            }
             Event::Trouble(trouble) => self.trouble(trouble),
             Event::Traffic => self.plan_message(),
             Event::Echoes => self.plan_echo(),
+            Event::Ask(work) => self.ask_again(work),
+            Event::Drop(work) => self.drop_somewhere(work),
             Event::Hostile(number) => self.hostile_acts(number),
         }
     }
@@ -409,6 +422,9 @@ impl World {
         config.limits.flow_waiting = self.options.window;
         config.limits.page_messages = self.options.page;
         config.limits.custody_entries_each = self.options.custody;
+        // Tight ones meet the limit for all recipients as well.
+        config.limits.custody_entries = config.limits.custody_entries.min(2 * self.options.custody);
+        config.limits.outgoing_entries = self.options.room;
         config
     }
 
@@ -428,6 +444,7 @@ impl World {
         let (instance, life) = (host.instance, host.life);
         self.trace
             .line(now, || format!("node {node} starts: {instance} {life:?}"));
+        let lost = self.damage(node);
         let records = self.hosts[node].store.records(now);
         // What was not confirmed may have survived.
         self.receipts.stored(&self.by_id, node, life, &records);
@@ -442,6 +459,9 @@ impl World {
             {
                 mesh.restore_partial(clock, entry, &origin, message, written);
             }
+        }
+        for (origin, work) in lost {
+            mesh.restore_damaged(clock, &origin, work);
         }
         self.hosts[node].mesh = Some(mesh);
         self.advertise(node);
@@ -465,7 +485,7 @@ impl World {
                 plugin: "sim".to_string(),
                 version: "1".to_string(),
                 ready: true,
-                actions: vec!["fail".to_string(), "run".to_string()],
+                actions: ["again", "fail", "run"].map(str::to_string).into(),
             }]
         } else {
             Vec::new()
@@ -529,6 +549,7 @@ impl World {
         host.jobs.clear();
         host.uploads.clear();
         host.torn.clear();
+        host.disk_outage = None;
         host.life.process += 1;
         if forgets {
             host.life.data += 1;

@@ -228,6 +228,77 @@ fn a_failing_disk_loses_nothing_that_was_accepted() {
 }
 
 #[test]
+fn a_disk_that_fails_for_a_while_loses_nothing_that_was_accepted() {
+    for seed in 1..=4 {
+        hold(&Options {
+            disk_outages: 0.4,
+            ..all_faults(seed)
+        });
+    }
+}
+
+#[test]
+fn who_sent_what_a_disk_has_damaged_is_told() {
+    for seed in 1..=4 {
+        hold(&Options {
+            damage: 0.1,
+            crashes: 0.8,
+            large: 0.2,
+            ..all_faults(seed)
+        });
+    }
+}
+
+#[test]
+fn a_message_with_a_key_is_run_once_however_often_it_is_sent() {
+    for seed in 1..=6 {
+        hold(&Options {
+            keys: 0.8,
+            crashes: 0.8,
+            power_cuts: 0.4,
+            persist_ms: Span::new(0, 40),
+            ..all_faults(seed)
+        });
+    }
+}
+
+#[test]
+fn what_may_be_run_again_has_an_end_of_its_plugin() {
+    for seed in 1..=4 {
+        hold(&Options {
+            idempotent: 1.0,
+            crashes: 0.6,
+            responses: Span::new(0, 8),
+            ..all_faults(seed)
+        });
+    }
+}
+
+#[test]
+fn what_is_cancelled_or_dropped_at_any_moment_ends_once() {
+    for (seed, most_ms) in (1..).zip([0, 10, 100, 1000, 10_000]) {
+        hold(&Options {
+            cancel: 0.5,
+            drops: 0.3,
+            cancel_ms: Span::new(0, most_ms),
+            ..all_faults(seed)
+        });
+    }
+}
+
+#[test]
+fn a_node_that_keeps_as_much_as_it_may_refuses_and_loses_nothing() {
+    for seed in 1..=4 {
+        hold(&Options {
+            room: 6,
+            custody: 3,
+            rate: 15.0,
+            ..all_faults(seed)
+        });
+    }
+}
+
+#[test]
 fn a_store_in_memory_runs_nothing_twice_in_one_life() {
     for seed in 1..=4 {
         hold(&Options {
