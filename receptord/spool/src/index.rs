@@ -11,7 +11,7 @@ use receptor_proto::NodeId;
 use receptor_proto::record::EntryId;
 
 use crate::segment::Place;
-use crate::slots::Slots;
+use crate::slots::{Pack, Slots, Unpack, pack_near};
 
 /// What a note without a place of its own counts, in bytes: that a message was started, that an
 /// entry was removed.
@@ -53,7 +53,7 @@ impl Usage {
 }
 
 /// Where a message is. There may be a million of these.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Slot {
     pub(crate) segment: u32,
     pub(crate) place: Place,
@@ -72,6 +72,75 @@ impl Slot {
     /// Whether it is a memo and no message.
     pub(crate) fn is_memo(&self) -> bool {
         self.node == MEMO
+    }
+}
+
+// What of a slot is not as it was to be expected behind the one before; then it follows.
+const OTHER_SEGMENT: u8 = 1;
+const OTHER_OFFSET: u8 = 1 << 1;
+const OTHER_LENGTH: u8 = 1 << 2;
+const OTHER_NODE: u8 = 1 << 3;
+const OTHER_START: u8 = 1 << 4;
+/// It lies in the same frame as the one before, and not in the next.
+const SAME_FRAME: u8 = 1 << 5;
+
+/// In memory, slots next to each other are mostly of messages that were written one after the
+/// other, each in a frame of its own: nothing but the checksum is kept of those.
+impl Pack for Slot {
+    fn pack(&self, before: &Self, out: &mut Vec<u8>) {
+        let flag = |is_other: bool, flag| if is_other { flag } else { 0 };
+        let (same, next) = before.place.behind();
+        let is_same = self.place.offset == same;
+        let flags = flag(self.segment != before.segment, OTHER_SEGMENT)
+            | flag(is_same, SAME_FRAME)
+            | flag(!is_same && self.place.offset != next, OTHER_OFFSET)
+            | flag(self.place.length != before.place.length, OTHER_LENGTH)
+            | flag(self.node != before.node, OTHER_NODE)
+            | flag(self.started != before.started, OTHER_START);
+        out.push(flags);
+        out.extend_from_slice(&self.place.crc.to_le_bytes());
+        if flags & OTHER_SEGMENT != 0 {
+            pack_near(self.segment, before.segment, out);
+        }
+        if flags & OTHER_OFFSET != 0 {
+            pack_near(self.place.offset, next, out);
+        }
+        if flags & OTHER_LENGTH != 0 {
+            pack_near(self.place.length, before.place.length, out);
+        }
+        if flags & OTHER_NODE != 0 {
+            pack_near(self.node, before.node, out);
+        }
+        if flags & OTHER_START != 0 {
+            pack_near(self.started, before.started, out);
+        }
+    }
+
+    fn unpack(before: &Self, from: &mut Unpack<'_>) -> Self {
+        let flags = from.byte();
+        let crc = u32::from_le_bytes(from.bytes());
+        let mut near = |flag, expected| {
+            if flags & flag == 0 {
+                expected
+            } else {
+                from.near(expected)
+            }
+        };
+        let (same, next) = before.place.behind();
+        let segment = near(OTHER_SEGMENT, before.segment);
+        let expected = if flags & SAME_FRAME == 0 { next } else { same };
+        let offset = near(OTHER_OFFSET, expected);
+        let length = near(OTHER_LENGTH, before.place.length);
+        Self {
+            segment,
+            place: Place {
+                offset,
+                length,
+                crc,
+            },
+            node: near(OTHER_NODE, before.node),
+            started: near(OTHER_START, before.started),
+        }
     }
 }
 
@@ -174,10 +243,11 @@ impl Index {
 
     /// Messages to a recipient, in order, from this entry on. Takes as long as there are such
     /// messages, however many there are to others.
-    pub(crate) fn to(&self, node: &NodeId, first: EntryId) -> impl Iterator<Item = (u64, &Slot)> {
+    pub(crate) fn to(&self, node: &NodeId, first: EntryId) -> impl Iterator<Item = (u64, Slot)> {
         let entries = self.nodes.get(node).map(|node| node.entries.range(first.0));
         let entries = entries.into_iter().flatten();
-        entries.filter_map(|(entry, ())| Some((entry, self.entries.get(entry)?)))
+        let mut slots = self.entries.finder();
+        entries.filter_map(move |(entry, ())| Some((entry, slots.next(entry)?)))
     }
 
     /// Recipients with messages, and how much there is for each.
@@ -198,14 +268,14 @@ impl Index {
 
     /// What the removal of an entry would give back, and for whom.
     pub(crate) fn usage_of(&self, entry: EntryId) -> Option<(Usage, Option<&NodeId>)> {
-        if self.entries.get(entry.0).is_some_and(Slot::is_memo) {
-            return None;
-        }
         let Some(slot) = self.entries.get(entry.0) else {
             let bytes = self.payloads.get(&entry.0)?.size;
             return Some((Usage { entries: 0, bytes }, None));
         };
-        let bytes = self.size(entry, slot);
+        if slot.is_memo() {
+            return None;
+        }
+        let bytes = self.size(entry, &slot);
         let usage = Usage { entries: 1, bytes };
         Some((usage, self.nodes.name(slot.node)))
     }
@@ -604,6 +674,36 @@ mod tests {
                 .get(&node)
                 .map(|node| node.entries.iter().count());
             assert_eq!(all.unwrap_or(0) as u64, index.of(&node).entries);
+        }
+    }
+
+    /// Memory does not grow much with the backlog: most of an entry is on the disk.
+    #[test]
+    fn an_entry_takes_a_few_bytes() {
+        const COUNT: u64 = 100_000;
+        for recipients in [1, 50] {
+            let mut index = Index::default();
+            let mut last = Place::default();
+            for entry in 0..COUNT {
+                let (_, offset) = last.behind();
+                last = Place {
+                    offset: offset % (16 << 20),
+                    // Numbers in it grow by a byte now and then.
+                    length: 1111 + u32::from(entry % 1000 == 0),
+                    crc: crc32c::crc32c(&entry.to_be_bytes()),
+                };
+                let segment = u32::try_from(1 + entry / 14_000).unwrap();
+                let node = NodeId::new(&format!("node-{}", entry % recipients)).unwrap();
+                index.put(EntryId(entry), segment, last, Some(&node));
+            }
+            let lists = index.nodes.list.iter().flatten();
+            let size = index.entries.size() + lists.map(|node| node.entries.size()).sum::<usize>();
+            // What was changed last is not packed.
+            let open = (16 << 10) + (4 << 10) * recipients;
+            assert!(
+                (size as u64) < 8 * COUNT + open,
+                "{size} with {recipients} recipients"
+            );
         }
     }
 

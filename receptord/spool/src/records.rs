@@ -11,7 +11,9 @@ use receptor_proto::record::{EntryId, Record};
 use crate::disk::{Access, Disk, read_full};
 use crate::error::SpoolError;
 use crate::log::{decode_memo, segment_path};
+use crate::index::Slot;
 use crate::segment::Place;
+use crate::slots::Iter;
 use crate::spool::{MEMO_FIRST, Spool};
 
 /// Bytes that are read at once: records mostly lie in the order in which they are read.
@@ -31,8 +33,8 @@ pub struct Records<'a, D: Disk> {
     now_ms: u64,
     /// All but outgoing messages; last first.
     wanted: Vec<Wanted>,
-    /// The next outgoing message has this entry or a later one; `None` after the last.
-    outgoing: Option<u64>,
+    /// Everything; outgoing messages are read as they come.
+    outgoing: Iter<'a, Slot>,
     window: Window,
     next: Option<Record>,
 }
@@ -107,7 +109,7 @@ impl<'a, D: Disk> Records<'a, D> {
             spool,
             now_ms,
             wanted,
-            outgoing: Some(0),
+            outgoing: spool.index.entries.iter(),
             window: Window::default(),
             next: None,
         }
@@ -138,12 +140,7 @@ impl<D: Disk> Iterator for Records<'_, D> {
             Some(Wanted::Started(entry)) => return Some(Ok(Record::Started { entry })),
             None => {}
         }
-        let mut rest = self.spool.index.entries.range(self.outgoing?);
-        let Some((entry, slot)) = rest.find(|(_, slot)| slot.is_outgoing()) else {
-            self.outgoing = None;
-            return None;
-        };
-        self.outgoing = entry.checked_add(1);
+        let (entry, slot) = self.outgoing.find(|(_, slot)| slot.is_outgoing())?;
         Some(self.read(slot.segment, slot.place, EntryId(entry)))
     }
 }

@@ -133,11 +133,22 @@ impl Header {
 }
 
 /// One record's place in a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Place {
     pub(crate) offset: u32,
     pub(crate) length: u32,
     pub(crate) crc: u32,
+}
+
+impl Place {
+    /// Where the record behind this one begins: if it is in the same frame, and if it is the
+    /// only one of the next.
+    pub(crate) fn behind(self) -> (u32, u32) {
+        let end = u64::from(self.offset) + u64::from(self.length);
+        let next = end.next_multiple_of(ALIGN as u64) + (FRAME + ROW) as u64;
+        let clamp = |at| u32::try_from(at).unwrap_or(u32::MAX);
+        (clamp(end), clamp(next))
+    }
 }
 
 /// Gathers the records of one frame.

@@ -13,7 +13,7 @@ use receptor_proto::record::{self, EntryId, Record};
 
 use crate::disk::{Access, Disk, read_full};
 use crate::error::SpoolError;
-use crate::index::{Index, Slot, Usage};
+use crate::index::{Index, Usage};
 use crate::log::{Effect, Log, Reserve, Results, encode_memo, gone, segment_path};
 use crate::partials::Note;
 use crate::payloads::payload_path;
@@ -730,7 +730,7 @@ impl<D: Disk> Spool<D> {
             let bytes = bytes.into();
             return Ok(Piece { sum, bytes });
         }
-        let Some(slot) = self.index.entries.get(entry.0).copied() else {
+        let Some(slot) = self.index.entries.get(entry.0) else {
             return Err(SpoolError::NoEntry(entry));
         };
         let record = self.read_record(slot.segment, slot.place)?;
@@ -813,7 +813,7 @@ impl<D: Disk> Spool<D> {
     #[must_use]
     pub fn has_memo(&self, entry: EntryId) -> bool {
         let slot = self.index.entries.get(entry.0);
-        slot.is_some_and(Slot::is_memo)
+        slot.is_some_and(|slot| slot.is_memo())
     }
 
     /// Reads all that can be believed of a segment.
