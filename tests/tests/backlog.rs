@@ -71,6 +71,28 @@ fn what_waits_on_the_disk_alone_is_shown_and_dropped() {
     assert_eq!(again["error"]["code"], "not-found", "{again}");
 }
 
+/// A payload that the recipient's limit does not leave room for is refused while nothing of it was
+/// sent, and so costs neither the link to the client nor the disk anything.
+#[test]
+fn what_there_is_no_room_for_is_refused_before_its_first_byte() {
+    const SIZE: u64 = 32 << 20;
+    let mesh = Mesh::new();
+    let limit = "[spool]\nmax-bytes-per-recipient = \"16MiB\"";
+    let node = mesh.node("node-a").config(limit).start();
+    let mut control = node.control();
+    let command = json!({
+        "command": "send", "directive": "echo:discard", "recipient": "away", "size": SIZE,
+        "detach": true,
+    });
+    control.write(format!("{command}\n"));
+    let reply = control.reply();
+    assert_eq!(reply["error"]["code"], "busy", "{reply}");
+    let text = reply["error"]["message"].as_str().unwrap();
+    assert!(text.contains("max-bytes-per-recipient"), "{text}");
+    let written = fs::read_dir(node.data_dir().join("spool/payloads")).unwrap();
+    assert_eq!(written.count(), 0);
+}
+
 /// A client sends messages that may be lost to any node that can do the work, and none is done
 /// with the first one.
 #[test]

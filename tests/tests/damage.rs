@@ -124,6 +124,60 @@ fn a_payload_that_is_gone_at_a_start_is_answered() {
     assert_eq!(error["code"], "damaged", "{error}");
 }
 
+/// Changes a byte of the one place in the segments where this stands.
+fn damage_record(at: &Daemon, text: &str) {
+    use std::os::unix::fs::FileExt as _;
+    let segments = fs::read_dir(at.data_dir().join("spool/segments")).unwrap();
+    let mut found = 0;
+    for segment in segments.map(|entry| entry.unwrap().path()) {
+        let bytes = fs::read(&segment).unwrap();
+        let place = bytes.windows(text.len()).position(|w| w == text.as_bytes());
+        if let Some(place) = place {
+            let file = fs::File::options().write(true).open(&segment).unwrap();
+            file.write_all_at(b"?", place as u64).unwrap();
+            found += 1;
+        }
+    }
+    assert_eq!(found, 1, "it stands in one segment");
+}
+
+#[test]
+fn a_small_message_that_is_damaged_before_it_is_sent_ends_its_work() {
+    let mesh = Mesh::new();
+    let mut a = mesh.node("a").start();
+    let text = |text: &str| {
+        json!({
+            "command": "send", "directive": "echo:discard", "recipient": "z", "text": text,
+            "detach": true, "wait": true,
+        })
+    };
+    let whole = ask(&a, &text("whole"))["id"].as_str().unwrap().to_owned();
+    let id = ask(&a, &text("fragile"))["id"].as_str().unwrap().to_owned();
+    // So that it is known to have been complete.
+    ask(&a, &text("behind it"));
+    a.kill();
+    damage_record(&a, "fragile");
+    a.restart();
+    let error = error_of(&a, &id);
+    assert_eq!(error["code"], "damaged", "{error}");
+    let status = a.control().json("status");
+    assert_eq!(status["receptor"]["spool"]["damaged"], 1, "{status}");
+    // Whoever asks is told, also later, until somebody releases it; then it does not come back.
+    let results = json!({"command": "results", "id": id, "follow": true});
+    assert_eq!(ask(&a, &results)["error"]["code"], "damaged");
+    a.kill();
+    a.restart();
+    assert_eq!(error_of(&a, &id)["code"], "damaged");
+    assert_eq!(ask(&a, &results)["error"]["code"], "damaged");
+    ask(&a, &json!({"command": "release", "id": id}));
+    let _z = mesh.node("z").peer(&a).start();
+    assert_eq!(error_of(&a, &whole), Value::Null);
+    a.stop();
+    a.restart();
+    let works = ask(&a, &json!({"command": "works"}));
+    assert!(!works.to_string().contains(&id), "{works}");
+}
+
 #[test]
 fn a_payload_that_is_damaged_at_its_recipient_reaches_no_plugin() {
     let mesh = Mesh::new();

@@ -16,7 +16,7 @@ use receptor_proto::control::{
 use receptor_proto::packet::{Message, MessageKind};
 use receptor_proto::record::Record;
 use receptor_proto::{Directive, ErrorBody, IdPrefix, MessageId, NodeId};
-use receptor_spool::{Damage, Disk as _, FsDisk, Report, Spool, SpoolError};
+use receptor_spool::{Disk as _, FsDisk, Report, Spool, SpoolError};
 use serde::Deserialize;
 
 use crate::exit::{Exit, Failure};
@@ -28,16 +28,6 @@ const DEFAULT_DATA_DIR: &str = "/var/lib/receptor";
 const LISTED_MAX: usize = 10_000;
 /// The longest first line of a dead letter, as receptord has it.
 const LINE_MAX: u64 = 1 << 20;
-
-fn damage(damage: &Damage) -> SpoolDamage {
-    SpoolDamage {
-        file: Some(damage.file.clone()),
-        offset: Some(damage.offset),
-        bytes: Some(damage.length),
-        entry: damage.entry.map(|entry| entry.0),
-        message: damage.to_string(),
-    }
-}
 
 /// The data directory to read when the daemon of the default socket is not there, if it can be:
 /// as the tools of mail systems look into the queue themselves then.
@@ -51,7 +41,7 @@ pub(super) fn fallback() -> Option<PathBuf> {
 pub(super) fn list(data_dir: &Path, only: Option<&IdPrefix>) -> Result<SpoolReply, Failure> {
     let (spool, report) = open(data_dir)?;
     let now = now_ms();
-    let mut damaged: Vec<_> = report.damage.iter().map(damage).collect();
+    let mut damaged: Vec<_> = report.damage.iter().map(SpoolDamage::from).collect();
     let mut messages = Vec::new();
     let mut total = 0;
     // Of an outgoing message the mark comes first: its recipient has it, and it does not wait.

@@ -116,6 +116,9 @@ pub struct LoadToken(pub u64);
 pub struct Loaded {
     /// What was asked for, in order of entry; nothing else does harm, it is passed over.
     pub records: Vec<Record>,
+    /// What is not as it was written any more: what it seems to say, and that the store has it
+    /// under this entry. Of those the store cannot read at all nothing is here.
+    pub damaged: Vec<Record>,
     /// Where to go on, when there may be more than `records` has.
     pub next: Option<EntryId>,
 }
@@ -756,7 +759,7 @@ impl Default for Limits {
             link_queue: 4 << 20,
             flow_window: 2 << 20,
             flow_messages: 4096,
-            flow_waiting: 8192,
+            flow_waiting: 2048,
             page_messages: 1000,
             outgoing_bytes: 10 << 30,
             outgoing_entries: 1_000_000,

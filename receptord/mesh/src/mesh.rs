@@ -256,6 +256,21 @@ impl Mesh {
         self.delivery.restore_damaged(now, origin, work);
     }
 
+    /// Right after [`Self::new`]: the store cannot read a request of this node any more. It seems
+    /// to have had this name and place, and to have been for this work there. It ends, unless it is
+    /// here nevertheless; its entry is removed when its sender has taken that.
+    pub fn restore_damaged_own(
+        &mut self,
+        now: Instant,
+        entry: EntryId,
+        recipient: &NodeId,
+        work: MessageId,
+        place: (u64, u64),
+    ) {
+        self.delivery
+            .restore_damaged_own(now, entry, recipient, work, place);
+    }
+
     /// A name for a payload that the driver is about to store.
     pub fn new_entry(&mut self) -> EntryId {
         self.delivery.new_entry()

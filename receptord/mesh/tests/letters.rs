@@ -134,8 +134,13 @@ impl Here {
                     });
                     let records = found.collect();
                     let next = range.next().map(|(entry, _)| *entry);
-                    self.mesh
-                        .handle_loaded(self.now, token, Ok(Loaded { records, next }));
+                    let damaged = Vec::new();
+                    let loaded = Loaded {
+                        records,
+                        damaged,
+                        next,
+                    };
+                    self.mesh.handle_loaded(self.now, token, Ok(loaded));
                 }
                 Output::DeadLetter { entry, message, .. } => {
                     assert!(self.outgoing.contains_key(&entry), "its payload is gone");

@@ -341,7 +341,7 @@ impl Index {
             self.segment(before).live -= length;
             self.segment(segment).live += now;
             if before != segment {
-                self.copies.entry(entry.0).or_default().push(before);
+                self.put_copy(entry, before);
             }
             return;
         }
@@ -361,6 +361,11 @@ impl Index {
         self.nodes.add(node, entry, size);
         self.entries.insert(entry.0, slot);
         self.segment(segment).live += u64::from(place.length);
+    }
+
+    /// In this segment is a copy of an entry, which does not count.
+    pub(crate) fn put_copy(&mut self, entry: EntryId, segment: u32) {
+        self.copies.entry(entry.0).or_default().push(segment);
     }
 
     /// A memo was written, or copied.

@@ -18,8 +18,21 @@ pub struct Page {
     pub records: Vec<Record>,
     /// Where to go on, when there are more.
     pub next: Option<EntryId>,
-    /// What cannot be read.
-    pub damaged: Vec<EntryId>,
+    /// What is not as it was written, and what it seems to say, without its payload.
+    pub damaged: Vec<(EntryId, Option<Record>)>,
+}
+
+/// Whether a record says itself that it is the one that is wanted.
+fn is_of(record: &Record, wanted: EntryId, to: &NodeId) -> bool {
+    match record {
+        Record::Outgoing {
+            entry, recipient, ..
+        } => (*entry, recipient) == (wanted, to),
+        Record::Incoming { .. }
+        | Record::Transit { .. }
+        | Record::Started { .. }
+        | Record::Received { .. } => false,
+    }
 }
 
 impl<D: Disk> Spool<D> {
@@ -65,19 +78,23 @@ impl<D: Disk> Spool<D> {
             };
             read.map_err(failed)?;
             let is_good = crc32c::crc32c(&buffer) == slot.place.crc;
-            let record = is_good.then(|| Record::decode(buffer.into(), now_ms).ok()?);
-            let Some(mut record) = record.flatten() else {
-                page.damaged.push(EntryId(entry));
-                continue;
-            };
-            if let Record::Outgoing { message, .. } = &mut record {
-                if message.body.len() > room {
+            let mut record = Record::decode(buffer.into(), now_ms).ok().flatten();
+            if let Some(Record::Outgoing { message, .. }) = &mut record {
+                if !is_good {
+                    message.body = Bytes::new();
+                } else if message.body.len() > room {
                     message.body = Bytes::new();
                     room = 0;
                 }
                 room -= message.body.len();
             }
-            page.records.push(record);
+            match record {
+                Some(record) if is_good => page.records.push(record),
+                record => {
+                    let record = record.filter(|record| is_of(record, EntryId(entry), recipient));
+                    page.damaged.push((EntryId(entry), record));
+                }
+            }
         }
         Ok(page)
     }

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use receptor_proto::NodeId;
 use receptor_proto::record::EntryId;
 
 use crate::disk::{Access, Disk, DiskFile, write_full};
@@ -166,6 +167,17 @@ impl<D: Disk> Spool<D> {
                 !payload.syncing && !payload.synced && !payload.lost && !payload.ragged
             })
         })
+    }
+
+    /// Whether a request to this recipient would be taken now, with a payload of this size in a
+    /// file of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`SpoolError::Full`] and [`SpoolError::FullFor`].
+    pub fn room_for(&self, recipient: Option<&NodeId>, size: u64) -> Result<(), SpoolError> {
+        self.has_room(size, true)?;
+        self.admit_alone(recipient, size)
     }
 
     fn has_room(&self, more: u64, is_work: bool) -> Result<(), SpoolError> {

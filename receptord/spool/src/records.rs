@@ -10,8 +10,8 @@ use receptor_proto::record::{EntryId, Record};
 
 use crate::disk::{Access, Disk, read_full};
 use crate::error::SpoolError;
-use crate::log::{decode_memo, segment_path};
 use crate::index::Slot;
+use crate::log::{decode_memo, segment_path};
 use crate::segment::Place;
 use crate::slots::Iter;
 use crate::spool::{MEMO_FIRST, Spool};

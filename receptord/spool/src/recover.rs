@@ -11,10 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use bytes::Bytes;
-use receptor_proto::packet::MessageKind;
-use receptor_proto::packet::SEGMENT_MAX;
+use receptor_proto::control::SpoolDamage;
+use receptor_proto::packet::{Message, MessageKind, SEGMENT_MAX};
 use receptor_proto::record::{EntryId, Label, Record};
-use receptor_proto::{MessageId, NodeId};
+use receptor_proto::{Directive, MessageId, NodeId};
 
 use crate::disk::{Access, Disk, DiskFile, read_full, write_full};
 use crate::error::SpoolError;
@@ -24,7 +24,7 @@ use crate::log::{decode_memo, decode_removed, segment_path, spare_path};
 use crate::partials::{self, NOTE, Note, note_path};
 use crate::payloads::{PAYLOADS, aside_path, payload_path};
 use crate::segment::{FIRST, Header, NoHeader, Place, Scan, VERSION};
-use crate::spool::{Options, Spool};
+use crate::spool::{MEMO_FIRST, Options, Spool};
 use crate::sums::{BLOCK, SUM, SUMS, sums_path};
 
 /// The directory where what cannot be used is kept for somebody to look at.
@@ -55,35 +55,72 @@ pub struct Report {
     pub lost: Vec<LostRequest>,
 }
 
-/// A request to this node that is damaged. What is said here was read out of it and may be wrong
-/// as well: it is good for telling who seems to have sent it, and for nothing else.
+/// A request that is damaged, and that somebody waits for an answer to. What is said here was read
+/// out of it and may be wrong as well: it is good for telling who seems to have sent it, and for
+/// nothing else.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LostRequest {
-    /// Who sent it.
-    pub origin: NodeId,
-    /// What for.
-    pub work: MessageId,
+pub enum LostRequest {
+    /// Another node's, to this one.
+    Incoming {
+        /// Who sent it.
+        origin: NodeId,
+        /// What for.
+        work: MessageId,
+    },
+    /// This node's. It is told of at every start until its entry is removed.
+    Outgoing {
+        /// The name that it had; no other message that is here has it.
+        entry: EntryId,
+        /// Who it was for.
+        recipient: NodeId,
+        /// Its work.
+        work: MessageId,
+        /// What was asked for.
+        directive: Directive,
+        /// Its place in its flow: epoch and number.
+        key: (u64, u64),
+    },
 }
 
 impl LostRequest {
     /// With the entry that it had, when that much can be read and an answer is waited for.
     fn read(record: &[u8]) -> Option<(EntryId, Self)> {
         let record = Record::decode(Bytes::copy_from_slice(record), 0);
-        let Ok(Some(Record::Incoming {
-            entry,
-            origin,
-            message,
-        })) = record
-        else {
-            return None;
-        };
-        let work = message.work;
-        match message.kind {
-            MessageKind::Request { respond: true, .. } => Some((entry, Self { origin, work })),
-            MessageKind::Request { .. }
-            | MessageKind::Response { .. }
-            | MessageKind::Cancel { .. } => None,
+        match record.ok()?? {
+            Record::Incoming {
+                entry,
+                origin,
+                message,
+            } => {
+                awaited(&message)?;
+                let work = message.work;
+                Some((entry, Self::Incoming { origin, work }))
+            }
+            Record::Outgoing {
+                entry,
+                recipient,
+                message,
+            } => {
+                let request = Self::Outgoing {
+                    entry,
+                    recipient,
+                    work: message.work,
+                    directive: awaited(&message)?.clone(),
+                    key: (message.epoch, message.seq),
+                };
+                (entry.0 < MEMO_FIRST).then_some((entry, request))
+            }
+            // Its origin has it too.
+            Record::Transit { .. } | Record::Started { .. } | Record::Received { .. } => None,
         }
+    }
+}
+
+/// What a message asks for, if it is answered.
+fn awaited(message: &Message) -> Option<&Directive> {
+    match &message.kind {
+        MessageKind::Request { directive, respond } => respond.then_some(directive),
+        MessageKind::Response { .. } | MessageKind::Cancel { .. } => None,
     }
 }
 
@@ -115,6 +152,19 @@ impl std::fmt::Display for Damage {
         match &self.kept {
             Some(kept) => write!(f, " cannot be used; they are kept in {kept}"),
             None => write!(f, " cannot be used"),
+        }
+    }
+}
+
+/// As the operator is told.
+impl From<&Damage> for SpoolDamage {
+    fn from(damage: &Damage) -> Self {
+        Self {
+            file: Some(damage.file.clone()),
+            offset: Some(damage.offset),
+            bytes: Some(damage.length),
+            entry: damage.entry.map(|entry| entry.0),
+            message: damage.to_string(),
         }
     }
 }
@@ -416,6 +466,7 @@ impl<D: Disk> Recovery<'_, D> {
             };
             self.set_aside(&path, u64::from(range.start), lost, lost_entry);
             if let Some((entry, request)) = LostRequest::read(lost) {
+                self.index.put_copy(entry, number);
                 self.lost.insert(entry.0, request);
             }
         }
@@ -615,8 +666,7 @@ mod tests {
     use super::*;
     use crate::sim::SimDisk;
     use crate::spool::Op;
-    use receptor_proto::Directive;
-    use receptor_proto::packet::{Content, Message};
+    use receptor_proto::packet::Content;
 
     fn write(epoch: u64) -> [Op; 1] {
         let record = Record::Received {
@@ -660,27 +710,102 @@ mod tests {
         }
     }
 
+    fn message(entry: u64) -> Message {
+        Message {
+            epoch: 1,
+            seq: entry,
+            floor: 0,
+            work: MessageId::from_u128(entry.into()),
+            kind: MessageKind::Request {
+                directive: Directive::new("step:once").unwrap(),
+                respond: true,
+            },
+            volatile: false,
+            remaining_ms: 1000,
+            content: Content::Bytes,
+            name: None,
+            size: 7,
+            body: Bytes::from_static(b"payload"),
+        }
+    }
+
     fn request(entry: u64) -> Record {
         Record::Incoming {
             entry: EntryId(entry),
             origin: NodeId::new("a").unwrap(),
-            message: Message {
-                epoch: 1,
-                seq: entry,
-                floor: 0,
-                work: MessageId::from_u128(entry.into()),
-                kind: MessageKind::Request {
-                    directive: Directive::new("step:once").unwrap(),
-                    respond: true,
-                },
-                volatile: false,
-                remaining_ms: 1000,
-                content: Content::Bytes,
-                name: None,
-                size: 7,
-                body: Bytes::from_static(b"payload"),
-            },
+            message: message(entry),
         }
+    }
+
+    fn own_request(entry: u64) -> Record {
+        Record::Outgoing {
+            entry: EntryId(entry),
+            recipient: NodeId::new("b").unwrap(),
+            message: message(entry),
+        }
+    }
+
+    /// A request's payload is not what it was, in its segment; what is found at the next start.
+    fn damaged(disk: &SimDisk) -> (Spool<SimDisk>, Report) {
+        for (path, mut bytes) in disk.files() {
+            if let Some(at) = bytes.windows(7).position(|word| word == b"payload") {
+                bytes[at] ^= 1;
+                disk.put(&path, &bytes);
+            }
+        }
+        Spool::open(disk.clone(), &Options::new(2)).unwrap()
+    }
+
+    #[test]
+    fn a_damaged_request_of_this_node_is_told_until_it_is_removed() {
+        let disk = SimDisk::new(1);
+        let (mut spool, _) = Spool::open(disk.clone(), &Options::new(1)).unwrap();
+        for record in [own_request(1), own_request(2)] {
+            let records = vec![record];
+            let written = spool.commit(0, &[Op::Write { token: 1, records }]);
+            assert_eq!(written[0].result, Ok(()));
+        }
+        spool.close().unwrap();
+        let (mut spool, report) = damaged(&disk);
+        let request = LostRequest::Outgoing {
+            entry: EntryId(1),
+            recipient: NodeId::new("b").unwrap(),
+            work: MessageId::from_u128(1),
+            directive: Directive::new("step:once").unwrap(),
+            key: (1, 1),
+        };
+        assert_eq!(report.lost, [request]);
+        assert_eq!(spool.usage().entries, 1);
+        spool.commit(0, &[Op::Remove(EntryId(1))]);
+        spool.close().unwrap();
+        let (spool, report) = Spool::open(disk, &Options::new(3)).unwrap();
+        assert_eq!(report.lost, []);
+        assert_eq!(spool.usage().entries, 1);
+    }
+
+    #[test]
+    fn a_damaged_message_of_a_page_says_what_can_be_read_of_it() {
+        let disk = SimDisk::new(1);
+        let (mut spool, _) = Spool::open(disk.clone(), &Options::new(1)).unwrap();
+        let records = vec![own_request(1), own_request(2)];
+        spool.commit(0, &[Op::Write { token: 1, records }]);
+        let path = segment_path(spool.log.active().unwrap());
+        let mut bytes = disk.files()[&path].clone();
+        let at = bytes
+            .windows(7)
+            .position(|word| word == b"payload")
+            .unwrap();
+        bytes[at] ^= 1;
+        disk.put(&path, &bytes);
+        let all = (EntryId(0), EntryId(9));
+        let node = NodeId::new("b").unwrap();
+        let page = spool.page(0, &node, all, 9, 999).unwrap();
+        assert_eq!(page.records, [own_request(2)]);
+        let [(EntryId(1), Some(Record::Outgoing { message, .. }))] = &page.damaged[..] else {
+            panic!("{:?}", page.damaged);
+        };
+        assert_eq!(message.work, MessageId::from_u128(1));
+        assert!(message.body.is_empty(), "it is not to be believed");
     }
 
     #[test]
@@ -706,7 +831,7 @@ mod tests {
         disk.put(&path, &bytes);
         let (_, report) = Spool::open(disk, &Options::new(2)).unwrap();
         assert_eq!(report.damage.len(), 2, "{report:?}");
-        let request = LostRequest {
+        let request = LostRequest::Incoming {
             origin: NodeId::new("a").unwrap(),
             work: MessageId::from_u128(2),
         };

@@ -44,7 +44,10 @@ pub(crate) fn pack_number(mut number: u64, out: &mut Vec<u8>) {
 pub(crate) fn pack_near(number: u32, near: u32, out: &mut Vec<u8>) {
     let difference = i64::from(number) - i64::from(near);
     // The sign goes to the lowest bit, so that little below is as short as little above.
-    pack_number(((difference << 1) ^ (difference >> 63)).cast_unsigned(), out);
+    pack_number(
+        ((difference << 1) ^ (difference >> 63)).cast_unsigned(),
+        out,
+    );
 }
 
 /// Bytes that were packed, from somewhere on. What is not there reads as zero.

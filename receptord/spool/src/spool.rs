@@ -656,6 +656,17 @@ impl<D: Disk> Spool<D> {
         Ok(())
     }
 
+    /// Whether the limits allow one more request, with a payload of this size that is not written
+    /// yet.
+    pub(crate) fn admit_alone(
+        &self,
+        node: Option<&NodeId>,
+        payload: u64,
+    ) -> Result<(), SpoolError> {
+        let group = &mut Taken::default();
+        self.admit(0, payload, true, node, &Taken::default(), group)
+    }
+
     /// Counts one message of a group, if the limits allow it.
     fn admit(
         &self,

@@ -40,6 +40,13 @@ pub(super) async fn prepare(
             return Err(error.into());
         }
     };
+    // What there is no room for is refused before its first byte.
+    if let Some(size) = command.size.filter(|size| *size > SEGMENT_MAX as u64) {
+        let store = &session.context.store;
+        if let Err(error) = store.room_for(checked.recipient.clone(), size).await {
+            return Err(refuse_rest(session, Some(size), error).await);
+        }
+    }
     let mut hash = command.key.as_ref().map(|_| Sha256::new());
     let (content, payload) = payload(session, &command, hash.as_mut()).await?;
     if command.volatile && matches!(payload, Payload::Stored { .. }) {

@@ -170,8 +170,24 @@ impl Engine {
                 mesh.restore_partial(now, entry, &origin, message, written);
             }
         }
-        for LostRequest { origin, work } in recovered.lost() {
-            mesh.restore_damaged(now, origin, *work);
+        for lost in recovered.lost() {
+            match lost {
+                LostRequest::Incoming { origin, work } => mesh.restore_damaged(now, origin, *work),
+                LostRequest::Outgoing { entry, work, .. } if keeper.has_end(*work) => {
+                    // Its sender was told, or it had an end before.
+                    store.remove(*entry);
+                }
+                LostRequest::Outgoing {
+                    entry,
+                    recipient,
+                    work,
+                    directive,
+                    key,
+                } => {
+                    keeper.restore(*work, directive, recipient);
+                    mesh.restore_damaged_own(now, *entry, recipient, *work, *key);
+                }
+            }
         }
         keeper.settle_old(|work| mesh.is_pending(work));
         let done = handle.clone();

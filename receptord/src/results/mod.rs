@@ -350,6 +350,12 @@ impl Keeper {
         true
     }
 
+    /// Whether the end of this work is known.
+    pub(crate) fn has_end(&self, id: MessageId) -> bool {
+        let table = self.0.table.borrow();
+        table.works.get(&id).is_some_and(|work| work.end.is_some())
+    }
+
     /// A released work that has ended, and that the core was told of, is forgotten.
     pub(crate) fn tidy(&self, id: MessageId) {
         let mut table = self.0.table.borrow_mut();

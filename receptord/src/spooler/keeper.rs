@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use receptor_mesh::{EntryId, Loaded, PersistToken, Record};
+use receptor_proto::control::SpoolDamage;
 use receptor_proto::packet::Piece;
 use receptor_proto::{ErrorBody, ErrorCode};
 use receptor_spool::{FsDisk, Op, Spool, SpoolError, Synced};
@@ -20,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::queue::{Job, Queue, Reply, Taken};
 use super::syncer::Syncer;
-use super::{Done, damage, now_ms, refusal};
+use super::{Done, now_ms, refusal};
 
 /// Operations of one batch, so that the first is not told too late.
 const BATCH_MAX: usize = 4096;
@@ -161,6 +162,19 @@ impl Keeper {
                 }
                 self.spool.begin(now_ms(), &record);
             }
+            Job::RoomFor {
+                recipient,
+                size,
+                reply,
+            } => {
+                let mut result = self.spool.room_for(recipient.as_ref(), size);
+                if result.is_err() && !self.batch.is_empty() {
+                    // What the batch removes makes room.
+                    self.commit();
+                    result = self.spool.room_for(recipient.as_ref(), size);
+                }
+                done(reply, result);
+            }
             Job::Finish { entry, reply } => {
                 self.finishing.insert(entry, Finishing::Waiter(reply));
                 self.finish(entry);
@@ -231,12 +245,20 @@ impl Keeper {
                 self.commit();
                 let page = self.spool.page(now_ms(), &recipient, range, records, bytes);
                 let page = page.map_err(|error| refusal(&error)).map(|page| {
-                    for entry in page.damaged {
-                        let entry = entry.0;
-                        tracing::warn!(entry, "a stored message is damaged");
+                    for (entry, _) in &page.damaged {
+                        tracing::error!(entry = entry.0, "a stored message is damaged");
+                        self.queue.trouble().add_once(SpoolDamage {
+                            file: None,
+                            offset: None,
+                            bytes: None,
+                            entry: Some(entry.0),
+                            message: SpoolError::Damaged(*entry).to_string(),
+                        });
                     }
+                    let damaged = page.damaged.into_iter();
                     Loaded {
                         records: page.records,
+                        damaged: damaged.filter_map(|(_, record)| record).collect(),
                         next: page.next,
                     }
                 });
@@ -438,10 +460,8 @@ impl Keeper {
         let Some(found) = self.spool.set_aside(entry) else {
             return;
         };
-        let mut trouble = self.queue.trouble();
-        if trouble.parts.iter().all(|part| part.entry != Some(entry.0)) {
+        if self.queue.trouble().add_once((&found).into()) {
             tracing::error!(entry = entry.0, "a stored payload is damaged: {found}");
-            trouble.add(damage(&found));
         }
     }
 

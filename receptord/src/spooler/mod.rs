@@ -36,7 +36,7 @@ use receptor_proto::control::SpoolDamage;
 use receptor_proto::packet::{Message, Piece};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 use receptor_spool::{
-    Damage, FsDisk, Limits, LostRequest, MEMO_FIRST, Options, Report, Spool, SpoolError, Sums,
+    FsDisk, Limits, LostRequest, MEMO_FIRST, Options, Report, Spool, SpoolError, Sums,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -394,6 +394,22 @@ impl Store {
         wait(answer).await.map(|_| ())
     }
 
+    /// For others: whether there is room for a payload of this size to this recipient. That it is
+    /// when the message is written nobody says: others may take it.
+    pub(crate) async fn room_for(
+        &self,
+        recipient: Option<NodeId>,
+        size: u64,
+    ) -> Result<(), ErrorBody> {
+        let (reply, answer) = oneshot::channel();
+        self.push(Job::RoomFor {
+            recipient,
+            size,
+            reply,
+        });
+        wait(answer).await.map(|_| ())
+    }
+
     /// For others: waits until all parts of a payload are durable, so that the message needs
     /// not wait for that.
     pub(crate) async fn finish(&self, entry: EntryId) -> Result<(), ErrorBody> {
@@ -590,7 +606,7 @@ fn now_ms() -> u64 {
 fn found(dir: &Path, report: &Report) -> Trouble {
     let mut trouble = Trouble::default();
     for part in &report.damage {
-        trouble.add(damage(part));
+        trouble.add(part.into());
     }
     let aside = std::fs::read_dir(dir.join(receptor_spool::CORRUPT));
     for file in aside.into_iter().flatten().flatten() {
@@ -613,16 +629,6 @@ fn found(dir: &Path, report: &Report) -> Trouble {
         });
     }
     trouble
-}
-
-fn damage(damage: &Damage) -> SpoolDamage {
-    SpoolDamage {
-        file: Some(damage.file.clone()),
-        offset: Some(damage.offset),
-        bytes: Some(damage.length),
-        entry: damage.entry.map(|entry| entry.0),
-        message: damage.to_string(),
-    }
 }
 
 /// What the sender of a message is told.

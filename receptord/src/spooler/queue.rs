@@ -56,6 +56,12 @@ pub(super) enum Job {
         range: (EntryId, EntryId),
         most: (usize, usize),
     },
+    /// Whether a payload of this size would be taken.
+    RoomFor {
+        recipient: Option<NodeId>,
+        size: u64,
+        reply: oneshot::Sender<Result<Piece, ErrorBody>>,
+    },
     /// Everything that was appended is to be durable.
     Finish {
         entry: EntryId,
@@ -106,6 +112,15 @@ impl Trouble {
             self.parts.push(damage);
         }
     }
+
+    /// The same, unless it is known of this entry that it is damaged. False: it is.
+    pub(super) fn add_once(&mut self, damage: SpoolDamage) -> bool {
+        let is_new = self.parts.iter().all(|part| part.entry != damage.entry);
+        if is_new {
+            self.add(damage);
+        }
+        is_new
+    }
 }
 
 /// What jobs count until they are done.
@@ -142,6 +157,7 @@ impl Job {
             | Self::SetAside(_)
             | Self::Tighten
             | Self::Begin(_)
+            | Self::RoomFor { .. }
             | Self::Finish { .. }
             | Self::Synced(_)
             | Self::Read { .. }

@@ -274,6 +274,7 @@ impl Store {
     ) -> Loaded {
         let mut loaded = Loaded {
             records: Vec::new(),
+            damaged: Vec::new(),
             next: None,
         };
         let mut room = bytes;

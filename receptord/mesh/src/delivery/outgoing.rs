@@ -576,7 +576,13 @@ impl Delivery {
     }
 
     /// A message cannot be read from the store any more.
-    fn unreadable(&mut self, cx: &mut Cx<'_>, to: RemoteId, outgoing: Outgoing, error: ErrorBody) {
+    pub(super) fn unreadable(
+        &mut self,
+        cx: &mut Cx<'_>,
+        to: RemoteId,
+        outgoing: Outgoing,
+        error: ErrorBody,
+    ) {
         let work = outgoing.message.work;
         match outgoing.message.kind {
             MessageKind::Request { .. } => {

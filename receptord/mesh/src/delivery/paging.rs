@@ -368,25 +368,9 @@ impl Delivery {
         let last = page.entries.1;
         match result {
             Ok(loaded) => {
-                let records = loaded.records.into_iter();
-                let mut messages: Vec<(EntryId, Message)> = records
-                    .filter_map(|record| match record {
-                        Record::Outgoing { entry, message, .. } => Some((entry, message)),
-                        Record::Incoming { .. }
-                        | Record::Transit { .. }
-                        | Record::Started { .. }
-                        | Record::Received { .. } => None,
-                    })
-                    // Others are in memory, were read when they still were in the store, or are
-                    // in other pages.
-                    .filter(|(entry, message)| {
-                        let name = backlog::name(message, *entry);
-                        backlog::lane(message) == lane && self.paging.ids.is_in(name, tag)
-                    })
-                    .collect();
-                messages.sort_unstable_by_key(|(_, message)| (message.epoch, message.seq));
-                for (entry, message) in messages {
+                for (entry, message) in self.messages_in(tag, loaded.records) {
                     match message.kind {
+                        _ if backlog::lane(&message) != lane => {}
                         MessageKind::Request { respond, .. } => {
                             self.request_loaded(cx, &mut loading, entry, message, respond);
                         }
@@ -395,6 +379,9 @@ impl Delivery {
                         }
                         MessageKind::Cancel { .. } => {}
                     }
+                }
+                for (entry, message) in self.messages_in(tag, loaded.damaged) {
+                    self.damaged_loaded(cx, &mut loading, entry, message);
                 }
                 match loaded.next.filter(|next| *next <= last) {
                     Some(next) => self.ask(cx, loading, next, last),
@@ -408,6 +395,67 @@ impl Delivery {
         if let Some(next) = self.paging.next_hungry() {
             self.set_ready(next);
         }
+    }
+
+    /// The messages of a page among these records, in order. Others are in memory, were read when
+    /// they still were in the store, or are in other pages.
+    fn messages_in(&self, tag: Tag, records: Vec<Record>) -> Vec<(EntryId, Message)> {
+        let mut messages: Vec<_> = records
+            .into_iter()
+            .filter_map(|record| match record {
+                Record::Outgoing { entry, message, .. } => Some((entry, message)),
+                Record::Incoming { .. }
+                | Record::Transit { .. }
+                | Record::Started { .. }
+                | Record::Received { .. } => None,
+            })
+            .filter(|(entry, message)| {
+                let name = backlog::name(message, *entry);
+                self.paging.ids.is_in(name, tag)
+            })
+            .collect();
+        messages.sort_unstable_by_key(|(_, message)| (message.epoch, message.seq));
+        messages
+    }
+
+    /// One message of a page that is not as it was written any more: its work ends. It has a name
+    /// of this page, so that it is that one; whatever else it says may be wrong.
+    fn damaged_loaded(
+        &mut self,
+        cx: &mut Cx<'_>,
+        loading: &mut Loading,
+        entry: EntryId,
+        mut message: Message,
+    ) {
+        let (to, tag) = (loading.remote, loading.tag);
+        let id = message.work;
+        let flow = &self.remotes[to.0].flow;
+        let Some(page) = flow.backlog.page(loading.lane, tag) else {
+            return;
+        };
+        let (first, last) = page.keys;
+        (message.epoch, message.seq) = (message.epoch, message.seq).clamp(first, last);
+        message.size = message
+            .size
+            .min(page.bytes.saturating_sub(loading.taken_bytes));
+        if let MessageKind::Request { respond, .. } = message.kind {
+            if self.requests.get(id).is_some() {
+                return;
+            }
+            let key = (message.epoch, message.seq);
+            let mut request = Request::new(to, self.remotes[to.0].node.clone(), key, respond);
+            request.entry = Some(entry);
+            request.accepted = true;
+            self.requests.insert(id, request);
+            self.paging.recalls.remove(&(tag, id));
+        }
+        self.take_from_page(loading, backlog::name(&message, entry), message.size);
+        let outgoing = Outgoing::new(message, Some(entry), cx.now);
+        self.left(to, &outgoing);
+        let text =
+            "the message was damaged on the disk of the node that had it, before it was sent";
+        let error = ErrorBody::new(ErrorCode::Damaged, text);
+        self.unreadable(cx, to, outgoing, error);
     }
 
     /// One request of a page.

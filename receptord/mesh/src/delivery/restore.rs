@@ -15,7 +15,7 @@ use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use super::backlog::{self, Paged};
 use super::cancels::{EARLY_KEPT, EARLY_LOOK, Early};
-use super::flow::Outgoing;
+use super::flow::{Key, Outgoing};
 use super::inbox::{OpenCancel, Request, Response, Stored};
 use super::partial::Room;
 use super::received::{Received, Verdict};
@@ -157,6 +157,41 @@ impl Delivery {
             out: &mut out,
         };
         self.respond(&mut cx, to, id, said.serial + 1, parcel, Some(eof), false);
+    }
+
+    /// Ends a request of this node that is damaged. Nothing else is done with what is known of it.
+    pub(crate) fn restore_damaged_own(
+        &mut self,
+        now: Instant,
+        entry: EntryId,
+        recipient: &NodeId,
+        id: MessageId,
+        key: Key,
+    ) {
+        // No new message gets the name that the store still has for this one.
+        self.next_entry = self.next_entry.max(entry.0);
+        if self.is_pending(id) {
+            return;
+        }
+        let Some(to) = self.remote(recipient) else {
+            return;
+        };
+        let mut request = Request::new(to, recipient.clone(), key, true);
+        request.entry = Some(entry);
+        request.accepted = true;
+        self.requests.insert(id, request);
+        let text = "the request was damaged on this node's disk; \
+                    it is not known whether it had been sent before";
+        let error = ErrorBody::new(ErrorCode::Damaged, text);
+        let mut out = Out::new();
+        let mut net = NoNet;
+        let mut cx = super::Cx {
+            now,
+            net: &mut net,
+            out: &mut out,
+        };
+        self.end_request(&mut cx, id, error);
+        self.restored.append(&mut out);
     }
 
     /// Sorts a record and takes over what it says of flows and names.

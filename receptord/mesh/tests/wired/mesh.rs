@@ -679,6 +679,7 @@ impl Wired {
                 let records = host.disk.between(first, last).filter(wanted).collect();
                 let loaded = Loaded {
                     records,
+                    damaged: Vec::new(),
                     next: None,
                 };
                 host.mesh
