@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test venv lint sim bench clean
+.PHONY: help build demo test venv lint sim bench bench-spool clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ sim: ## the simulator as in CI: meshes of 100 nodes with messages and every sort
 bench: build ## benchmarks, each beside its floor
 	$(CARGO) build --release -p receptor-plugin --examples --locked
 	$(CARGO) bench -p receptor-tests
+
+bench-spool: ## the spool beside embedded stores and a bare file, on the disk of TMPDIR (5 GB)
+	$(CARGO) run --release --locked --manifest-path receptord/spool/compare/Cargo.toml
 
 clean: ## everything that was built
 	$(CARGO) clean

@@ -790,6 +790,8 @@ mod tests {
         let records = vec![own_request(1), own_request(2)];
         spool.commit(0, &[Op::Write { token: 1, records }]);
         let path = segment_path(spool.log.active().unwrap());
+        spool.close().unwrap();
+        let (spool, _) = Spool::open(disk.clone(), &Options::new(2)).unwrap();
         let mut bytes = disk.files()[&path].clone();
         let at = bytes
             .windows(7)
