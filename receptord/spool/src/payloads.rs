@@ -6,13 +6,12 @@
 
 use std::path::Path;
 
-use receptor_proto::NodeId;
 use receptor_proto::record::EntryId;
 
 use crate::disk::{Access, Disk, DiskFile, write_full};
 use crate::error::SpoolError;
 use crate::recover::{CORRUPT, CORRUPT_MAX, Damage};
-use crate::spool::{Spool, usable};
+use crate::spool::Spool;
 use crate::sums::{SUMS, Sums, sums_path};
 
 /// Where payloads are.
@@ -167,28 +166,6 @@ impl<D: Disk> Spool<D> {
                 !payload.syncing && !payload.synced && !payload.lost && !payload.ragged
             })
         })
-    }
-
-    /// Whether a request to this recipient would be taken now, with a payload of this size in a
-    /// file of its own.
-    ///
-    /// # Errors
-    ///
-    /// [`SpoolError::Full`] and [`SpoolError::FullFor`].
-    pub fn room_for(&self, recipient: Option<&NodeId>, size: u64) -> Result<(), SpoolError> {
-        self.has_room(size, true)?;
-        self.admit_alone(recipient, size)
-    }
-
-    fn has_room(&self, more: u64, is_work: bool) -> Result<(), SpoolError> {
-        let max = self.limits.max_bytes;
-        if self.index.total().bytes.saturating_add(more) > usable(max, is_work) {
-            return Err(SpoolError::Full {
-                limit: "max-bytes",
-                max,
-            });
-        }
-        Ok(())
     }
 
     /// Makes a payload durable that a message is about to be written of.

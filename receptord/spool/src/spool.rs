@@ -1,6 +1,6 @@
 //! The spool itself: what a batch of operations does, payloads, reading, and keeping it small.
 //!
-//! Owns the limits and the moment at which files may be removed. Never promises what is not
+//! Owns the moment at which files may be removed. Never promises what is not
 //! synced, and never holds a payload in memory.
 
 use std::cell::RefCell;
@@ -14,6 +14,7 @@ use receptor_proto::record::{self, EntryId, Record};
 use crate::disk::{Access, Disk, read_full};
 use crate::error::SpoolError;
 use crate::index::{Index, Usage};
+use crate::limits::{Limits, Taken};
 use crate::log::{Effect, Log, Reserve, Results, encode_memo, gone, segment_path};
 use crate::partials::Note;
 use crate::payloads::payload_path;
@@ -31,9 +32,6 @@ const DOOMED_BYTES: u64 = 64 << 20;
 /// Freeing a file takes the system as long as its size demands. One larger than this is kept
 /// open when its name goes, so that it is freed by whoever closes it.
 const FREED_HERE: u64 = 16 << 20;
-/// The part of each limit that is left for what ends works: answers, with their payloads, and
-/// cancels. A store full of requests could not take what empties it.
-const RESERVED: u64 = 8;
 /// Segments whose files may be empty in part, whatever is in them: the one written to, and
 /// those that are being emptied.
 const SEGMENTS_FREE: u64 = 4;
@@ -47,30 +45,6 @@ const SPREAD_MAX: u64 = 3;
 pub const MEMO_MAX: usize = 8 << 10;
 /// The names of memos begin here; those of messages end before.
 pub const MEMO_FIRST: u64 = 1 << 63;
-
-/// How large the spool may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// `max-bytes`: of messages and payloads.
-    pub max_bytes: u64,
-    /// `max-entries`: messages.
-    pub max_entries: u64,
-    /// `max-bytes-per-recipient`: of messages to one node, and their payloads.
-    pub max_bytes_per_recipient: u64,
-    /// `max-entries-per-recipient`: messages to one node.
-    pub max_entries_per_recipient: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_bytes: 10 << 30,
-            max_entries: 2_000_000,
-            max_bytes_per_recipient: 5 << 30,
-            max_entries_per_recipient: 1_000_000,
-        }
-    }
-}
 
 /// How the spool is opened.
 #[derive(Debug, Clone, Copy)]
@@ -156,62 +130,6 @@ pub struct Spool<D: Disk> {
     pub(crate) aside: u64,
     pub(crate) writable: bool,
     _lock: D::Lock,
-}
-
-/// What a batch has taken of the limits so far, and the index does not know of.
-#[derive(Default)]
-struct Taken {
-    freed: Freed,
-    total: Usage,
-    nodes: BTreeMap<NodeId, Usage>,
-    flows: BTreeSet<(NodeId, u64)>,
-}
-
-impl Taken {
-    /// Everything so far became the index's, or was given up.
-    fn settle(&mut self, index: &Index) {
-        let mut freed = std::mem::take(self).freed;
-        freed.settle(index);
-        self.freed = freed;
-    }
-}
-
-/// What the removals of a batch give back, of what is in the index.
-#[derive(Default)]
-struct Freed {
-    entries: BTreeSet<u64>,
-    total: Usage,
-    nodes: BTreeMap<NodeId, Usage>,
-}
-
-impl Freed {
-    fn count(&mut self, index: &Index, entry: EntryId) {
-        let Some((usage, node)) = index.usage_of(entry) else {
-            return;
-        };
-        if !self.entries.insert(entry.0) {
-            return;
-        }
-        self.total.entries += usage.entries;
-        self.total.bytes += usage.bytes;
-        if let Some(node) = node {
-            let sum = self.nodes.entry(node.clone()).or_default();
-            sum.entries += usage.entries;
-            sum.bytes += usage.bytes;
-        }
-    }
-
-    /// Counts anew: the index may have forgotten some of them meanwhile.
-    fn settle(&mut self, index: &Index) {
-        for entry in std::mem::take(self).entries {
-            self.count(index, EntryId(entry));
-        }
-    }
-}
-
-/// The part of a limit that may be used by what brings new work, or by anything else.
-pub(crate) fn usable(max: u64, is_work: bool) -> u64 {
-    if is_work { max - max / RESERVED } else { max }
 }
 
 impl<D: Disk> std::fmt::Debug for Spool<D> {
@@ -305,7 +223,7 @@ impl<D: Disk> Spool<D> {
                 Op::Memo { .. } => {}
                 Op::Remove(entry) if self.writable => {
                     self.forget_note(*entry);
-                    taken.freed.count(&self.index, *entry);
+                    taken.free(&self.index, *entry);
                     self.log.remove(*entry);
                 }
                 Op::Remove(_) => {}
@@ -613,14 +531,7 @@ impl<D: Disk> Spool<D> {
         }
         gathered?;
         self.log.fresh.extend(messages);
-        taken.total.entries += group.total.entries;
-        taken.total.bytes += group.total.bytes;
-        for (node, usage) in group.nodes {
-            let sum = taken.nodes.entry(node).or_default();
-            sum.entries += usage.entries;
-            sum.bytes += usage.bytes;
-        }
-        taken.flows.extend(group.flows);
+        taken.add(group);
         Ok(())
     }
 
@@ -653,71 +564,6 @@ impl<D: Disk> Spool<D> {
             effects,
         )?;
         self.log.fresh.insert(entry.0);
-        Ok(())
-    }
-
-    /// Whether the limits allow one more request, with a payload of this size that is not written
-    /// yet.
-    pub(crate) fn admit_alone(
-        &self,
-        node: Option<&NodeId>,
-        payload: u64,
-    ) -> Result<(), SpoolError> {
-        let group = &mut Taken::default();
-        self.admit(0, payload, true, node, &Taken::default(), group)
-    }
-
-    /// Counts one message of a group, if the limits allow it.
-    fn admit(
-        &self,
-        length: u64,
-        payload: u64,
-        is_work: bool,
-        node: Option<&NodeId>,
-        taken: &Taken,
-        group: &mut Taken,
-    ) -> Result<(), SpoolError> {
-        let usable = |max| usable(max, is_work);
-        group.total.add(length);
-        let total = self.index.total().without(taken.freed.total);
-        let Limits {
-            max_bytes,
-            max_entries,
-            max_bytes_per_recipient,
-            max_entries_per_recipient,
-        } = self.limits;
-        let full = |limit, max| Err(SpoolError::Full { limit, max });
-        // Payloads are counted while they are written.
-        if total.bytes + taken.total.bytes + group.total.bytes > usable(max_bytes) {
-            return full("max-bytes", max_bytes);
-        }
-        if total.entries + taken.total.entries + group.total.entries > usable(max_entries) {
-            return full("max-entries", max_entries);
-        }
-        let Some(node) = node else {
-            return Ok(());
-        };
-        let freed = taken.freed.nodes.get(node).copied().unwrap_or_default();
-        let mut sum = self.index.of(node).without(freed);
-        let own = group.nodes.entry(node.clone()).or_default();
-        own.add(length + payload);
-        let before = taken.nodes.get(node).copied().unwrap_or_default();
-        sum.bytes += own.bytes + before.bytes;
-        sum.entries += own.entries + before.entries;
-        let full = |limit, max| {
-            let recipient = node.clone();
-            Err(SpoolError::FullFor {
-                recipient,
-                limit,
-                max,
-            })
-        };
-        if sum.bytes > usable(max_bytes_per_recipient) {
-            return full("max-bytes-per-recipient", max_bytes_per_recipient);
-        }
-        if sum.entries > usable(max_entries_per_recipient) {
-            return full("max-entries-per-recipient", max_entries_per_recipient);
-        }
         Ok(())
     }
 
