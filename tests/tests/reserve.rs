@@ -1,8 +1,6 @@
 //! What clients hear while the room that a spool has for answers is taken: their answers come, and
 //! whoever took the room is heard of again when it is free.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use receptor_tests::works::wait_agreement;
 use receptor_tests::{Daemon, Mesh, wait_for};
 use serde_json::{Value, json};
