@@ -3,9 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use nix::sys::prctl;
 use receptor_tests::{Daemon, Mesh, wait_for};
 use serde_json::{Value, json};
 
@@ -246,4 +249,76 @@ fn works_of_a_node_that_is_set_up_anew_are_lost() {
     step.go();
     let later = send(&a, "once", b"x");
     assert_eq!(end(&a, &later), (json!(0), Value::Null));
+}
+
+/// Processes of this one that have not become a plugin; those of daemons that are gone come here.
+fn helpers() -> Vec<String> {
+    let children = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let children = children.map(|task| fs::read_to_string(task.path().join("children")));
+    let children: String = children.map(Result::unwrap_or_default).collect();
+    let words = |pid: &str| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let is_helper = |pid: &&str| words(pid) == b"receptord\0exec-plugin\0";
+    let pids = children.split_whitespace().filter(is_helper);
+    pids.map(str::to_owned).collect()
+}
+
+/// Asks a daemon that may be killed meanwhile.
+fn ask_mortal(at: &Daemon, command: &Value) -> Option<Value> {
+    let mut stream = UnixStream::connect(at.socket_path()).ok()?;
+    writeln!(stream, "{command}").ok()?;
+    let mut replies = BufReader::new(stream).lines().skip(1);
+    serde_json::from_str(&replies.next()?.ok()?).ok()
+}
+
+/// A work is cancelled before its process has become the plugin, whose file is still being written,
+/// and the daemon is killed while it sees to that.
+#[test]
+fn a_daemon_that_is_killed_while_it_kills_leaves_nothing_stopped() {
+    prctl::set_child_subreaper(true).unwrap();
+    let mesh = Mesh::new();
+    let step = Step::install(&mesh);
+    let library = receptor_tests::program("libreceptor_power.so");
+    let mut b = mesh
+        .node("b")
+        .config("[plugins]\nallow-unsafe = true\n")
+        .arg("--plugins-dir")
+        .arg(step.dir.join("plugins").to_str().unwrap())
+        .env("LD_PRELOAD", library.to_str().unwrap())
+        .env("POWER_LOSS_AT_KILL", "1")
+        .start();
+    let first = send(&b, "once", b"x");
+    step.wait_runs(1);
+    step.go();
+    assert_eq!(end(&b, &first), (json!(0), Value::Null));
+    let file = step.dir.join("plugins/step");
+    let _written = fs::OpenOptions::new().write(true).open(file).unwrap();
+    let is_dead = |b: &Daemon| {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", b.pid())).unwrap();
+        stat.contains(") Z ")
+    };
+    wait_for("the daemon has killed and was killed", || {
+        let send = json!({
+            "command": "send", "directive": "step:once", "recipient": "b", "payload": "x",
+            "detach": true,
+        });
+        let id = |_| Some(ask_mortal(&b, &send)?["id"].clone());
+        let ids: Vec<Value> = (0..4).filter_map(id).collect();
+        wait_for("the last one runs or has ended", || {
+            let works = ask_mortal(&b, &json!({"command": "works", "id": ids.last()}));
+            let begun = |work: &Value| work["state"] == "running" || !work["ended_ms"].is_null();
+            let works = works.as_ref().and_then(|reply| reply["works"].as_array());
+            works
+                .is_none_or(|works| works.iter().any(begun))
+                .then_some(())
+        });
+        // There was a process for the first one ahead of time, and the last one has just begun.
+        for id in ids.iter().rev() {
+            ask_mortal(&b, &json!({"command": "cancel", "id": id}));
+        }
+        is_dead(&b).then_some(())
+    });
+    b.wait();
+    wait_for("its processes have ended", || {
+        helpers().is_empty().then_some(())
+    });
 }

@@ -24,6 +24,7 @@ use std::time::Instant;
 use receptor_proto::plugin::{ActionDescriptor, ExecuteRef, PluginHello, env, feature};
 use receptor_proto::{ErrorBody, ErrorCode};
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 
 use self::conversation::{Conversation, Stop};
 use super::alarm::Alarm;
@@ -260,6 +261,8 @@ async fn flush(reports: &mpsc::Sender<Report>, outbox: VecDeque<Report>) {
 async fn clean_up(task: &Task, process: &mut Process, job: &str) {
     let times = &task.config.times;
     let plugin = &task.plugin.name;
+    // The engine has its turn first: whoever waits for the end need not wait for this.
+    yield_now().await;
     if process.status().is_none() && let_go(process, times.exit).await == Parting::Lingered {
         tracing::warn!(
             %plugin,

@@ -10,14 +10,12 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
@@ -216,31 +214,33 @@ impl Spawner {
 }
 
 fn start(helper: &Path) -> io::Result<Raw> {
+    let (its_stdin, stdin) = io::pipe()?;
+    let (stdout, its_stdout) = io::pipe()?;
+    let (stderr, its_stderr) = io::pipe()?;
     let mut command = std::process::Command::new(helper);
     command
         .arg0("receptord")
         .arg(WORD)
         .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .stdin(its_stdin)
+        .stdout(its_stdout)
+        .stderr(its_stderr);
     let mut command = Command::from(command);
     command.kill_on_drop(true);
     let gone = || io::Error::other("it has ended at once");
-    let (mut child, awaited) = Awaited::start(|| {
+    let (child, awaited) = Awaited::start(|| {
         let child = command.spawn()?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         Ok((child, pid.ok_or_else(gone)?))
     })?;
-    let stdin = child.stdin.take().ok_or_else(gone)?.into_owned_fd()?;
-    let stdout = child.stdout.take().ok_or_else(gone)?.into_owned_fd()?;
-    let stderr = child.stderr.take().ok_or_else(gone)?.into_owned_fd()?;
+    // Its ends are held by the command too.
+    drop(command);
     Ok(Raw {
         pid: awaited.pid(),
         child,
-        stdin: pipe::Sender::from_owned_fd(stdin)?,
-        stdout: pipe::Receiver::from_owned_fd(stdout)?,
-        stderr: pipe::Receiver::from_owned_fd(stderr)?,
+        stdin: pipe::Sender::from_owned_fd(stdin.into())?,
+        stdout: pipe::Receiver::from_owned_fd(stdout.into())?,
+        stderr: pipe::Receiver::from_owned_fd(stderr.into())?,
         awaited,
     })
 }
@@ -443,20 +443,20 @@ impl Process {
         if self.status.is_some() {
             return;
         }
-        // Before its `setsid` it is in no group of its own.
-        if kill(Pid::from_raw(-self.pid), signal) == Err(Errno::ESRCH) {
-            let _ = kill(Pid::from_raw(self.pid), signal);
-        }
+        tree::signal(self.pid, signal);
     }
 
     /// Kills the plugin and all of its descendants, and waits until they are dead, or until it is
     /// clear that they hang in the kernel.
     pub(super) async fn kill(&mut self) {
-        if self.status.is_none() {
-            self.signal(Signal::SIGSTOP);
-        }
-        let root = self.root();
-        if let Err(error) = spawn_blocking(move || tree::kill_all(&root)).await {
+        let (root, lives) = (self.root(), self.status.is_none());
+        let killed = spawn_blocking(move || {
+            if lives {
+                tree::halt(&root);
+            }
+            tree::kill_all(&root);
+        });
+        if let Err(error) = killed.await {
             tracing::error!(%error, "killing a plugin");
         }
         self.signal(Signal::SIGKILL);

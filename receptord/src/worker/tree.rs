@@ -25,6 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, getpid, getsid};
@@ -207,6 +208,29 @@ fn job_dir(pid: i32) -> Option<PathBuf> {
 /// Whether a process works in this directory or below it.
 fn works_in(pid: i32, dir: &Path) -> bool {
     fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|place| place.starts_with(dir))
+}
+
+/// Sends a signal to a process of this daemon's and its group.
+pub(super) fn signal(pid: i32, signal: Signal) {
+    // Before its `setsid` it is in no group of its own.
+    if kill(Pid::from_raw(-pid), signal) == Err(Errno::ESRCH) {
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+}
+
+/// Keeps a plugin that lives from making more processes, before all of them are looked for.
+///
+/// A helper that has not become its plugin has none and is killed at once: should this daemon go
+/// before it comes to that, a stopped one would stay for ever, because nothing about it says yet
+/// that it is of a job. A stopped plugin is found by the next start.
+pub(super) fn halt(root: &Root) {
+    let is_plugin = job_dir(root.pid).as_ref() == Some(&root.dir);
+    let with = if is_plugin {
+        Signal::SIGSTOP
+    } else {
+        Signal::SIGKILL
+    };
+    signal(root.pid, with);
 }
 
 /// Kills the plugin and everything that is of its job, and returns when all of it is dead or

@@ -10,6 +10,9 @@
 //! library, or through a mapping, is not seen: the test compares the directory with the log and
 //! would tell.
 //!
+//! With `POWER_LOSS_AT_KILL` set, followed or not, a process is killed right after the first signal
+//! by which it stops or kills another one.
+//!
 //! This is the one place of the tests with `unsafe` code: it takes the place of functions of C.
 
 #![expect(unsafe_code, reason = "functions of the C library are replaced")]
@@ -228,6 +231,18 @@ unsafe fn open_at(dir: c_int, path: *const c_char, flags: c_int, mode: mode_t) -
         path: below,
     });
     fd
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kill(pid: libc::pid_t, signal: c_int) -> c_int {
+    // SAFETY: the call takes two numbers.
+    let sent = unsafe { libc::syscall(libc::SYS_kill, pid, signal) };
+    let ends = matches!(signal, libc::SIGSTOP | libc::SIGKILL);
+    if sent == 0 && ends && variable(c"POWER_LOSS_AT_KILL").is_some() {
+        // SAFETY: the same.
+        unsafe { libc::syscall(libc::SYS_kill, libc::getpid(), libc::SIGKILL) };
+    }
+    c_int::try_from(sent).unwrap_or(-1)
 }
 
 #[unsafe(no_mangle)]
