@@ -197,7 +197,10 @@ impl World {
         let Some(mesh) = host.mesh.as_ref().filter(|_| here) else {
             return;
         };
-        if mesh.is_pending(work) {
+        // Of one that nobody answers the node has the key on its disk since before it was sent, and
+        // not in the core.
+        let is_known = !letter.respond && host.store.was_durable(work);
+        if is_known || mesh.is_pending(work) {
             return;
         }
         if letter.accepted {
