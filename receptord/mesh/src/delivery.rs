@@ -43,6 +43,7 @@ mod outgoing;
 mod paging;
 mod partial;
 mod ranges;
+mod receipts;
 mod received;
 mod restore;
 mod transfer;
@@ -55,7 +56,7 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use receptor_proto::packet::{ActiveWork, Body, Packet};
+use receptor_proto::packet::{ActiveWork, Body};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use crate::wiring::Net;
@@ -69,7 +70,8 @@ use journal::{Done, Journal};
 use letters::Letters;
 use paging::Paging;
 use partial::Partials;
-use received::{Acks, Received};
+use receipts::{Acks, Lingering};
+use received::Received;
 use works::Works;
 
 /// Nodes that messages are exchanged with; beyond, strangers are not heard.
@@ -131,6 +133,14 @@ struct Remote {
     is_touched: bool,
     /// It is in `blocked`.
     is_blocked: bool,
+    /// It is in `owed`.
+    is_owed: bool,
+    /// It is in `lingering`.
+    is_lingering: bool,
+    /// A message was sent to it since receipts were given last: one leaves along with it.
+    was_sent_to: bool,
+    /// What it sent last was large.
+    sends_large: bool,
     /// A receipt for it found no way: it is owed one as soon as there is one.
     is_unreceipted: bool,
     /// A message of it was taken, so that works and requests may refer to it.
@@ -183,8 +193,10 @@ pub(crate) struct Delivery {
     put_off: VecDeque<RemoteId>,
     /// Responses that the disk refused, oldest first.
     no_room: VecDeque<(RemoteId, Key)>,
-    /// Nodes to give receipts to.
+    /// Nodes to give receipts to, or to see whether these can wait.
     owed: Vec<RemoteId>,
+    /// Nodes whose receipts wait for company.
+    lingering: Lingering,
     /// Nodes whose timer may have to change.
     touched: Vec<RemoteId>,
     /// What this node sent itself.
@@ -247,6 +259,7 @@ impl Delivery {
             put_off: VecDeque::new(),
             no_room: VecDeque::new(),
             owed: Vec::new(),
+            lingering: Lingering::default(),
             touched: Vec::new(),
             loopback: VecDeque::new(),
             timers: BTreeSet::new(),
@@ -454,6 +467,7 @@ impl Delivery {
         let cx = &mut Cx { now, net, out };
         cx.out.append(&mut self.restored);
         self.said.clear();
+        self.end_linger(now);
         loop {
             while let Some(remote) = self.ready.pop_front() {
                 self.remotes[remote.0].is_ready = false;
@@ -482,6 +496,7 @@ impl Delivery {
             self.partials.deadline(),
             self.letters.deadline(),
             self.keeper.deadline(),
+            self.receipts_due(),
             self.sweep_at,
             self.early_at,
             self.inquiries.deadline(),
@@ -506,8 +521,12 @@ impl Delivery {
             out: &mut *cx.out,
             retransmitted: &mut self.retransmitted,
             limits: &self.limits,
+            sent: false,
         };
         let pumped = remote.flow.pump(&mut pipe);
+        if pipe.sent {
+            self.was_sent_to(id);
+        }
         self.touch(id);
         match pumped {
             Pumped::Idle => self.refill(cx, id),
@@ -547,38 +566,6 @@ impl Delivery {
             | Body::Echo { .. }
             | Body::EchoReply(_)
             | Body::Unknown { .. } => {}
-        }
-    }
-
-    /// One receipt, or few, to every node that is owed one.
-    fn give_receipts(&mut self, cx: &mut Cx<'_>) {
-        for id in core::mem::take(&mut self.owed) {
-            let remote = &mut self.remotes[id.0];
-            let received = &remote.received;
-            for mut receipt in remote.acks.take(|epoch| received.get(&epoch)) {
-                receipt.instance = self.instance;
-                if receipt.epoch < remote.first_epoch {
-                    receipt.later = remote.first_epoch;
-                }
-                self.keeper.release(id, &remote.node, &self.node, &receipt);
-                let body = Body::Receipt(receipt);
-                if id == OWN {
-                    self.loopback.push_back(body);
-                    continue;
-                }
-                let packet = Packet::new(
-                    self.node.clone(),
-                    remote.node.clone(),
-                    self.hop_limit,
-                    &body,
-                );
-                // For lack of room: it is asked for again by a repeat.
-                if let Err(code) = cx.net.send(cx.now, packet) {
-                    remote.is_unreceipted |=
-                        matches!(code, ErrorCode::NoRoute | ErrorCode::NoSuchNode);
-                    break;
-                }
-            }
         }
     }
 
@@ -725,6 +712,10 @@ impl Delivery {
             is_ready: false,
             is_touched: false,
             is_blocked: false,
+            is_owed: false,
+            is_lingering: false,
+            was_sent_to: false,
+            sends_large: false,
             is_unreceipted: false,
             is_known: false,
             timer: None,
@@ -739,26 +730,6 @@ impl Delivery {
         };
         self.by_node.insert(node, id);
         id
-    }
-
-    fn acks(&mut self, id: RemoteId) -> &mut Acks {
-        let acks = &mut self.remotes[id.0].acks;
-        if acks.is_empty() {
-            self.owed.push(id);
-        }
-        acks
-    }
-
-    /// Says once more what was received of a node that could not be told: it may have been told that
-    /// others keep its messages, and then repeats none for long.
-    fn receipt_again(&mut self, id: RemoteId) {
-        let mut lasts: Vec<Key> = Vec::new();
-        for (epoch, received) in &self.remotes[id.0].received {
-            lasts.extend(received.lasts().map(|last| (*epoch, last)));
-        }
-        for key in lasts {
-            self.acks(id).received(key);
-        }
     }
 
     /// Forgets what no repeat can need any more: flows of old epochs, nodes that nothing was ever
@@ -794,6 +765,7 @@ impl Delivery {
                 && remote.flow.is_unused()
                 && remote.acks.is_empty()
                 && !(remote.is_ready || remote.is_touched || remote.is_blocked)
+                && !(remote.is_owed || remote.is_lingering)
                 && remote.timer.is_none()
                 && self.by_node.get(&remote.node) == Some(&RemoteId(at));
             if idle {

@@ -235,15 +235,20 @@ fn who_cancels_before_the_receipt_of_the_request_says_when_it_has_come() {
         let start = pair.0.now;
         pair.0.mesh.submit(at(start), submission).unwrap();
         pair.0.drain();
+        let mut next = start + 1;
         if late {
-            exchange(&mut pair, start + 1);
+            // A receipt may wait for company.
+            for ms in next..start + 5 {
+                exchange(&mut pair, ms);
+            }
+            next = start + 5;
         }
         (pair.0.mesh)
             .cancel(at(pair.0.now), id(1), CancelReason::User)
             .unwrap();
         pair.0.drain();
         let mut said = Vec::new();
-        for ms in start + 2..start + SOON_MS {
+        for ms in next..start + SOON_MS {
             said.extend(cancels(&pair.0.frames));
             exchange(&mut pair, ms);
         }

@@ -69,6 +69,9 @@ fn one_way(epoch: u64, seq: u64, work: u64, remaining_ms: u64) -> Message {
     }
 }
 
+/// How long a receipt may wait for company.
+const RECEIPT_MS: u64 = 2;
+
 /// The nodes «here» and «there»; whatever they write is on the disk at once.
 struct Pair {
     here: Mesh,
@@ -143,21 +146,30 @@ impl Pair {
         self.step();
     }
 
-    /// What «there» sends when this packet comes to it, and whether it has work with it.
-    fn answer(&mut self, source: &str, body: &Body) -> (Vec<Body>, bool) {
+    /// What «there» sends at once when this packet comes to it, and whether it has work with it.
+    fn hear(&mut self, source: &str, body: &Body) -> (Vec<Body>, bool) {
         let now = at(self.now);
         let packet = Packet::new(node(source), node("there"), 9, body);
         self.there.handle_frame(now, LINK, Frame::Packet(packet));
         let mut told = Vec::new();
-        let frames = poll(&mut self.there, now, &mut told);
-        let said = frames.into_iter().filter_map(|frame| {
-            let Frame::Packet(packet) = frame else {
-                return None;
-            };
-            Body::decode(packet.kind, packet.body).ok()
-        });
+        let said = bodies(poll(&mut self.there, now, &mut told));
         let dispatches = |output: &Output| matches!(output, Output::Dispatch { .. });
-        (said.collect(), told.iter().any(dispatches))
+        (said, told.iter().any(dispatches))
+    }
+
+    /// What «there» sends when nothing waits for company any more.
+    fn linger(&mut self) -> Vec<Body> {
+        self.now += RECEIPT_MS;
+        let now = at(self.now);
+        self.there.handle_timeout(now);
+        bodies(poll(&mut self.there, now, &mut self.told_there))
+    }
+
+    /// Everything that «there» says to this packet, and whether it has work with it.
+    fn answer(&mut self, source: &str, body: &Body) -> (Vec<Body>, bool) {
+        let (mut said, taken) = self.hear(source, body);
+        said.append(&mut self.linger());
+        (said, taken)
     }
 
     /// The only work there ends.
@@ -169,6 +181,17 @@ impl Pair {
             .work_done(at(self.now), id(work), eof, Content::None, payload)
             .unwrap();
     }
+}
+
+/// What is in the packets among these frames.
+fn bodies(frames: Vec<Frame>) -> Vec<Body> {
+    let body = |frame| {
+        let Frame::Packet(packet) = frame else {
+            return None;
+        };
+        Body::decode(packet.kind, packet.body).ok()
+    };
+    frames.into_iter().filter_map(body).collect()
 }
 
 /// The frames that a node sends.
@@ -366,4 +389,56 @@ fn the_end_of_a_work_that_was_not_started_is_on_the_disk_before_it_is_told() {
     pair.run_until(7_000);
     let ended = |output: &Output| matches!(output, Output::Deliver { work, eof: Some(_), .. } if *work == id(1));
     assert!(pair.told_here.iter().any(ended));
+}
+
+/// The numbers that these receipts name.
+fn received(said: &[Body]) -> Vec<(u64, u64)> {
+    let receipts = said.iter().filter_map(|body| {
+        let Body::Receipt(receipt) = body else {
+            return None;
+        };
+        Some(receipt.received.clone())
+    });
+    receipts.flatten().collect()
+}
+
+#[test]
+fn the_receipt_of_a_small_message_waits_for_company_and_not_for_long() {
+    let mut pair = Pair::new(100);
+    let message = |seq| Body::Message(one_way(9, seq, seq, DAY_MS));
+    for seq in 1..4 {
+        let (said, taken) = pair.hear("here", &message(seq));
+        assert!(taken);
+        assert_eq!(received(&said), []);
+    }
+    let (said, _) = pair.hear("here", &message(4));
+    assert_eq!(received(&said), [(1, 4)], "four are company enough");
+    let (said, _) = pair.hear("here", &message(5));
+    assert_eq!(received(&said), []);
+    let due = pair.there.poll_timeout().unwrap();
+    assert!(due <= at(pair.now + RECEIPT_MS), "it is seen to: {due:?}");
+    assert_eq!(received(&pair.linger()), [(1, 5)]);
+    let mut large = one_way(9, 6, 6, DAY_MS);
+    large.size = 5000;
+    large.body = vec![0; 5000].into();
+    let (said, _) = pair.hear("here", &Body::Message(large));
+    assert_eq!(received(&said), [(1, 6)], "its origin may wait for room");
+}
+
+#[test]
+fn the_receipt_of_a_request_goes_along_with_its_answer() {
+    let mut pair = Pair::new(10);
+    let mut request = one_way(9, 1, 1, DAY_MS);
+    request.kind = MessageKind::Request {
+        directive: Directive::new("a:b").unwrap(),
+        respond: true,
+    };
+    let (said, taken) = pair.hear("here", &Body::Message(request));
+    assert!(taken);
+    assert_eq!(received(&said), []);
+    pair.end_work(1);
+    let said = bodies(poll(&mut pair.there, at(pair.now), &mut pair.told_there));
+    assert!(said.iter().any(|body| matches!(body, Body::Message(_))));
+    assert_eq!(received(&said), [(1, 1)]);
+    assert_eq!(received(&pair.linger()), [], "once is enough");
 }

@@ -121,6 +121,8 @@ pub(crate) struct Pipe<'a> {
     pub(crate) out: &'a mut VecDeque<Output>,
     pub(crate) retransmitted: &'a mut u64,
     pub(crate) limits: &'a Limits,
+    /// A message of the flow was sent to the recipient.
+    pub(crate) sent: bool,
 }
 
 impl Pipe<'_> {
@@ -151,7 +153,9 @@ impl Pipe<'_> {
             self.hop_limit,
             message,
         );
-        self.net.send(self.now, packet)
+        self.net.send(self.now, packet)?;
+        self.sent = true;
+        Ok(())
     }
 
     fn entrust(&mut self, to: &NodeId, message: &Message) -> Result<(), ErrorCode> {

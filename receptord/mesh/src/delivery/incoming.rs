@@ -36,6 +36,7 @@ impl Delivery {
         let key = (message.epoch, message.seq);
         self.heard(from);
         self.heard_instance(cx, from, message.epoch);
+        self.note_size(from, message.size);
         if !self.early.is_empty() {
             self.plan_early(cx.now + EARLY_LOOK);
         }

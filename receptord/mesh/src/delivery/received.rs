@@ -1,5 +1,4 @@
-//! What came from one node in one epoch of it, so that repeats are recognised, and what is to be
-//! said about it in the next receipt.
+//! What came from one node in one epoch of it, so that repeats are recognised.
 //!
 //! The origin's floor says below which number nothing will come any more; above it, runs are
 //! kept. A number is *pending* while its message is being written: it is taken, but no receipt
@@ -8,8 +7,6 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::time::Duration;
-
-use receptor_proto::packet::{RANGES_MAX, Receipt};
 
 use super::ranges::Ranges;
 use crate::Instant;
@@ -168,6 +165,11 @@ impl Received {
         self.keep_until <= now && self.pending.is_empty()
     }
 
+    /// First and last of the safe run around this number.
+    pub(crate) fn run(&self, seq: u64) -> (u64, u64) {
+        self.acked.run(seq).unwrap_or((seq, seq))
+    }
+
     /// The last number of every run that is safe.
     pub(crate) fn lasts(&self) -> impl Iterator<Item = u64> {
         self.acked.runs().iter().map(|(_, last)| *last)
@@ -184,93 +186,6 @@ impl Received {
             }
         }
         (self.floor, whole.runs().to_vec())
-    }
-}
-
-/// What the next receipts to one node say, by epoch.
-#[derive(Debug, Default)]
-pub(crate) struct Acks(Vec<Receipt>);
-
-impl Acks {
-    fn of(&mut self, epoch: u64) -> &mut Receipt {
-        let at = match self.0.iter().position(|receipt| receipt.epoch == epoch) {
-            Some(at) => at,
-            None => {
-                self.0.push(Receipt {
-                    epoch,
-                    ..Receipt::default()
-                });
-                self.0.len() - 1
-            }
-        };
-        &mut self.0[at]
-    }
-
-    pub(crate) fn received(&mut self, (epoch, seq): (u64, u64)) {
-        let list = &mut self.of(epoch).received;
-        match list.last_mut() {
-            Some(run) if run.1.checked_add(1) == Some(seq) => run.1 = seq,
-            Some(run) if run.0 <= seq && seq <= run.1 => {}
-            _ => list.push((seq, seq)),
-        }
-    }
-
-    pub(crate) fn progress(&mut self, (epoch, seq): (u64, u64), bytes: u64) {
-        let list = &mut self.of(epoch).progress;
-        match list.iter_mut().find(|(other, _)| *other == seq) {
-            Some(entry) => entry.1 = entry.1.max(bytes),
-            None => list.push((seq, bytes)),
-        }
-    }
-
-    pub(crate) fn busy(&mut self, (epoch, seq): (u64, u64), wait: Duration) {
-        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        self.of(epoch).busy.push((seq, ms));
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Takes everything said as receipts of a size that can be sent, instance left out. Of what was received whole
-    /// runs are named, so that a lost receipt is made good by the next.
-    pub(crate) fn take<'a>(
-        &mut self,
-        received: impl Fn(u64) -> Option<&'a Received>,
-    ) -> Vec<Receipt> {
-        let mut receipts = Vec::new();
-        for mut whole in core::mem::take(&mut self.0) {
-            if let Some(received) = received(whole.epoch) {
-                for run in &mut whole.received {
-                    let first = received.acked.run(run.0);
-                    let last = received.acked.run(run.1);
-                    run.0 = first.map_or(run.0, |(first, _)| first);
-                    run.1 = last.map_or(run.1, |(_, last)| last);
-                }
-            }
-            let runs = Ranges::from_runs(core::mem::take(&mut whole.received));
-            let mut runs = runs.runs().chunks(RANGES_MAX);
-            let mut progress = whole.progress.chunks(RANGES_MAX);
-            let mut busy = whole.busy.chunks(RANGES_MAX);
-            loop {
-                let receipt = Receipt {
-                    epoch: whole.epoch,
-                    received: runs.next().unwrap_or_default().to_vec(),
-                    progress: progress.next().unwrap_or_default().to_vec(),
-                    busy: busy.next().unwrap_or_default().to_vec(),
-                    instance: 0,
-                    later: 0,
-                };
-                if receipt.received.is_empty()
-                    && receipt.progress.is_empty()
-                    && receipt.busy.is_empty()
-                {
-                    break;
-                }
-                receipts.push(receipt);
-            }
-        }
-        receipts
     }
 }
 
@@ -353,41 +268,5 @@ mod tests {
         assert_eq!(received.snapshot(1), (5, vec![(7, 9)]));
         received.merge(4, &[(5, 6), (20, 20)]);
         assert_eq!(received.snapshot(1), (5, vec![(5, 9), (20, 20)]));
-    }
-
-    #[test]
-    fn receipts_name_whole_runs_and_fit_a_packet() {
-        let mut received = Received::default();
-        for n in 1..=10 {
-            received.ack(n);
-        }
-        for n in 1..=600u64 {
-            received.ack(100 + 2 * n);
-        }
-        let mut acks = Acks::default();
-        acks.received((1, 9));
-        acks.received((1, 10));
-        acks.busy((1, 11), Duration::from_millis(5));
-        acks.progress((1, 12), 7);
-        acks.progress((1, 12), 9);
-        let receipts = acks.take(|_| Some(&received));
-        assert_eq!(
-            receipts,
-            [Receipt {
-                epoch: 1,
-                received: vec![(1, 10)],
-                progress: vec![(12, 9)],
-                busy: vec![(11, 5)],
-                instance: 0,
-                later: 0,
-            }]
-        );
-        assert!(acks.is_empty());
-        for n in 1..=600u64 {
-            acks.received((1, 100 + 2 * n));
-        }
-        let receipts = acks.take(|_| Some(&received));
-        assert_eq!(receipts.len(), 3);
-        assert!(receipts.iter().all(|r| r.received.len() <= RANGES_MAX));
     }
 }

@@ -307,6 +307,9 @@ fn letter(eof: &Eof) -> char {
     }
 }
 
+/// By then a receipt has come that waited for company.
+const RECEIPT_MS: u64 = 3;
+
 /// What became of a work, as in the tables; checks what holds in every case.
 fn outcome(wired: &mut Wired, events: &[Event], kind: Kind, what: &str) -> String {
     let runs = wired.host("b").runs.len();
@@ -367,6 +370,9 @@ fn outcome(wired: &mut Wired, events: &[Event], kind: Kind, what: &str) -> Strin
 fn play(stage: Stage, events: &[Event], pause_ms: u64, kind: Kind) -> Option<String> {
     let what = format!("{stage:?} {events:?} {pause_ms} ms {kind:?}");
     let mut wired = at_stage(stage, kind)?;
+    if stage != Stage::Sent {
+        wired.run(RECEIPT_MS);
+    }
     for event in events {
         happen(&mut wired, *event, kind);
         wired.run(pause_ms);
