@@ -16,6 +16,7 @@ use receptord::exit::Exit;
 use receptord::log;
 use receptord::run::{Handles, load, run};
 use receptord::systemd::{Notifier, Passed};
+use receptord::task;
 use tokio::task::LocalSet;
 
 fn main() -> Exit {
@@ -71,8 +72,14 @@ fn start(cli: Cli) -> Result<Exit, Exit> {
         cli,
         environment,
     };
-    let exit = LocalSet::new().block_on(&runtime, run(settings, handles));
-    tracing::debug!(tasks = ?receptord::task::running(), "stopped");
+    // As a task like the others: what `block_on` is given is polled whenever any task is woken.
+    let exit = LocalSet::new().block_on(&runtime, async {
+        match task::spawn("main", run(settings, handles)).await {
+            Ok(exit) => exit,
+            Err(error) => log_error(Exit::Internal, &error),
+        }
+    });
+    tracing::debug!(tasks = ?task::running(), "stopped");
     Ok(exit)
 }
 

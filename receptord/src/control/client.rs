@@ -8,7 +8,8 @@ use std::rc::Rc;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use receptor_proto::control::LINE_MAX;
-use tokio::net::UnixStream;
+
+use super::socket::Socket;
 
 /// The buffer of a client that sends little.
 const READ_MIN: usize = 4 * 1024;
@@ -20,7 +21,7 @@ const READ_TAIL: usize = 1024;
 /// See the module.
 #[derive(Debug)]
 pub(super) struct ClientInput {
-    stream: Rc<UnixStream>,
+    stream: Rc<Socket>,
     buffer: BytesMut,
     /// Bytes at the front of the buffer that hold no newline.
     scanned: usize,
@@ -42,7 +43,7 @@ pub(super) enum LineError {
 }
 
 impl ClientInput {
-    pub(super) fn new(stream: Rc<UnixStream>) -> Self {
+    pub(super) fn new(stream: Rc<Socket>) -> Self {
         Self {
             stream,
             buffer: BytesMut::new(),
@@ -125,7 +126,7 @@ impl ClientInput {
         }
         let room = self.buffer.capacity() - self.buffer.len();
         loop {
-            match self.stream.try_read_buf(&mut self.buffer) {
+            match self.stream.try_read(&mut self.buffer) {
                 Ok(0) => {
                     self.eof = true;
                     return Ok(());
@@ -152,9 +153,11 @@ impl ClientInput {
 mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt as _;
+    use tokio::net::UnixStream;
 
     fn pair() -> (UnixStream, ClientInput) {
         let (client, server) = UnixStream::pair().unwrap();
+        let server = Socket::new(server).unwrap();
         (client, ClientInput::new(Rc::new(server)))
     }
 

@@ -18,6 +18,7 @@ mod quiet;
 mod results;
 mod send;
 mod session;
+mod socket;
 mod views;
 
 pub(crate) use self::send::new_id;

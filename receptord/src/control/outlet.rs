@@ -18,9 +18,9 @@ use receptor_proto::packet::{Content, SEGMENT_MAX};
 use receptor_proto::{ErrorBody, MessageId};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot, watch};
 
+use super::socket::Socket;
 use crate::engine::{EngineHandle, Input, Letter, Mailbox, News, Response};
 use crate::results::{Item, Source};
 use crate::spooler::Store;
@@ -240,7 +240,7 @@ impl Outlet {
     /// Writes until finished or the client is gone.
     pub(super) async fn write(
         &self,
-        stream: &UnixStream,
+        stream: &Socket,
         store: &Store,
         engine: &EngineHandle,
     ) -> io::Result<()> {
@@ -293,7 +293,7 @@ impl Outlet {
                 self.arrived.notified().await;
                 continue;
             }
-            write_all(stream, &buffer).await?;
+            stream.write_all(&buffer).await?;
             buffer.clear();
             if buffer.capacity() > WRITE_TARGET {
                 buffer = Vec::new();
@@ -526,24 +526,9 @@ fn shown(content: Content, bytes: &Bytes) -> Shown {
     }
 }
 
-async fn write_all(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match stream.try_write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => bytes = &bytes[count..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                stream.writable().await?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
 /// Writes a stored payload, exactly `size` bytes. An error ends the connection: what was
 /// announced cannot be sent.
-async fn copy(stream: &UnixStream, store: &Store, entry: EntryId, size: u64) -> io::Result<()> {
+async fn copy(stream: &Socket, store: &Store, entry: EntryId, size: u64) -> io::Result<()> {
     let mut offset = 0;
     while offset < size {
         let rest = usize::try_from(size - offset).unwrap_or(usize::MAX);
@@ -554,14 +539,14 @@ async fn copy(stream: &UnixStream, store: &Store, entry: EntryId, size: u64) -> 
         if piece.is_empty() {
             return Err(io::Error::other("a stored payload is shorter than it was"));
         }
-        write_all(stream, &piece).await?;
+        stream.write_all(&piece).await?;
         offset += piece.len() as u64;
     }
     Ok(())
 }
 
 /// Writes a payload that was kept, exactly `size` bytes.
-async fn copy_file(stream: &UnixStream, mut file: File, size: u64) -> io::Result<()> {
+async fn copy_file(stream: &Socket, mut file: File, size: u64) -> io::Result<()> {
     let mut left = size;
     while left > 0 {
         let length = usize::try_from(left).unwrap_or(usize::MAX).min(READ_PIECE);
@@ -572,7 +557,7 @@ async fn copy_file(stream: &UnixStream, mut file: File, size: u64) -> io::Result
         });
         let (back, piece) = read.await.map_err(io::Error::other)??;
         file = back;
-        write_all(stream, &piece).await?;
+        stream.write_all(&piece).await?;
         left -= piece.len() as u64;
     }
     Ok(())

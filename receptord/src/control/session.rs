@@ -24,6 +24,7 @@ use super::client::{ClientInput, LineError};
 use super::command::{Command, Form, Request, from_json, id_word, invalid, is_go, parse, request};
 use super::outlet::{Ended, Outlet, Running, Sending, Tag, error_line, tagged};
 use super::quiet::{Gathering, Kind, gathers};
+use super::socket::Socket;
 use super::{Context, echo, results, send, views};
 use crate::engine::{EngineGone, Input, Query, Quiet};
 use crate::task;
@@ -43,7 +44,13 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Serves one client until it is gone.
 pub(super) async fn run(stream: UnixStream, context: Rc<Context>) {
-    let stream = Rc::new(stream);
+    let stream = match Socket::new(stream) {
+        Ok(stream) => Rc::new(stream),
+        Err(error) => {
+            tracing::warn!(%error, "a client cannot be served");
+            return;
+        }
+    };
     let outlet = Outlet::new();
     let mut session = Session {
         context: Rc::clone(&context),
@@ -99,7 +106,7 @@ fn log_lost(result: std::io::Result<()>) {
 
 /// Waits until the other end is closed both ways. The system tells of that only together with
 /// what can be read, so it is asked once in a while.
-async fn hang_up(stream: &UnixStream) {
+async fn hang_up(stream: &Socket) {
     loop {
         tokio::time::sleep(HANG_UP_CHECK).await;
         let mut fds = [PollFd::new(
