@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::task::Poll;
 
 use tokio::task::JoinHandle;
 
@@ -34,6 +35,20 @@ where
         let _counted = counted;
         future.await
     })
+}
+
+/// Lets the tasks of this thread go first that can. Unlike tokio's `yield_now` it does not ask the
+/// system for news in between.
+pub async fn behind_others() {
+    let mut went = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut went, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// How many tasks of each name run on this thread.
@@ -70,6 +85,8 @@ impl Drop for Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
+    use std::rc::Rc;
 
     #[tokio::test(flavor = "current_thread")]
     async fn tasks_are_counted_until_they_end_or_are_aborted() {
@@ -90,5 +107,21 @@ mod tests {
             .await;
         drop(local);
         assert_eq!(running(), BTreeMap::new());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_goes_behind_others_finds_that_they_went() {
+        let went = Rc::new(Cell::new(false));
+        let seen = Rc::clone(&went);
+        let local = tokio::task::LocalSet::new();
+        let polite = async move {
+            spawn("other", async move { went.set(true) });
+            assert!(!seen.get());
+            behind_others().await;
+            assert!(seen.get());
+        };
+        local
+            .run_until(async { spawn("polite", polite).await.unwrap() })
+            .await;
     }
 }

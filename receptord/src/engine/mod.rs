@@ -42,6 +42,7 @@ use crate::link::{Outbox, WRITE_BUDGET};
 use crate::results::{DeadLetter, Ending, Keeper};
 use crate::spooler::{Done, Recovered, Reports, Store};
 use crate::systemd::Notifier;
+use crate::task;
 use crate::worker::{Job, Report};
 
 pub(crate) use self::input::{EngineGone, EngineHandle, Health, Input, LinkReport, Query, Submit};
@@ -235,6 +236,7 @@ impl Engine {
         tokio::pin!(sleep);
         let mut armed = sleep.deadline();
         self.turn(false);
+        self.store.release();
         loop {
             let due = self.mesh.poll_timeout().map(|at| self.clock.at(at));
             let linger = self.store.due().map(tokio::time::Instant::from_std);
@@ -290,7 +292,12 @@ impl Engine {
             self.admit_all();
             let now = self.now;
             let time_has_come = timeout || self.mesh.poll_timeout().is_some_and(|at| at <= now);
-            self.turn(time_has_come);
+            let sent = self.turn(time_has_come);
+            if sent && self.store.is_called_for() {
+                // What was sent has a long way before it, and nobody on it waits for this disk.
+                task::behind_others().await;
+            }
+            self.store.release();
             if let (Some(every), Some(at)) = (watchdog, next_watchdog)
                 && tokio::time::Instant::now() >= at
             {
@@ -300,8 +307,9 @@ impl Engine {
         }
     }
 
-    /// Does what the core wants until it wants nothing, then lets the writers go.
-    fn turn(&mut self, time_has_come: bool) {
+    /// Does what the core wants until it wants nothing, then lets the writers go, and says whether
+    /// there is anything for those of links. The store is held.
+    fn turn(&mut self, time_has_come: bool) -> bool {
         self.now = self.clock.now();
         self.store.hold();
         if time_has_come {
@@ -316,9 +324,9 @@ impl Engine {
                 break;
             }
         }
-        self.store.release();
         // A work takes longer than the word that it has arrived.
         self.works.flush();
+        let sent = !self.dirty.is_empty();
         for link in self.dirty.drain(..) {
             if let Some(entry) = self.links.get_mut(&link) {
                 entry.dirty = false;
@@ -331,6 +339,7 @@ impl Engine {
         if let Some(reply) = self.shutdown.take() {
             let _ = reply.send(());
         }
+        sent
     }
 
     /// Tells the core what the writers have written. Whether there was anything to tell.

@@ -256,9 +256,14 @@ impl Store {
     }
 
     /// From here to [`Self::release`] the thread is not woken: what a turn of the engine asks
-    /// for becomes one batch. Nobody must wait in between.
+    /// for becomes one batch. Nobody must wait for the disk in between.
     pub(crate) fn hold(&self) {
         self.0.held.set(true);
+    }
+
+    /// Whether [`Self::release`] will wake the thread for something that somebody waits for.
+    pub(crate) fn is_called_for(&self) -> bool {
+        self.0.unseen.get()
     }
 
     /// Lets the thread have what was asked for since [`Self::hold`], and what has waited for
