@@ -41,7 +41,7 @@ fn main() {
     let mut wanted = words;
     wanted.retain(|word| !word.starts_with('-'));
     let bench = Bench::new();
-    let all: [(&str, Measure); 26] = [
+    let all: [(&str, Measure); 27] = [
         ("N1", n1_request_reply),
         ("N1-p99", n1_tail),
         ("N3", n3_requests_in_flight),
@@ -52,6 +52,7 @@ fn main() {
         ("N7", durable::n7_accept),
         ("N8", durable::n8_end_to_end),
         ("N9", durable::n9_request_reply),
+        ("N9-sum", durable::n9_over_all_floors),
         ("N10", kills::n10_kills),
         ("N11", durable::n11_outage),
         ("N12-killed", |b| durable::n12_second_path(b, false)),
