@@ -77,8 +77,10 @@ fn waiting(at: &Daemon) -> u64 {
 fn assert_small(daemon: &Daemon, before: u64, responses: u64) {
     let peak = peak_kib(daemon.pid());
     let most = before + MORE_KIB + responses * EACH_BYTES / 1024;
-    eprintln!("{peak} KiB, {before} KiB before, {most} KiB allowed");
-    assert!(peak <= most, "{peak} KiB for {responses} responses");
+    assert!(
+        peak <= most,
+        "{peak} KiB for {responses} responses, {before} KiB before, {most} KiB allowed"
+    );
 }
 
 #[test]
