@@ -207,7 +207,7 @@ fn kept_responses(forget: &[&str], seed: u64) -> bool {
     !fail_and_restart(&mut c, &mut power, seed) || read(&c)["code"] != 0
 }
 
-/// A message of which its sender knows that it has arrived comes to an end.
+/// A message of which its sender knows that it has arrived comes to an end of its work's.
 fn arrived(forget: &[&str], seed: u64) -> bool {
     let mesh = Mesh::new();
     let c = node(&mesh, "c").start();
@@ -239,15 +239,16 @@ fn arrived(forget: &[&str], seed: u64) -> bool {
     if !fail_and_restart(&mut b, &mut power, seed) {
         return true;
     }
-    // What has not arrived is answered by nobody, however long it is waited for.
+    // Of what it has forgotten it says so, or nothing, however long it is waited for.
     let end = Instant::now() + PATIENCE;
-    let ended = |id: &String| {
+    let work = |id: &String| {
         let ask = json!({"command": "works", "id": id}).to_string();
-        c.control().json(&ask)["works"][0]["code"].is_number()
+        c.control().json(&ask)["works"][0].clone()
     };
     while Instant::now() < end {
-        if ids.iter().all(ended) {
-            return false;
+        let works: Vec<_> = ids.iter().map(work).collect();
+        if works.iter().all(|work| work["code"].is_number()) {
+            return works.iter().any(|work| work["state"] == "lost");
         }
         std::thread::yield_now();
     }
