@@ -4,6 +4,7 @@
 //! for people; the names of commands and options are one for scripts and only ever grow.
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -137,6 +138,9 @@ pub(crate) enum Command {
     /// Look after plugins
     #[command(subcommand)]
     Plugin(Plugin),
+    /// Make and read the certificates of a TLS mesh
+    #[command(subcommand)]
+    Cert(Cert),
     /// Look after the configuration
     #[command(subcommand)]
     Config(Config),
@@ -476,6 +480,89 @@ pub(crate) enum CheckGroup {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum Cert {
+    InitCa(CertInitCa),
+    Issue(CertIssue),
+    /// Show what stands in a certificate file
+    ///
+    /// For each certificate in it: for which nodes it is, who made it, until when, its fingerprint. Nothing of a
+    /// private key is shown.
+    #[command(after_help = "Examples:
+  receptorctl cert show node-b.pem
+  receptorctl cert show /etc/receptor/tls/ca.pem --json")]
+    Show {
+        /// The file, in PEM or DER
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+/// Make a certificate authority.
+///
+/// Writes ca.pem, which every node of the mesh needs, and ca.key, which only cert issue needs: whoever has it can be any
+/// node. Keep it off the nodes.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  receptorctl cert init-ca --out ca
+  receptorctl cert issue node-b --ca ca --out node-b")]
+pub(crate) struct CertInitCa {
+    /// The directory for ca.pem and ca.key; made when it is not there
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+
+    /// What the authority is called in certificates
+    #[arg(long, value_name = "NAME", default_value = "Receptor CA", value_parser = common_name)]
+    pub(crate) name: String,
+
+    /// Until when it may be used; a mesh needs another one by then
+    #[arg(long, value_name = "N", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36500))]
+    pub(crate) days: u32,
+
+    /// Overwrite files that are there: nodes with certificates of the old authority are then strangers
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Make the certificate and key of a node.
+///
+/// Writes NODE.pem and NODE.key, which belong on that node alone, with the ca.pem of the authority, as certificate, key and ca
+/// under [tls] in its configuration. The node can then use NODE as its id, and no other.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  receptorctl cert issue node-b --ca ca --out node-b
+  receptorctl cert issue relay --ca ca --out relay --days 90 --dns relay.example.com --ip 192.0.2.7
+  receptorctl cert issue node-b --ca ca --out node-b --force     (renews it)")]
+pub(crate) struct CertIssue {
+    /// The node's id
+    #[arg(value_name = "NODE")]
+    pub(crate) node: NodeId,
+
+    /// The directory with ca.pem and ca.key
+    #[arg(long, value_name = "DIR")]
+    pub(crate) ca: PathBuf,
+
+    /// The directory for NODE.pem and NODE.key; made when it is not there
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+
+    /// Until when it may be used; no longer than the authority
+    #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36500))]
+    pub(crate) days: u32,
+
+    /// A host name of the node; may be repeated. Nodes do not look at it, other programs may
+    #[arg(long, value_name = "NAME", value_parser = host_name)]
+    pub(crate) dns: Vec<String>,
+
+    /// An address of the node; may be repeated
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) ip: Vec<IpAddr>,
+
+    /// Overwrite files that are there
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum Config {
     /// Check the configuration without touching the running daemon
     ///
@@ -531,6 +618,38 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
     humantime::parse_duration(text)
         .map_err(|e| format!("{e}; expected seconds, or such as 500ms, 2m, 1h30m"))
+}
+
+/// What X.509 takes as a common name, in characters.
+const COMMON_NAME_MAX: usize = 64;
+
+fn common_name(text: &str) -> Result<String, String> {
+    let length = text.chars().count();
+    if (1..=COMMON_NAME_MAX).contains(&length) && !text.contains(char::is_control) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "expected 1 to {COMMON_NAME_MAX} characters, none of them a control character"
+        ))
+    }
+}
+
+/// What DNS takes as a name, in characters.
+const HOST_NAME_MAX: usize = 253;
+
+fn host_name(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        let inner = label
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        (1..=63).contains(&label.len()) && inner && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    if text.len() <= HOST_NAME_MAX && name.split('.').all(label) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a host name such as relay.example.com".to_owned())
+    }
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -1,5 +1,6 @@
 //! One file a command: asks the daemon and shows the answer.
 
+mod cert;
 mod completions;
 mod config;
 mod lists;
@@ -17,7 +18,7 @@ mod work;
 use receptor_proto::control::Envelope;
 use serde::Deserialize;
 
-use crate::args::{Cli, Command, Config, DeadLetter, Global, Plugin, Spool, Work};
+use crate::args::{Cert, Cli, Command, Config, DeadLetter, Global, Plugin, Spool, Work};
 use crate::client::{Answer, Connection, Deadline, PATIENCE};
 use crate::exit::{Exit, Failure};
 use crate::output::Out;
@@ -62,6 +63,9 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
             crate::check::run(&args, context.global.json, context.global.timeout)
         }
         Command::Plugin(Plugin::Restart { name }) => plugin::restart(&context, name),
+        Command::Cert(Cert::InitCa(args)) => cert::init_ca(&args),
+        Command::Cert(Cert::Issue(args)) => cert::issue(&args),
+        Command::Cert(Cert::Show { file }) => cert::show(&file, context.global.json),
         Command::Config(Config::Check { file }) => config::check(file.as_deref()),
         Command::Reload => ops::reload(&context),
         Command::LogLevel(args) => ops::log_level(&context, args.level),

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests fail like tests")]
 
 mod answers;
+mod cert;
 mod controller;
 mod failures;
 mod fake;

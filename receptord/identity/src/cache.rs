@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn what_is_used_stays_and_the_size_is_bounded() {
         let mut cache = Cache::new(10);
-        for n in 0..1000 {
+        for n in 0..1000u32 {
             cache.insert(n, n);
             assert!(cache.len() <= 10, "{}", cache.len());
             assert_eq!(cache.get_mut(&0), Some(&mut 0), "{n}");

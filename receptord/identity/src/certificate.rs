@@ -169,6 +169,10 @@ impl Certificate {
             ),
         };
         for extension in certificate.extensions() {
+            #[expect(
+                clippy::wildcard_enum_match_arm,
+                reason = "a foreign enum that grows; of all others nothing is shown"
+            )]
             match extension.parsed_extension() {
                 ParsedExtension::SubjectAlternativeName(names) => {
                     names
@@ -199,6 +203,10 @@ impl Certificate {
     }
 
     fn add_name(&mut self, name: &GeneralName<'_>) {
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "a foreign enum; all others are shown in one way"
+        )]
         match name {
             GeneralName::DNSName(name) => self.dns_names.push((*name).to_owned()),
             GeneralName::IPAddress(bytes) => {

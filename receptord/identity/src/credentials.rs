@@ -106,13 +106,15 @@ impl SigningKey {
                 if contains(file, encrypted) || contains(file, parameters) {
                     return LoadError::EncryptedKey;
                 }
-                match e {
-                    rustls_pki_types::pem::Error::NoItemsFound => LoadError::Nothing { what },
-                    e => LoadError::Bad {
-                        what,
-                        number: 1,
-                        reason: e.to_string(),
-                    },
+                if matches!(e, rustls_pki_types::pem::Error::NoItemsFound) {
+                    return LoadError::Nothing { what };
+                }
+                // Without what the reader says, which may quote the file.
+                let reason = "it is damaged".to_owned();
+                LoadError::Bad {
+                    what,
+                    number: 1,
+                    reason,
                 }
             })
         } else {

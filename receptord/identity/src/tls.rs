@@ -4,6 +4,7 @@
 //! that none outlives a revocation and no secret of a session is stored.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use receptor_proto::NodeId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -99,6 +100,42 @@ pub fn peer_chain(connection: &CommonState) -> &[CertificateDer<'static>] {
     connection.peer_certificates().unwrap_or_default()
 }
 
+/// Why this end refused the peer, out of what a connection failed with; nothing when it failed otherwise, also when it
+/// is the peer that refused.
+#[must_use]
+pub fn refusal(error: &rustls::Error) -> Option<Refusal> {
+    let (rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other)))
+    | rustls::Error::InvalidCertRevocationList(CertRevocationListError::Other(OtherError(
+        other,
+    )))) = error
+    else {
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "foreign enums that grow; all others are no refusals of ours"
+        )]
+        return match error {
+            rustls::Error::NoCertificatesPresented => Some(Refusal::NoCertificate),
+            rustls::Error::InvalidCertificate(error) => match error {
+                CertificateError::Revoked => Some(Refusal::Revoked),
+                CertificateError::UnknownRevocationStatus => Some(Refusal::NoRevocationList),
+                CertificateError::UnknownIssuer => Some(Refusal::UnknownIssuer),
+                CertificateError::InvalidPurpose => Some(Refusal::WrongUse),
+                CertificateError::ExpiredContext { not_after, .. } => Some(Refusal::Expired {
+                    not_after: not_after.as_secs(),
+                }),
+                CertificateError::NotValidYetContext { not_before, .. } => {
+                    Some(Refusal::NotYetValid {
+                        not_before: not_before.as_secs(),
+                    })
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+    };
+    other.downcast_ref::<Refusal>().cloned()
+}
+
 #[derive(Debug)]
 struct Verifier {
     trust: Trust,
@@ -118,7 +155,7 @@ impl Verifier {
         chain.extend_from_slice(between);
         match self.trust.verify(&chain, role, now) {
             Ok(_) => Ok(()),
-            Err(refusal) => Err(told(refusal)),
+            Err(refusal) => Err(told(refusal, now)),
         }
     }
 
@@ -140,15 +177,24 @@ impl Verifier {
 }
 
 /// The refusal as rustls knows it, so that the peer gets the alert that fits.
-fn told(refusal: Refusal) -> rustls::Error {
+fn told(refusal: Refusal, time: UnixTime) -> rustls::Error {
+    let unix = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
     match refusal {
         Refusal::NoCertificate => rustls::Error::NoCertificatesPresented,
         Refusal::Revoked => CertificateError::Revoked.into(),
         Refusal::NoRevocationList => CertificateError::UnknownRevocationStatus.into(),
         Refusal::UnknownIssuer => CertificateError::UnknownIssuer.into(),
         Refusal::WrongUse => CertificateError::InvalidPurpose.into(),
-        Refusal::Expired { .. } => CertificateError::Expired.into(),
-        Refusal::NotYetValid { .. } => CertificateError::NotValidYet.into(),
+        Refusal::Expired { not_after } => CertificateError::ExpiredContext {
+            time,
+            not_after: unix(not_after),
+        }
+        .into(),
+        Refusal::NotYetValid { not_before } => CertificateError::NotValidYetContext {
+            time,
+            not_before: unix(not_before),
+        }
+        .into(),
         Refusal::RevocationList(_) => {
             CertRevocationListError::Other(OtherError(Arc::new(refusal))).into()
         }
