@@ -6,10 +6,13 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
+use foldhash::fast::RandomState;
+
 #[derive(Debug)]
 pub(crate) struct Cache<K, V> {
-    young: HashMap<K, V>,
-    old: HashMap<K, V>,
+    /// Hashed with a random seed; keys are ids that an authority certified, so nobody chooses many.
+    young: HashMap<K, V, RandomState>,
+    old: HashMap<K, V, RandomState>,
     half: usize,
 }
 
@@ -17,8 +20,8 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
     /// A map of at most `limit` entries; the `limit / 2` that were used last are always there.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
-            young: HashMap::new(),
-            old: HashMap::new(),
+            young: HashMap::default(),
+            old: HashMap::default(),
             half: (limit / 2).max(1),
         }
     }

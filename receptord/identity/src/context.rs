@@ -281,6 +281,7 @@ mod tests {
 
     use super::*;
     use crate::certificate::{hex, unhex};
+    use crate::seal_keys::SealKeys;
 
     /// Gives the bytes it was made with.
     struct Fixed(Vec<u8>);
@@ -361,7 +362,36 @@ mod tests {
         }
     }
 
-    /// NIST's GCM test case 16 without its first bytes of text: the AEAD is the one that is named.
+    #[test]
+    fn a_context_ends_by_count_age_and_keys_and_never_wraps() {
+        let (own, theirs, other) = (
+            SealKeys::generate(0),
+            SealKeys::generate(0),
+            SealKeys::generate(0),
+        );
+        let (a, b) = (NodeId::new("a").unwrap(), NodeId::new("b").unwrap());
+        let own = own.newest().unwrap();
+        let [theirs, other] = [theirs, other].map(|keys| keys.public().remove(0));
+        let mut context = Outgoing::new(&a, own, &b, &theirs, Duration::ZERO).unwrap();
+        let ids = (own.public().id(), theirs.id());
+        let over = |context: &Outgoing, uptime| context.is_over(ids.0, ids.1, uptime);
+        assert!(!over(&context, ROTATE_AFTER - Duration::from_nanos(1)));
+        assert!(over(&context, ROTATE_AFTER));
+        assert!(context.is_over(ids.0, other.id(), Duration::ZERO));
+        assert!(context.is_over(other.id(), ids.1, Duration::ZERO));
+        context.next = ROTATE_AFTER_PACKETS - 1;
+        assert!(!over(&context, Duration::ZERO));
+        let mut out = Vec::new();
+        context.seal(b"", b"", &mut out).unwrap();
+        assert!(over(&context, Duration::ZERO));
+        // Also when nobody asked whether it is over.
+        context.next = u64::MAX;
+        assert_eq!(context.seal(b"", b"", &mut out), Err(Refusal::NoKey));
+        assert_eq!(context.next, u64::MAX);
+        assert_eq!(out.len(), OVERHEAD);
+    }
+
+    /// Test cases 13 and 14 of the GCM specification: the cipher is the one that is named.
     #[test]
     fn the_bulk_cipher_is_aes_256_gcm() {
         let key = aead_key(&[0; 32]).unwrap();

@@ -209,7 +209,7 @@ impl Member {
     }
 
     /// Appends to `out` what only `to` can open, and only as coming from this node and with the same `aad`:
-    /// [`crate::OVERHEAD`] bytes more than `plain`. `uptime` is any clock that is never set back.
+    /// [`crate::OVERHEAD`] bytes more than `plain`. Both node ids are bound to it in any case. `uptime` is any clock that is never set back.
     ///
     /// # Errors
     ///
