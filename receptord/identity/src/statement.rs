@@ -1,10 +1,12 @@
 //! A node's statement of who it is: its certificates and the keys that messages to it are sealed to, signed with
 //! the certificate's key. It proves itself, whoever passes it on.
 //!
-//! Owns the layout, which is the body of the identity LSA. Later versions append fields before the signature.
+//! Owns the layout, which is the body of the identity LSA. Later versions append fields to what is signed, and keys of
+//! other suites; both are passed over here, and signed all the same.
 //!
 //! ```text
-//! version 1 · node · sequence · chain: count, (length, DER)… · keys: count, (suite, length, key)… · length, signature
+//! length, signed part · length, signature
+//!         version 1 · node · sequence · certificates: count, (length, DER)… · keys: count, (suite, length, key)… · …
 //! ```
 
 use bytes::Bytes;
@@ -69,8 +71,11 @@ impl Statement {
             writer.bytes(&key.to_bytes());
         }
         let signature = credentials.key().sign(Purpose::Statement, &bytes)?;
-        Writer(&mut bytes).bytes(&signature);
-        Ok(bytes.into())
+        let mut statement = Vec::with_capacity(bytes.len() + SIGNATURE_MAX);
+        let mut writer = Writer(&mut statement);
+        writer.bytes(&bytes);
+        writer.bytes(&signature);
+        Ok(statement.into())
     }
 
     /// Reads a statement without believing it.
@@ -83,6 +88,15 @@ impl Statement {
             return Err(Refusal::TooLarge);
         }
         let mut reader = Reader::new(bytes.clone());
+        let signed = reader.bytes(STATEMENT_MAX, "statement")?;
+        let signature = reader.bytes(SIGNATURE_MAX, "signature")?;
+        if !reader.is_empty() {
+            return Err(DecodeError::Bad {
+                what: "end of the statement",
+            }
+            .into());
+        }
+        let mut reader = Reader::new(signed.clone());
         if reader.u8("statement version")? != VERSION {
             return Err(DecodeError::Bad {
                 what: "statement version",
@@ -111,14 +125,6 @@ impl Statement {
                 let key = (key.len() == KEY_LEN).then(|| SealPublicKey::from_bytes(&key));
                 keys.push(key.flatten().ok_or(DecodeError::Bad { what: "key" })?);
             }
-        }
-        let signed = bytes.slice(..bytes.len() - reader.remaining());
-        let signature = reader.bytes(SIGNATURE_MAX, "signature")?;
-        if !reader.is_empty() {
-            return Err(DecodeError::Bad {
-                what: "end of the statement",
-            }
-            .into());
         }
         Ok(Self {
             node,

@@ -15,6 +15,15 @@ use time::OffsetDateTime;
 pub(crate) const NOW: u64 = 1_800_000_000;
 pub(crate) const DAY: u64 = 86_400;
 
+/// When the committed certificates were valid.
+pub(crate) const THEN: u64 = 1_796_000_000;
+
+/// A committed file.
+pub(crate) fn golden(name: &str) -> Vec<u8> {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+    std::fs::read(std::path::Path::new(directory).join(name)).unwrap()
+}
+
 pub(crate) fn at(seconds: u64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use receptor_identity::{
-    INCOMING_MAX, Learned, Member, OVERHEAD, PEERS_MAX, ROTATE_AFTER, Recheck, Refusal, SealKeys,
-    Statement,
+    Credentials, INCOMING_MAX, KEYS_MAX, Learned, Member, OVERHEAD, PEERS_MAX, Purpose,
+    ROTATE_AFTER, Recheck, Refusal, SealKeys, Statement, Trust,
 };
+use receptor_proto::wire::Writer;
 
-use crate::common::{Authority, DAY, NOW, Wish, at, node, wish};
+use crate::common::{Authority, DAY, NOW, THEN, Wish, at, golden, node, wish};
 
 const T0: Duration = Duration::from_secs(1000);
 
@@ -282,6 +283,71 @@ fn any_change_to_a_statement_is_noticed() {
         fresh.learn(&node("a"), &large, at(NOW)),
         Err(Refusal::TooLarge)
     );
+}
+
+#[test]
+fn what_later_versions_add_to_a_statement_is_passed_over() {
+    let (authority, _, mut b) = pair();
+    let own = authority.credentials(&wish("c"));
+    let make = |version: u8, keys: &[(u64, &[u8])], more: &[u8]| {
+        let mut signed = Vec::new();
+        let mut writer = Writer(&mut signed);
+        writer.u8(version);
+        writer.node(&node("c"));
+        writer.fixed_u64(1);
+        writer.varint(1);
+        writer.bytes(&own.chain()[0]);
+        writer.varint(keys.len() as u64);
+        for (suite, key) in keys {
+            writer.varint(*suite);
+            writer.bytes(key);
+        }
+        signed.extend_from_slice(more);
+        let signature = own.key().sign(Purpose::Statement, &signed).unwrap();
+        let mut statement = Vec::new();
+        Writer(&mut statement).bytes(&signed);
+        Writer(&mut statement).bytes(&signature);
+        Bytes::from(statement)
+    };
+    let mut learn = |statement: Bytes| b.learn(&node("c"), &statement, at(NOW));
+    let keys: [(u64, &[u8]); 2] = [(7, &[1; 1184]), (1, &[9; 32])];
+    let later = make(1, &keys, b"more");
+    assert_eq!(Statement::read(&later).unwrap().keys().len(), 1);
+    assert_eq!(learn(later), Ok(Learned::New));
+    assert!(matches!(
+        learn(make(2, &keys, b"")),
+        Err(Refusal::Statement(_))
+    ));
+    assert!(matches!(
+        learn(make(1, &[(1, &[9; 31])], b"")),
+        Err(Refusal::Statement(_))
+    ));
+    let many = [(1, &[9; 32][..]); KEYS_MAX + 1];
+    assert_eq!(learn(make(1, &many, b"")), Err(Refusal::TooLarge));
+    // A point that makes every secret the same is no key to seal to.
+    b.forget(&node("c"));
+    let zero = make(1, &[(1, &[0; 32])], b"");
+    assert_eq!(b.learn(&node("c"), &zero, at(NOW)), Ok(Learned::New));
+    let mut out = Vec::new();
+    let sealed = b.seal(&node("c"), b"", b"text", &mut out, T0);
+    assert_eq!((sealed, out.len()), (Err(Refusal::NoKey), 0));
+}
+
+/// Kept as the first version wrote it: what waits in a spool must open after any upgrade.
+#[test]
+fn what_was_sealed_once_still_opens() {
+    let sender = node("awx-1.example.com");
+    let read = |name| Bytes::from(golden(name));
+    let trust = [golden("existing-ca.pem"), golden("ours-ca.pem")].concat();
+    let own = Credentials::from_pem(&golden("ours-node.pem"), &golden("ours-node.key")).unwrap();
+    let keys = SealKeys::from_text(&read("node-b.keys")).unwrap();
+    let trust = Trust::new(&trust).unwrap();
+    let mut member = Member::new(node("node-b"), Arc::new(own), trust, keys).unwrap();
+    let learned = member.learn(&sender, &read("sender.statement"), at(THEN));
+    assert_eq!(learned, Ok(Learned::New));
+    let mut packet = golden("packet.sealed");
+    let plain = member.open(&sender, b"clear part", &mut packet, T0);
+    assert_eq!(plain.unwrap(), b"kept in a spool");
 }
 
 #[test]

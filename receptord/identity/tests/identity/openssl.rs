@@ -7,16 +7,7 @@ use receptor_identity::{
     Certificate, Credentials, Purpose, Refusal, Role, Trust, read_certificates,
 };
 
-use crate::common::{at, node};
-
-const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
-
-/// When the committed certificates were valid.
-const THEN: u64 = 1_796_000_000;
-
-fn golden(name: &str) -> Vec<u8> {
-    std::fs::read(Path::new(GOLDEN).join(name)).unwrap()
-}
+use crate::common::{THEN, at, golden, node};
 
 /// In the style of an existing installation: RSA, the node id as otherName only, key in PKCS#1.
 #[test]
