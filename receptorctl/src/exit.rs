@@ -157,6 +157,7 @@ mod tests {
             ("bad-frame", 1),
             ("duplicate-node-id", 1),
             ("identity-mismatch", 1),
+            ("untrusted", 1),
             ("hold-time", 1),
             ("shutdown", 1),
             ("self-connection", 1),

@@ -95,8 +95,8 @@ pub struct LinkId(pub u64);
 pub struct LinkInfo {
     /// The configured cost, 1 to [`receptor_proto::lsa::COST_MAX`].
     pub cost: u32,
-    /// Who the transport proved the other end to be; `None` without TLS.
-    pub proven: Option<NodeId>,
+    /// The node ids that the transport proved the other end may use; empty without TLS.
+    pub proven: Vec<NodeId>,
     /// Where it leads or comes from, for people.
     pub address: String,
     /// This side made the connection.

@@ -61,7 +61,7 @@ impl Host {
         };
         let info = LinkInfo {
             cost: 1,
-            proven: None,
+            proven: Vec::new(),
             address: "wire".to_owned(),
             dialled: name == "here",
         };

@@ -108,7 +108,7 @@ impl Host {
     fn connect(&mut self, now: u64, link: u64) {
         let info = LinkInfo {
             cost: 1,
-            proven: None,
+            proven: Vec::new(),
             address: "wire".to_owned(),
             dialled: self.name == "origin",
         };

@@ -97,7 +97,7 @@ impl Pair {
         for (mesh, dialled) in [(&mut pair.here, true), (&mut pair.there, false)] {
             let info = LinkInfo {
                 cost: 1,
-                proven: None,
+                proven: Vec::new(),
                 address: "wire".to_owned(),
                 dialled,
             };

@@ -124,6 +124,8 @@ codes! {
     DuplicateNodeId = "duplicate-node-id";
     /// The proven identity is not the one the hello names.
     IdentityMismatch = "identity-mismatch";
+    /// A certificate is not believed, at this end or the other: expired, revoked, or not from a trusted authority.
+    Untrusted = "untrusted";
     /// Nothing was heard for the hold time.
     HoldTime = "hold-time";
     /// The node shuts down.

@@ -572,7 +572,11 @@ impl World {
                     return;
                 };
                 let peer = wire.ends[1 - side];
-                let proven = wire.proves.then(|| self.peer_id(peer));
+                let proven = if wire.proves {
+                    vec![self.peer_id(peer)]
+                } else {
+                    Vec::new()
+                };
                 let wire = &self.net.wires[self.net.conn(conn).map_or(0, |conn| conn.wire)];
                 let info = LinkInfo {
                     cost: wire.cost[side],

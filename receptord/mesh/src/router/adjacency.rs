@@ -169,13 +169,10 @@ impl Router {
             return;
         };
         let credit = hello.credit;
-        let fault = self
-            .config
-            .refusal(link.info.proven.as_ref(), &hello)
-            .or_else(|| {
-                (!(CREDIT_FLOOR..=u64::MAX / 2).contains(&credit))
-                    .then(|| ErrorBody::new(ErrorCode::BadFrame, "the credit is out of range"))
-            });
+        let fault = self.config.refusal(&link.info.proven, &hello).or_else(|| {
+            (!(CREDIT_FLOOR..=u64::MAX / 2).contains(&credit))
+                .then(|| ErrorBody::new(ErrorCode::BadFrame, "the credit is out of range"))
+        });
         let own = hello.node == self.config.node;
         let index = if fault.is_some() {
             None
@@ -520,7 +517,7 @@ fn probe_after(own: &NodeId, link: &Link, hold: Duration) -> Duration {
 
 impl crate::Config {
     /// Why a peer that opens like this is not let in.
-    fn refusal(&self, proven: Option<&NodeId>, hello: &Hello) -> Option<ErrorBody> {
+    fn refusal(&self, proven: &[NodeId], hello: &Hello) -> Option<ErrorBody> {
         let (low, high) = hello.versions;
         if low.max(*VERSIONS.start()) > high.min(*VERSIONS.end()) {
             let (ours_low, ours_high) = (VERSIONS.start(), VERSIONS.end());
@@ -530,9 +527,11 @@ impl crate::Config {
             );
             return Some(ErrorBody::new(ErrorCode::UnsupportedVersion, text));
         }
-        if let Some(proven) = proven.filter(|proven| **proven != hello.node) {
+        if !proven.is_empty() && !proven.contains(&hello.node) {
+            let proven: Vec<&str> = proven.iter().map(NodeId::as_str).collect();
             let text = format!(
-                "the certificate is for node {proven}, the hello says {}",
+                "the certificate is for node {}, the hello says {}",
+                proven.join(", "),
                 hello.node
             );
             return Some(ErrorBody::new(ErrorCode::IdentityMismatch, text));

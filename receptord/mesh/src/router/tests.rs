@@ -136,12 +136,12 @@ impl Net {
         self.wires.insert((a, link), (b, link));
         self.wires.insert((b, link), (a, link));
         for (host, dialled) in [(a, true), (b, false)] {
-            self.up(host, link, cost, dialled, None);
+            self.up(host, link, cost, dialled, Vec::new());
         }
         link
     }
 
-    fn up(&mut self, host: usize, link: LinkId, cost: u32, dialled: bool, proven: Option<NodeId>) {
+    fn up(&mut self, host: usize, link: LinkId, cost: u32, dialled: bool, proven: Vec<NodeId>) {
         let info = LinkInfo {
             cost,
             proven,

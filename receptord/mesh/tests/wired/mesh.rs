@@ -323,7 +323,7 @@ impl Wired {
         for side in 0..2 {
             let info = LinkInfo {
                 cost: 1,
-                proven: None,
+                proven: Vec::new(),
                 address: String::new(),
                 dialled: side == 0,
             };

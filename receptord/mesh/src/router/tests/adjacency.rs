@@ -146,9 +146,13 @@ fn who_does_not_fit_is_told_why() {
 fn the_certificate_must_fit_the_hello() {
     let mut net = Net::new();
     let a = net.add("a");
-    for (link, proven, state) in [(1, "b", Some(LinkState::Up)), (2, "c", None)] {
+    for (link, proven, state) in [
+        (1, vec![id("b")], Some(LinkState::Up)),
+        (2, vec![id("c")], None),
+        (3, vec![id("c"), id("b")], Some(LinkState::Up)),
+    ] {
         let link = LinkId(link);
-        net.up(a, link, 1, false, Some(id(proven)));
+        net.up(a, link, 1, false, proven);
         net.say(a, link, Frame::Hello(Net::hello("b", 1)));
         let view = net
             .mesh(a)

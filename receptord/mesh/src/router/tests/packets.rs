@@ -327,7 +327,7 @@ fn nothing_but_what_is_urgent_goes_to_a_writer_without_room() {
     let link = LinkId(50);
     let info = LinkInfo {
         cost: 1,
-        proven: None,
+        proven: Vec::new(),
         address: String::new(),
         dialled: false,
     };
