@@ -11,6 +11,7 @@ pub mod data_dir;
 mod engine;
 pub mod exit;
 mod instance;
+pub mod keyring;
 mod link;
 pub mod log;
 mod results;

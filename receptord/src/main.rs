@@ -10,11 +10,12 @@ use std::io::{self, Write as _};
 use clap::Parser as _;
 use nix::sys::stat::{Mode, umask};
 use receptord::cli::Cli;
-use receptord::config::{Environment, Loaded};
+use receptord::config::{ConfigError, Environment, Loaded, load};
 use receptord::data_dir::DataDir;
 use receptord::exit::Exit;
+use receptord::keyring::Keys;
 use receptord::log;
-use receptord::run::{Handles, load, run};
+use receptord::run::{Handles, run};
 use receptord::systemd::{Notifier, Passed};
 use receptord::task;
 use tokio::task::LocalSet;
@@ -31,6 +32,7 @@ fn start(cli: Cli) -> Result<Exit, Exit> {
     let passed = Passed::take_all().map_err(|error| tell(Exit::Unavailable, &error))?;
     let environment = Environment::of_process();
     let loaded = load(&cli, &environment).map_err(|error| tell(Exit::Configuration, &error))?;
+    let keys = keys(&loaded).map_err(|error| tell(Exit::Configuration, &error))?;
     if cli.inspect.check_config || cli.inspect.print_config {
         return Ok(inspect(&cli, &loaded));
     }
@@ -58,6 +60,11 @@ fn start(cli: Cli) -> Result<Exit, Exit> {
         .node_id(settings.node_id.as_ref())
         .map_err(|error| log_error(error.exit(), &error))?;
 
+    if let (Some(keys), Some(tls)) = (&keys, &settings.tls) {
+        keys.check_node(tls, &node_id)
+            .map_err(|problem| log_error(Exit::Configuration, &problem))?;
+    }
+
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -71,6 +78,7 @@ fn start(cli: Cli) -> Result<Exit, Exit> {
         log,
         cli,
         environment,
+        keys,
     };
     // As a task like the others: what `block_on` is given is polled whenever any task is woken.
     let exit = LocalSet::new().block_on(&runtime, async {
@@ -81,6 +89,22 @@ fn start(cli: Cli) -> Result<Exit, Exit> {
     });
     tracing::debug!(tasks = ?task::running(), "stopped");
     Ok(exit)
+}
+
+/// Reads the files that `[tls]` names.
+fn keys(loaded: &Loaded) -> Result<Option<Keys>, ConfigError> {
+    let Some(tls) = &loaded.settings.tls else {
+        return Ok(None);
+    };
+    match Keys::read(tls) {
+        Ok(keys) => Ok(Some(keys)),
+        Err(problem) => {
+            let problem = loaded.problem(problem.key, problem.message());
+            Err(ConfigError {
+                problems: vec![problem],
+            })
+        }
+    }
 }
 
 /// `--check-config` and `--print-config`, after the configuration was found to be right.

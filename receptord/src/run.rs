@@ -22,15 +22,16 @@ use tokio::time::timeout;
 
 use crate::cli::Cli;
 use crate::config::{
-    self, Apply, Change, ConfigError, DEFAULT_COST, Environment, LinkUrl, Listen, Loaded,
-    MAX_LINKS, NodeId, Settings,
+    self, Apply, Change, ConfigError, DEFAULT_COST, Environment, LinkUrl, Listen, MAX_LINKS,
+    NodeId, Settings,
 };
 use crate::control::{Context, ControlError, ControlSocket, ReloadRequest};
 use crate::data_dir::DataDir;
 use crate::engine::{Engine, EngineHandle, HostLink, Input};
 use crate::exit::Exit;
 use crate::instance;
-use crate::link::{self, Bound, Links, ListenError};
+use crate::keyring::{Keyring, Keys};
+use crate::link::{self, Bound, Links, ListenError, Proxies};
 use crate::log::{self, LogHandle};
 use crate::results::Keeper;
 use crate::spooler::Store;
@@ -72,6 +73,8 @@ pub struct Handles {
     pub cli: Cli,
     /// The environment of the start, for reloads.
     pub environment: Environment,
+    /// This node's certificate and key, when there are.
+    pub keys: Option<Keys>,
 }
 
 /// Runs the daemon until it is told to stop.
@@ -95,6 +98,7 @@ struct Daemon {
     host: mpsc::Sender<Command>,
     host_task: JoinHandle<()>,
     links: Rc<Links>,
+    keyring: Rc<Keyring>,
     context: Rc<Context>,
     control: Option<JoinHandle<()>>,
     reloads: mpsc::Receiver<ReloadRequest>,
@@ -177,8 +181,21 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
     let engine_task = task::spawn("engine", engine.run());
     let metadata = Input::SetMetadata(settings.borrow().capabilities.clone());
     let _ = engine_handle.send(metadata).await;
-    let links = Links::start(&settings.borrow(), bound, engine_handle.clone());
+    let keyring = Keyring::new(
+        handles.node_id.clone(),
+        settings.borrow().tls.clone(),
+        handles.keys.take(),
+    );
+    let keyring = Rc::new(keyring);
+    let links = Links::start(
+        &settings.borrow(),
+        bound,
+        engine_handle.clone(),
+        Rc::clone(&keyring),
+        Proxies::new(&handles.environment),
+    );
     let links = Rc::new(links);
+    task::spawn("certificates", Rc::clone(&links).look_after_certificates());
     let (reload, reloads) = mpsc::channel(1);
     let context = Context {
         node: handles.node_id.clone(),
@@ -188,6 +205,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         store,
         keeper,
         links: Rc::clone(&links),
+        keyring: Rc::clone(&keyring),
         log: handles.log.clone(),
         host: host_commands.clone(),
         reload,
@@ -206,6 +224,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         host: host_commands,
         host_task,
         links,
+        keyring,
         context,
         control,
         reloads,
@@ -426,20 +445,27 @@ impl Daemon {
             &settings.plugins,
         );
         let _ = self.host.send(Command::SetConfig(Box::new(config))).await;
+        // Listeners and peers that come now need them.
+        let keys = self.keyring.set(settings.tls.as_ref());
+        if keys.is_ok() {
+            self.links.keys_changed().await;
+        }
         let failed = self.links.apply(&settings).await;
         for error in &failed {
             tracing::error!("{error}");
         }
-        let keys = |apply| {
+        let changed = |apply| {
             let changes = changes.iter().filter(move |change| change.apply == apply);
             changes.map(|change| change.key.clone()).collect()
         };
+        let keys_problem = keys.err().map(|problem| problem.to_string());
         let problems: Vec<_> = failed.iter().map(ToString::to_string).collect();
+        let problems: Vec<_> = keys_problem.into_iter().chain(problems).collect();
         ReloadReply {
             success: problems.is_empty(),
             error: (!problems.is_empty()).then(|| problems.join("\n")),
-            applied: keys(Apply::AtOnce),
-            needs_restart: keys(Apply::Restart),
+            applied: changed(Apply::AtOnce),
+            needs_restart: changed(Apply::Restart),
         }
     }
 
@@ -480,17 +506,6 @@ impl Daemon {
     }
 }
 
-/// Reads the configuration and checks that this build can do what it asks for.
-///
-/// # Errors
-///
-/// Everything that is wrong with it, or that this build cannot do.
-pub fn load(cli: &Cli, environment: &Environment) -> Result<Loaded, ConfigError> {
-    let loaded = config::load(cli, environment)?;
-    link::check(&loaded)?;
-    Ok(loaded)
-}
-
 /// Reads the configuration again, logs what has changed, and puts in force what can change
 /// in a running daemon. Values are not logged: a plugin's may be confidential.
 ///
@@ -498,7 +513,7 @@ pub fn load(cli: &Cli, environment: &Environment) -> Result<Loaded, ConfigError>
 ///
 /// Everything that is wrong with the new configuration; then the old one stays as a whole.
 pub fn reload(settings: &mut Settings, handles: &Handles) -> Result<Vec<Change>, ConfigError> {
-    let loaded = match load(&handles.cli, &handles.environment) {
+    let loaded = match config::load(&handles.cli, &handles.environment) {
         Ok(loaded) => loaded,
         Err(error) => {
             for problem in &error.problems {

@@ -43,6 +43,13 @@ fn show(out: &mut Out, status: &Status) -> Result<(), Failure> {
         other => other,
     };
     field(out, "Role", &format!("{role}, {security}"))?;
+    if let Some(certificate) = &status.certificate {
+        let text = format!(
+            "expires {}, issued by {}",
+            certificate.expires_at, certificate.issuer
+        );
+        field(out, "TLS", &text)?;
+    }
     field(out, "Data", &status.data_dir)?;
     if status.listeners.is_empty() {
         field(out, "Listens", "nowhere")?;

@@ -261,11 +261,29 @@ pub struct Status {
     pub clients: u64,
     /// Whether links are encrypted and LSAs signed: `none` or `tls`.
     pub security: String,
+    /// This node's certificate, with TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateStatus>,
     /// Things that an operator should look at, one sentence each.
     pub warnings: Vec<String>,
     /// Totals since the daemon was started.
     #[serde(default)]
     pub counters: CounterStatus,
+}
+
+/// The certificate that a node presents, in [`Status`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// The nodes that it is for.
+    pub node_ids: Vec<NodeId>,
+    /// Who issued it.
+    pub issuer: String,
+    /// Its SHA-256, 64 hexadecimal digits.
+    pub fingerprint: String,
+    /// When it, or the first of those that it rests on, expires, in seconds since 1970.
+    pub expires: u64,
+    /// The same in words: `2027-01-31 12:00:00 UTC`.
+    pub expires_at: String,
 }
 
 /// What a node has counted since its start, in [`Status`]. Totals only grow, but for the last two,
@@ -435,6 +453,10 @@ pub struct LinkStatus {
     pub queued: u64,
     /// Packets dropped.
     pub dropped: u64,
+    /// When the other end's certificate, or the first of those that it rests on, expires, in seconds since 1970;
+    /// nothing without TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_expires: Option<u64>,
     /// Why it is not up, when it is not.
     pub error: Option<ErrorBody>,
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 
 /// A variable that sets a configuration key.
 #[derive(Clone, Copy, Debug)]
@@ -84,11 +85,29 @@ const SERVICE_MANAGER: &[&str] = &[
     "CREDENTIALS_DIRECTORY",
 ];
 
+/// Variables that name proxies, as other programs read them.
+const PROXIES: &[&str] = &[
+    "http_proxy",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+];
+
 /// A copy of the variables that matter. Values that are not UTF-8 are kept apart.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Environment {
     values: BTreeMap<String, String>,
     not_text: Vec<String>,
+}
+
+impl fmt::Debug for Environment {
+    /// Without values: that of a proxy may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.values.keys()).finish()
+    }
 }
 
 impl Environment {
@@ -109,7 +128,8 @@ impl Environment {
             let Ok(name) = name.into().into_string() else {
                 continue;
             };
-            if !name.starts_with("RECEPTOR_") && !SERVICE_MANAGER.contains(&name.as_str()) {
+            let known = [SERVICE_MANAGER, PROXIES].concat();
+            if !name.starts_with("RECEPTOR_") && !known.contains(&name.as_str()) {
                 continue;
             }
             match value.into().into_string() {
@@ -121,7 +141,7 @@ impl Environment {
     }
 
     /// The value of a variable; an empty one counts as unset, as it does for systemd.
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.values
             .get(name)
             .map(String::as_str)

@@ -7,6 +7,7 @@
 
 use std::fmt::Write as _;
 
+use receptor_identity::Fingerprint;
 use serde_json::Value as Json;
 
 use super::Loaded;
@@ -42,6 +43,8 @@ struct Line {
     /// In TOML; `None` when it is not set and has no default.
     value: Option<String>,
     apply: Apply,
+    /// May hold what only this node and a server of its choice should know.
+    confidential: bool,
 }
 
 /// A table with its header.
@@ -67,7 +70,16 @@ impl Block {
             key: key.to_owned(),
             value: value.into(),
             apply,
+            confidential: false,
         });
+        self
+    }
+
+    /// The last value is not to be shown.
+    fn confidential(mut self) -> Self {
+        if let Some(line) = self.lines.last_mut() {
+            line.confidential = true;
+        }
         self
     }
 
@@ -134,16 +146,19 @@ fn blocks(settings: &Settings) -> Vec<Block> {
             url,
             cost,
             allow_plaintext,
+            headers,
         },
     ) in peer.iter().enumerate()
     {
-        blocks.push(link_block(
-            "peer",
-            index,
-            &url.to_string(),
-            *cost,
-            *allow_plaintext,
-        ));
+        let mut block = link_block("peer", index, &url.to_string(), *cost, *allow_plaintext);
+        if !headers.is_empty() {
+            let pair =
+                |(name, value): (&String, &String)| format!("{} = {}", key(name), text(value));
+            let pairs: Vec<String> = headers.iter().map(pair).collect();
+            let value = format!("{{ {} }}", pairs.join(", "));
+            block = block.set(AtOnce, "headers", value).confidential();
+        }
+        blocks.push(block);
     }
     if let Some(tls) = tls {
         let name = |file: &TlsFile| text(&file.name);
@@ -151,7 +166,9 @@ fn blocks(settings: &Settings) -> Vec<Block> {
             Block::new("tls")
                 .set(AtOnce, "certificate", name(&tls.certificate))
                 .set(AtOnce, "key", name(&tls.key))
-                .set(AtOnce, "ca", name(&tls.ca)),
+                .set(AtOnce, "ca", name(&tls.ca))
+                .set(AtOnce, "crl", tls.crl.as_ref().map(name))
+                .set(AtOnce, "pinned", fingerprints(&tls.pinned)),
         );
     }
     blocks.extend([
@@ -160,7 +177,12 @@ fn blocks(settings: &Settings) -> Vec<Block> {
             .set(AtOnce, "reconnect-min", time(link.reconnect_min))
             .set(AtOnce, "reconnect-max", time(link.reconnect_max))
             .set(AtOnce, "connect-timeout", time(link.connect_timeout))
-            .set(AtOnce, "max-links", link.max_links.to_string()),
+            .set(AtOnce, "max-links", link.max_links.to_string())
+            .set(
+                AtOnce,
+                "max-links-per-source",
+                link.max_links_per_source.to_string(),
+            ),
         Block::new("routing")
             .set(Restart, "hop-limit", routing.hop_limit.to_string())
             .set(
@@ -261,6 +283,11 @@ fn link_block(name: &str, index: usize, url: &str, cost: u32, allow_plaintext: b
     block
 }
 
+fn fingerprints(pinned: &[Fingerprint]) -> Option<String> {
+    let texts: Vec<String> = pinned.iter().map(|pin| text(&pin.to_string())).collect();
+    (!texts.is_empty()).then(|| format!("[{}]", texts.join(", ")))
+}
+
 fn path(value: &std::path::Path) -> String {
     // Paths come from UTF-8 text, so nothing is lost.
     text(&value.to_string_lossy())
@@ -307,6 +334,8 @@ fn json(value: &Json) -> String {
 /// What happens without a value that has no default.
 fn unset(key: &str) -> &'static str {
     match key {
+        "tls.crl" => "no certificate is revoked",
+        "tls.pinned" => "every certificate from the authorities in ca is believed",
         "node-id" => "a name is made up at the first start and kept in the data directory",
         "control.group" => {
             "the socket belongs to the group receptor where there is one, else to that of the daemon"
@@ -337,7 +366,10 @@ impl Loaded {
         }
         let place = block.path();
         for Line {
-            key: name, value, ..
+            key: name,
+            value,
+            confidential,
+            ..
         } in &block.lines
         {
             let full = if place.is_empty() {
@@ -350,6 +382,9 @@ impl Loaded {
                 .get(&full)
                 .map_or_else(|| "default".to_owned(), ToString::to_string);
             let line = match value {
+                Some(_) if *confidential => {
+                    format!("# {} is set and not shown  # {source}\n", key(name))
+                }
                 Some(value) => format!("{} = {value}  # {source}\n", key(name)),
                 None => format!("# {} is not set: {}\n", key(name), unset(&full)),
             };
@@ -396,7 +431,10 @@ fn flat(settings: &Settings) -> Vec<(String, String, Apply)> {
     let mut flat: Vec<(String, String, Apply)> = Vec::new();
     for block in blocks(settings) {
         if block.index.is_none() {
-            for Line { key, value, apply } in block.lines {
+            for Line {
+                key, value, apply, ..
+            } in block.lines
+            {
                 let key = if block.name.is_empty() {
                     key
                 } else {

@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use receptor_identity::Fingerprint;
 use receptor_proto::directive::is_plugin_name;
 use receptor_proto::lsa::{COST_MAX, METADATA_MAX, TEXT_MAX};
 use receptor_proto::plugin;
@@ -42,6 +43,17 @@ const MAX_PATTERNS: usize = 1000;
 const MAX_PLUGIN_DIRS: usize = 32;
 /// Bytes of JSON of one plugin's table: half of the hello that carries it.
 const MAX_PLUGIN_CONFIG: usize = plugin::MAX_HELLO / 2;
+/// Pinned certificates: one for each node of a large mesh.
+const MAX_PINNED: usize = 10_000;
+/// Headers sent with a web socket's request, which servers limit to about a hundred in all.
+const MAX_HEADERS: usize = 32;
+/// Bytes of the name and the value of one, which servers limit to 8 KiB in all.
+const MAX_HEADER: usize = 4096;
+/// A single address may have so many links whatever the limit in all: many nodes behind one address translation
+/// are common.
+const PER_SOURCE_MIN: u32 = 64;
+/// Otherwise one address may have this part of all links.
+const PER_SOURCE_PART: u32 = 4;
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -167,15 +179,76 @@ fn read_peer(root: &mut Section, r: &mut Report) -> Vec<Peer> {
                     format!("\"{url}\": is already the peer of another block"),
                 );
             }
+            let headers = read_headers(&mut block, &url, r);
             peers.push(Peer {
                 url,
                 cost,
                 allow_plaintext,
+                headers,
             });
         }
         block.finish(r);
     }
     peers
+}
+
+fn read_headers(block: &mut Section, url: &LinkUrl, r: &mut Report) -> BTreeMap<String, String> {
+    let mut headers = BTreeMap::new();
+    let Some(mut section) = block.optional_section(r, "headers") else {
+        return headers;
+    };
+    let key = block.key("headers");
+    let mut refuse = |key: &str, source: Source, message: String| {
+        r.problems.push(Problem::new(source, key, message));
+    };
+    if !matches!(url, LinkUrl::WebSocket { .. }) {
+        let message =
+            format!("\"{url}\" has no request to send them with: expected ws:// or wss://");
+        refuse(&key, section.source().clone(), message);
+    }
+    let items = section.remaining();
+    if items.len() > MAX_HEADERS {
+        let message = format!(
+            "has {} headers: expected at most {MAX_HEADERS}",
+            items.len()
+        );
+        refuse(&key, section.source().clone(), message);
+        return headers;
+    }
+    for (name, item) in items {
+        let full = section.key(&name);
+        // Values may be confidential: no message says one.
+        let Some(value) = item.value.as_text() else {
+            refuse(&full, item.source, "expected text in quotes".to_owned());
+            continue;
+        };
+        match check_header(&name, value) {
+            Ok(()) => drop(headers.insert(name, value.to_owned())),
+            Err(expected) => refuse(&full, item.source, expected),
+        }
+    }
+    r.origins.insert(key, section.source().clone());
+    headers
+}
+
+fn check_header(name: &str, value: &str) -> Result<(), String> {
+    /// What makes the request one for a web socket.
+    const OWN: [&str; 4] = ["connection", "host", "upgrade", "origin"];
+    let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    if name.is_empty() || !name.chars().all(token) {
+        return Err("expected the name of an HTTP header, such as X-Tenant".to_owned());
+    }
+    let lower = name.to_ascii_lowercase();
+    if OWN.contains(&lower.as_str()) || lower.starts_with("sec-websocket-") {
+        return Err("is a header that receptord itself sends, or must not send".to_owned());
+    }
+    let printable = |c: char| c == ' ' || c.is_ascii_graphic();
+    if value.len() + name.len() > MAX_HEADER || !value.chars().all(printable) {
+        return Err(format!(
+            "expected at most {MAX_HEADER} bytes of printable ASCII"
+        ));
+    }
+    Ok(())
 }
 
 /// The cost of a link that is not configured: leaves room for better links and for worse ones.
@@ -209,11 +282,19 @@ fn read_tls(root: &mut Section, env: &Environment, r: &mut Report) -> Option<Tls
     let certificate = section.required(r, "certificate", expected, parse);
     let key = section.required(r, "key", expected, parse);
     let ca = section.required(r, "ca", expected, parse);
+    let crl = section.text(r, "crl", parse);
+    let fingerprint = |text: &str| text.parse::<Fingerprint>().map_err(describe);
+    let pinned = section.texts(r, "pinned", MAX_PINNED, fingerprint);
+    if pinned.as_ref().is_some_and(Vec::is_empty) {
+        r.refuse("tls.pinned", "is empty: expected the fingerprints of all nodes that links are made to or from; leave it out to believe every certificate from the authorities in ca");
+    }
     section.finish(r);
     Some(Tls {
         certificate: certificate?,
         key: key?,
         ca: ca?,
+        crl,
+        pinned: pinned.unwrap_or_default(),
     })
 }
 
@@ -263,6 +344,8 @@ fn check_tls(listen: &[Listen], peer: &[Peer], tls: Option<&Tls>, r: &mut Report
 fn read_link(root: &mut Section, r: &mut Report) -> Link {
     const PAUSE: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
     let mut section = root.section(r, "link");
+    let max_links = section.integer(r, "max-links", 4096, 1..=MAX_LINKS);
+    let per_source = PER_SOURCE_MIN.max(max_links / PER_SOURCE_PART);
     let link = Link {
         // Four lost hellos. Shorter finds dead links sooner and is fooled by short stalls.
         hold_time: section.duration(
@@ -280,8 +363,20 @@ fn read_link(root: &mut Section, r: &mut Report) -> Link {
             10 * SECOND,
             &(SECOND / 10..=300 * SECOND),
         ),
-        max_links: section.integer(r, "max-links", 4096, 1..=MAX_LINKS),
+        max_links,
+        max_links_per_source: section
+            .optional_integer(r, "max-links-per-source", 1..=MAX_LINKS)
+            .unwrap_or_else(|| per_source.min(max_links)),
     };
+    if link.max_links_per_source > link.max_links {
+        r.refuse(
+            "link.max-links-per-source",
+            format!(
+                "{}: expected no more than link.max-links, which is {}",
+                link.max_links_per_source, link.max_links
+            ),
+        );
+    }
     if link.reconnect_min > link.reconnect_max {
         r.refuse(
             "link.reconnect-min",

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use receptor_identity::Fingerprint;
 use receptor_proto::NodeId;
 use serde_json::{Map, Value as Json};
 
@@ -93,6 +94,8 @@ pub struct Peer {
     pub cost: u32,
     /// May be without TLS although it leaves this host.
     pub allow_plaintext: bool,
+    /// Sent with the request of a web socket, by name. May be confidential: never printed or logged.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// The files of this node's identity.
@@ -104,6 +107,10 @@ pub struct Tls {
     pub key: TlsFile,
     /// The certificates that vouch for other nodes, PEM.
     pub ca: TlsFile,
+    /// Revocation lists of those who issue certificates, PEM; without it nothing is revoked.
+    pub crl: Option<TlsFile>,
+    /// The only certificates that are believed; empty means all that `ca` vouches for.
+    pub pinned: Vec<Fingerprint>,
 }
 
 /// A file of keys or certificates: only its place, never its content.
@@ -130,6 +137,8 @@ pub struct Link {
     pub connect_timeout: Duration,
     /// Links at once, both directions.
     pub max_links: u32,
+    /// Links open at once that come from one address; at most `max_links`.
+    pub max_links_per_source: u32,
 }
 
 /// Routing.

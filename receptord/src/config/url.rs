@@ -94,6 +94,20 @@ impl LinkUrl {
         }
     }
 
+    /// The same, at this address.
+    #[must_use]
+    pub fn at(&self, address: SocketAddr) -> Self {
+        let (at, at_port) = (Host::Ip(address.ip()), address.port());
+        let mut url = self.clone();
+        match &mut url {
+            Self::Tcp { host, port, .. } | Self::WebSocket { host, port, .. } => {
+                (*host, *port) = (at, at_port);
+            }
+            Self::Unix(_) => {}
+        }
+        url
+    }
+
     /// Whether the link is encrypted with TLS.
     #[must_use]
     pub const fn is_tls(&self) -> bool {

@@ -41,6 +41,7 @@ use tracing::Instrument as _;
 
 use crate::config::{CONTROL_GROUP, Control, Settings};
 use crate::engine::{EngineGone, EngineHandle};
+use crate::keyring::Keyring;
 use crate::link::Links;
 use crate::log::LogHandle;
 use crate::results::Keeper;
@@ -74,6 +75,8 @@ pub(crate) struct Context {
     pub(crate) keeper: Keeper,
     /// Links.
     pub(crate) links: Rc<Links>,
+    /// Certificates.
+    pub(crate) keyring: Rc<Keyring>,
     /// The log.
     pub(crate) log: LogHandle,
     /// The plugin host.

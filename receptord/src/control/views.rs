@@ -7,15 +7,17 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
+use receptor_identity::date;
 use receptor_mesh::{LinkState, NodeView};
 use receptor_proto::control::{
-    CapabilitiesReply, CounterStatus, GoAdvertisement, GoConnection, GoWorkCommand, LinkStatus,
-    LinksReply, NodeCapabilities, NodeStatus, NodesReply, PeerStatus, RouteStatus, RoutesReply,
-    SpoolStatus, Status, StatusReply, VERSION,
+    CapabilitiesReply, CertificateStatus, CounterStatus, GoAdvertisement, GoConnection,
+    GoWorkCommand, LinkStatus, LinksReply, NodeCapabilities, NodeStatus, NodesReply, PeerStatus,
+    RouteStatus, RoutesReply, SpoolStatus, Status, StatusReply, VERSION,
 };
 
 use super::Context;
 use crate::engine::{EngineGone, Health, Input, LinkReport, Query};
+use crate::keyring::{Keys, seconds_since_1970};
 use crate::link::{PeerView, Phase};
 
 /// A store that is this full is worth a warning, in percent.
@@ -103,7 +105,11 @@ pub(super) async fn capabilities_reply(context: &Context) -> Result<Capabilities
 
 /// `links`: those that stand, and the configured peers that have none.
 pub(super) async fn links_reply(context: &Context) -> Result<LinksReply, EngineGone> {
-    let mut all: Vec<_> = links(context).await?.iter().map(link_status).collect();
+    let mut all: Vec<_> = links(context)
+        .await?
+        .iter()
+        .map(|report| link_status(context, report))
+        .collect();
     let now = Instant::now();
     for peer in context.links.peers() {
         if let Some(state) = idle_state(&peer) {
@@ -122,6 +128,7 @@ pub(super) async fn links_reply(context: &Context) -> Result<LinksReply, EngineG
                 bytes_in: 0,
                 queued: 0,
                 dropped: 0,
+                certificate_expires: None,
                 error: peer.state.error,
             });
         }
@@ -130,7 +137,7 @@ pub(super) async fn links_reply(context: &Context) -> Result<LinksReply, EngineG
     Ok(LinksReply { links: all })
 }
 
-fn link_status(report: &LinkReport) -> LinkStatus {
+fn link_status(context: &Context, report: &LinkReport) -> LinkStatus {
     let view = &report.view;
     let up = view.state == LinkState::Up;
     LinkStatus {
@@ -148,6 +155,7 @@ fn link_status(report: &LinkReport) -> LinkStatus {
         bytes_in: report.bytes_in,
         queued: (view.queued + report.waiting) as u64,
         dropped: view.counters.dropped,
+        certificate_expires: context.links.proven_until(view.link),
         error: None,
     }
 }
@@ -233,6 +241,7 @@ pub(super) async fn status_reply(context: &Context) -> Result<StatusReply, Engin
         plugins,
         clients: u64::from(context.clients.get()),
         security: context.security().to_owned(),
+        certificate: context.keyring.keys().map(|keys| certificate_status(&keys)),
         warnings: warnings(context, &peers, &health),
         counters: counter_status(&health, &links),
     };
@@ -256,6 +265,17 @@ pub(super) async fn status_reply(context: &Context) -> Result<StatusReply, Engin
         known_connection_costs: reachable.iter().filter_map(costs).collect(),
         receptor: status,
     })
+}
+
+fn certificate_status(keys: &Keys) -> CertificateStatus {
+    let (certificate, expires) = (keys.credentials.certificate(), keys.not_after());
+    CertificateStatus {
+        node_ids: keys.credentials.node_ids().to_vec(),
+        issuer: certificate.issuer.clone(),
+        fingerprint: certificate.fingerprint.to_string(),
+        expires,
+        expires_at: date(expires),
+    }
 }
 
 fn counter_status(health: &Health, links: &[LinkReport]) -> CounterStatus {
@@ -340,6 +360,14 @@ fn warnings(context: &Context, peers: &[PeerView], health: &Health) -> Vec<Strin
         } else {
             format!("Two running nodes have the id {node}; one of them was refused {seconds} s ago.")
         });
+    }
+    if let Some(keys) = context.keyring.keys() {
+        warnings.extend(keys.warnings(seconds_since_1970()));
+    }
+    if let Some(problem) = context.keyring.problem() {
+        warnings.push(format!(
+            "The files of [tls] are not in force, those before are: {problem}."
+        ));
     }
     let usage = context.store.usage();
     if usage.max_bytes > 0 && usage.bytes / (usage.max_bytes / 100).max(1) >= FULL_PERCENT {

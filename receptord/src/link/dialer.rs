@@ -14,7 +14,9 @@ use tokio::time::timeout;
 use tracing::Instrument as _;
 
 use super::backoff::Backoff;
-use super::{Shared, io as link_io, transport};
+use super::io::{self as link_io, OPEN_TIME, Opening};
+use super::proven::node_ids;
+use super::{Shared, transport};
 use crate::config::{Link, Peer};
 use crate::engine::{EngineGone, Input};
 use crate::task;
@@ -53,6 +55,7 @@ pub(crate) enum Phase {
 pub(super) struct Dialer {
     state: Rc<RefCell<DialState>>,
     stop: Rc<Notify>,
+    hurry: Rc<Notify>,
 }
 
 impl Dialer {
@@ -65,6 +68,7 @@ impl Dialer {
             error: None,
         }));
         let stop = Rc::new(Notify::new());
+        let hurry = Rc::new(Notify::new());
         let task = Task {
             origin: peer.url.to_string().into(),
             peer: peer.clone(),
@@ -72,17 +76,23 @@ impl Dialer {
             backoff: Backoff::new(link.reconnect_min, link.reconnect_max),
             state: Rc::clone(&state),
             stop: Rc::clone(&stop),
+            hurry: Rc::clone(&hurry),
             shared: Rc::clone(shared),
             rng: fastrand::Rng::new(),
             trouble: None,
         };
         let span = tracing::info_span!("peer", url = %peer.url);
         task::spawn("link-dialer", task.run().instrument(span));
-        Self { state, stop }
+        Self { state, stop, hurry }
     }
 
     pub(super) fn state(&self) -> DialState {
         self.state.borrow().clone()
+    }
+
+    /// Ends the pause that it makes, if it makes one: what kept it from a link may be over.
+    pub(super) fn hurry(&self) {
+        self.hurry.notify_waiters();
     }
 
     /// Ends the dialer and its link.
@@ -98,6 +108,7 @@ struct Task {
     backoff: Backoff,
     state: Rc<RefCell<DialState>>,
     stop: Rc<Notify>,
+    hurry: Rc<Notify>,
     shared: Rc<Shared>,
     rng: fastrand::Rng,
     trouble: Option<Trouble>,
@@ -165,6 +176,7 @@ impl Task {
             tokio::select! {
                 biased;
                 () = stop.notified() => return,
+                () = self.hurry.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -186,7 +198,7 @@ impl Task {
     /// Makes a connection and runs the link to its end.
     async fn attempt(&mut self) -> Result<Attempt, EngineGone> {
         let began = Instant::now();
-        let Some(permit) = self.shared.admission.admit(None) else {
+        let Some(permit) = self.shared.admission.admit_dialled() else {
             let text = "this node has all the links it may have (link.max-links)";
             return Ok(Attempt::Failed(
                 Duration::ZERO,
@@ -194,12 +206,16 @@ impl Task {
             ));
         };
         self.enter(Phase::Connecting, None);
-        let connect = transport::connect(&self.peer.url, self.peer.allow_plaintext);
+        let connect = transport::connect(&self.peer, &self.shared.keyring, &self.shared.proxies);
         let connected = match timeout(self.connect_timeout, connect).await {
             Ok(Ok(connected)) => connected,
             Ok(Err(error)) => {
-                let error = ErrorBody::new(ErrorCode::Transport, error.to_string());
-                return Ok(Attempt::Failed(began.elapsed(), error));
+                let error = error.body();
+                return Ok(if is_refusal(&error.code) {
+                    Attempt::Refused(error)
+                } else {
+                    Attempt::Failed(began.elapsed(), error)
+                });
             }
             Err(_) => {
                 let error = ErrorBody::new(ErrorCode::Timeout, "nobody answers there");
@@ -210,14 +226,23 @@ impl Task {
         let span = tracing::info_span!("link", id = link.0, address = connected.address);
         let info = LinkInfo {
             cost: self.shared.cost(&self.origin, self.peer.cost),
-            proven: connected.proven,
+            proven: node_ids(connected.proven.as_ref()),
             address: self.origin.to_string(),
             dialled: true,
         };
+        let _standing = connected
+            .proven
+            .map(|proven| self.shared.proven.keep(link, proven));
         self.enter(Phase::Connected(link), None);
         let up = Instant::now();
-        let origin = Rc::clone(&self.origin);
-        let reason = link_io::run(connected.transport, link, info, origin, &self.shared.engine)
+        let opening = Opening {
+            link,
+            info,
+            origin: Rc::clone(&self.origin),
+            hello_by: began + self.connect_timeout.max(OPEN_TIME),
+            permit: &permit,
+        };
+        let reason = link_io::run(connected.transport, opening, &self.shared.engine)
             .instrument(span)
             .await?;
         drop(permit);
@@ -280,6 +305,7 @@ fn is_refusal(code: &ErrorCode) -> bool {
         code,
         ErrorCode::DuplicateNodeId
             | ErrorCode::IdentityMismatch
+            | ErrorCode::Untrusted
             | ErrorCode::UnsupportedVersion
             | ErrorCode::SelfConnection
             | ErrorCode::PermissionDenied

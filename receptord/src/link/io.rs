@@ -9,7 +9,7 @@
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use receptor_mesh::{LinkId, LinkInfo, MAX_FRAME};
@@ -17,9 +17,12 @@ use receptor_proto::frame::{Frame, HELLO_MAX, kind};
 use receptor_proto::wire::DecodeError;
 use receptor_proto::{ErrorBody, ErrorCode};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::time::timeout;
+use tokio::sync::Notify;
+use tokio::time::{timeout, timeout_at};
 
+use super::admission::Permit;
 use super::outbox::Outbox;
+use super::tls;
 use super::transport::Transport;
 use crate::engine::{EngineGone, EngineHandle, Input};
 
@@ -33,16 +36,38 @@ const READ_TAIL: usize = 4 * 1024;
 const BATCH_MAX: usize = 1024;
 /// Time for the last bytes, the goodbye among them, to leave and for the peer to close.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
+/// Time from the connection to the hello, with everything that is between them: TLS, and the request of a web socket.
+pub(super) const OPEN_TIME: Duration = Duration::from_secs(5);
+
+/// A link that begins.
+#[derive(Debug)]
+pub(super) struct Opening<'a> {
+    /// Its name.
+    pub(super) link: LinkId,
+    /// What the core is told of it.
+    pub(super) info: LinkInfo,
+    /// The URL of its listener or peer.
+    pub(super) origin: Rc<str>,
+    /// When the peer must have said hello.
+    pub(super) hello_by: Instant,
+    /// Its place among those that are open.
+    pub(super) permit: &'a Permit,
+}
 
 /// Runs a link until it ends, and says why it did: in the words of whoever said goodbye, if
 /// anybody did. The engine hears of its start and, unless it closed the link itself, of its end.
-pub(crate) async fn run(
+pub(super) async fn run(
     transport: Transport,
-    link: LinkId,
-    info: LinkInfo,
-    origin: Rc<str>,
+    opening: Opening<'_>,
     engine: &EngineHandle,
 ) -> Result<ErrorBody, EngineGone> {
+    let Opening {
+        link,
+        info,
+        origin,
+        hello_by,
+        permit,
+    } = opening;
     let outbox = Rc::new(Outbox::default());
     engine
         .send(Input::LinkUp {
@@ -56,16 +81,19 @@ pub(crate) async fn run(
     let mut reader = reader;
     let mut write = pin!(write(writer, link, &outbox, engine));
     let mut written = false;
+    let hello = Notify::new();
     let broken = {
-        let mut read = pin!(read(&mut reader, link, &outbox, engine));
+        let mut read = pin!(read(&mut reader, link, &outbox, &hello, engine));
+        let mut late = pin!(late(hello_by, link, &hello, permit, engine));
         tokio::select! {
             biased;
             end = &mut read => end?,
+            end = &mut late => { end?; None }
             result = &mut write => {
                 written = true;
                 match result? {
                     Ok(()) => None,
-                    Err(error) => Some(transport_error(&error)),
+                    Err(error) => Some(tls::fault(&error)),
                 }
             }
             _ = outbox.closed() => None,
@@ -96,12 +124,29 @@ pub(crate) async fn run(
     Ok(reason)
 }
 
+/// Closes the link when the hello is late; never ends when it is in time.
+async fn late(
+    hello_by: Instant,
+    link: LinkId,
+    hello: &Notify,
+    permit: &Permit,
+    engine: &EngineHandle,
+) -> Result<(), EngineGone> {
+    if timeout_at(hello_by.into(), hello.notified()).await.is_ok() {
+        permit.opened();
+        return std::future::pending().await;
+    }
+    let reason = ErrorBody::new(ErrorCode::HelloTimeout, "no hello came in time");
+    engine.send(Input::CloseLink { link, reason }).await
+}
+
 /// Reads until the transport ends or breaks (the reason) or the peer sent nonsense, which the
 /// engine is told and answers by closing (`None`).
 async fn read(
     reader: &mut (impl AsyncRead + Unpin + ?Sized),
     link: LinkId,
     outbox: &Outbox,
+    hello: &Notify,
     engine: &EngineHandle,
 ) -> Result<Option<ErrorBody>, EngineGone> {
     let mut input = BytesMut::with_capacity(READ_MIN);
@@ -126,7 +171,7 @@ async fn read(
                 return Ok(Some(ErrorBody::new(ErrorCode::Transport, text)));
             }
             Ok(count) => count,
-            Err(error) => return Ok(Some(transport_error(&error))),
+            Err(error) => return Ok(Some(tls::fault(&error))),
         };
         outbox.count_in(count);
         // Grow while reads fill whole buffers (not only the rest of one), shrink when they stay
@@ -139,6 +184,9 @@ async fn read(
         loop {
             let (frames, error) = split(&mut input, &mut max_frame);
             let full = frames.len() == BATCH_MAX;
+            if let Some(Frame::Hello(_)) = frames.first() {
+                hello.notify_one();
+            }
             if let Some(Frame::Goodbye(last)) = frames.last() {
                 goodbye = Some(ErrorBody::new(last.code.clone(), last.message.clone()));
             }
@@ -222,8 +270,4 @@ async fn write(
         }
     }
     Ok(writer.shutdown().await)
-}
-
-fn transport_error(error: &io::Error) -> ErrorBody {
-    ErrorBody::new(ErrorCode::Transport, error.to_string())
 }

@@ -4,6 +4,7 @@
 //! over a limit, or from a place that must not be served without encryption, is closed before
 //! a byte of it is read. A host without free descriptors makes this pause, never spin.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -11,18 +12,22 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use receptor_mesh::LinkInfo;
+use receptor_mesh::{LinkId, LinkInfo};
+use receptor_proto::{ErrorBody, ErrorCode};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinHandle;
+use tokio::time::timeout_at;
 use tracing::Instrument as _;
 
-use super::admission::{Admission, Permit};
-use super::transport::{self, Connected};
-use super::{Shared, io as link_io};
+use super::Shared;
+use super::admission::Permit;
+use super::io::{self as link_io, OPEN_TIME, Opening};
+use super::proven::node_ids;
+use super::transport::{self, Accepted, Connected};
 use crate::config::{Bind, Host, LinkUrl, Listen};
-use crate::task;
 use crate::unix_socket::{self, SocketFile};
+use crate::{log, task};
 
 /// Connections that the system may keep for us.
 const BACKLOG: i32 = 1024;
@@ -60,23 +65,8 @@ enum Socketed {
     },
 }
 
-/// Refuses a listener that would serve something else than its URL promises.
-fn check_transport(url: &LinkUrl) -> io::Result<()> {
-    match transport::missing(url) {
-        None => Ok(()),
-        Some(missing) => Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            format!("this build has no {missing}"),
-        )),
-    }
-}
-
 /// Binds all addresses of a URL.
 pub(crate) async fn bind(url: &LinkUrl) -> Result<Bound, ListenError> {
-    check_transport(url).map_err(|source| ListenError {
-        url: url.clone(),
-        source,
-    })?;
     let sockets = match url.bind() {
         Some(Bind::Tcp(addresses)) => bind_tcp(&addresses),
         Some(Bind::Unix(path)) => bind_unix(&path).await,
@@ -95,7 +85,6 @@ pub(crate) async fn bind(url: &LinkUrl) -> Result<Bound, ListenError> {
 /// Takes a socket that the service manager listens on.
 pub(crate) fn adopt(url: &LinkUrl, fd: OwnedFd) -> Result<Bound, ListenError> {
     let adopt = || {
-        check_transport(url)?;
         let socket = Socket::from(fd);
         socket.set_nonblocking(true)?;
         Ok(if socket.domain()? == Domain::UNIX {
@@ -144,7 +133,7 @@ impl Bound {
             .map(|socket| match socket {
                 Socketed::Tcp(listener) => listener
                     .local_addr()
-                    .map_or_else(|_| url.to_string(), |address| format!("rnp://{address}")),
+                    .map_or_else(|_| url.to_string(), |address| url.at(address).to_string()),
                 Socketed::Unix { .. } => url.to_string(),
             })
             .collect();
@@ -161,6 +150,7 @@ impl Bound {
                     listen: listen.clone(),
                     origin: Rc::clone(&origin),
                     shared: Rc::clone(shared),
+                    refused: Rc::default(),
                 };
                 task::spawn("link-listener", serve.run(socket))
             })
@@ -240,54 +230,31 @@ struct Serve {
     listen: Listen,
     origin: Rc<str>,
     shared: Rc<Shared>,
+    refused: Rc<RefCell<Complaints>>,
 }
 
 impl Serve {
     async fn run(self, socket: Socketed) {
-        let mut complained: Option<Instant> = None;
-        let mut may_complain = move || {
-            let now = Instant::now();
-            let quiet = complained.is_none_or(|then| now - then >= COMPLAIN_EVERY);
-            if quiet {
-                complained = Some(now);
-            }
-            quiet
-        };
+        let mut complaints = Complaints::default();
         loop {
             let accepted = match &socket {
-                Socketed::Tcp(listener) => match listener.accept().await {
-                    Ok((stream, peer)) => {
-                        let Some(permit) = self.admit(Some(peer.ip())) else {
-                            continue;
-                        };
-                        let allowed = self.listen.allow_plaintext;
-                        match transport::accept_tcp(stream, peer, allowed) {
-                            Ok(connected) => Ok((connected, permit)),
-                            Err(error) => {
-                                if may_complain() {
-                                    tracing::warn!(url = %self.origin, "connection refused: {error}");
-                                }
-                                continue;
-                            }
-                        }
-                    }
-                    Err(error) => Err(error),
-                },
-                Socketed::Unix { listener, .. } => match listener.accept().await {
-                    Ok((stream, _)) => {
-                        let Some(permit) = self.admit(None) else {
-                            continue;
-                        };
-                        let connected = transport::accept_unix(stream, &self.listen.url);
-                        Ok((connected, permit))
-                    }
-                    Err(error) => Err(error),
-                },
+                Socketed::Tcp(listener) => {
+                    let accepted = listener.accept().await;
+                    accepted.map(|(stream, peer)| (Accepted::Tcp(stream, peer), Some(peer.ip())))
+                }
+                Socketed::Unix { listener, .. } => {
+                    let accepted = listener.accept().await;
+                    accepted.map(|(stream, _)| (Accepted::Unix(stream), None))
+                }
             };
             match accepted {
-                Ok((connected, permit)) => self.start(connected, permit),
+                Ok((accepted, source)) => {
+                    if let Some(permit) = self.shared.admission.admit_accepted(source) {
+                        self.start(accepted, permit);
+                    }
+                }
                 Err(error) => {
-                    if may_complain() {
+                    if complaints.may() {
                         tracing::error!(url = %self.origin, %error, "links cannot be accepted now");
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -296,29 +263,91 @@ impl Serve {
         }
     }
 
-    fn admit(&self, source: Option<IpAddr>) -> Option<Permit> {
-        Admission::admit(&self.shared.admission, source)
-    }
-
-    fn start(&self, connected: Connected, permit: Permit) {
+    fn start(&self, accepted: Accepted, permit: Permit) {
         let link = self.shared.engine.new_link();
-        let span = tracing::info_span!("link", id = link.0, address = connected.address);
-        let info = LinkInfo {
-            cost: self.shared.cost(&self.origin, self.listen.cost),
-            proven: connected.proven,
-            address: connected.address,
-            dialled: false,
+        let hello_by = Instant::now() + OPEN_TIME;
+        let from = match &accepted {
+            Accepted::Tcp(_, peer) => peer.to_string(),
+            Accepted::Unix(_) => self.origin.to_string(),
         };
+        let span = tracing::info_span!("link", id = link.0, address = from);
+        let listen = self.listen.clone();
         let origin = Rc::clone(&self.origin);
         let shared = Rc::clone(&self.shared);
+        let refused = Rc::clone(&self.refused);
         let run = async move {
-            let _permit = permit;
-            let ended = link_io::run(connected.transport, link, info, origin, &shared.engine).await;
-            if let Ok(reason) = ended {
-                tracing::debug!(%reason, "closed");
+            let accept = transport::accept(
+                accepted,
+                &listen.url,
+                listen.allow_plaintext,
+                &shared.keyring,
+            );
+            let error = match timeout_at(hello_by.into(), accept).await {
+                Ok(Ok(connected)) => {
+                    return serve(connected, permit, link, &listen, origin, hello_by, &shared)
+                        .await;
+                }
+                Ok(Err(error)) => error.body(),
+                Err(_) => {
+                    let text = "the connection was not ready in time: no TLS, or no web socket";
+                    ErrorBody::new(ErrorCode::HelloTimeout, text)
+                }
+            };
+            // Anybody can cause these lines.
+            if refused.borrow_mut().may() {
+                let message_id = log::id::LINK_REFUSED;
+                tracing::warn!(message_id, url = %origin, code = %error.code, "connection refused: {}", error.message);
+            } else {
+                tracing::debug!(code = %error.code, "connection refused: {}", error.message);
             }
         };
         task::spawn("link", run.instrument(span));
+    }
+}
+
+/// Runs an accepted link to its end.
+async fn serve(
+    connected: Connected,
+    permit: Permit,
+    link: LinkId,
+    listen: &Listen,
+    origin: Rc<str>,
+    hello_by: Instant,
+    shared: &Shared,
+) {
+    let info = LinkInfo {
+        cost: shared.cost(&origin, listen.cost),
+        proven: node_ids(connected.proven.as_ref()),
+        address: connected.address,
+        dialled: false,
+    };
+    let _standing = connected
+        .proven
+        .map(|proven| shared.proven.keep(link, proven));
+    let opening = Opening {
+        link,
+        info,
+        origin,
+        hello_by,
+        permit: &permit,
+    };
+    if let Ok(reason) = link_io::run(connected.transport, opening, &shared.engine).await {
+        tracing::debug!(%reason, "closed");
+    }
+}
+
+/// Log lines of one kind that others can cause: one in [`COMPLAIN_EVERY`].
+#[derive(Debug, Default)]
+struct Complaints(Option<Instant>);
+
+impl Complaints {
+    fn may(&mut self) -> bool {
+        let now = Instant::now();
+        let may = self.0.is_none_or(|then| now - then >= COMPLAIN_EVERY);
+        if may {
+            self.0 = Some(now);
+        }
+        may
     }
 }
 

@@ -5,9 +5,9 @@
 //! said over a link is the engine's and its core's business.
 //!
 //! ```text
-//!   listener ──accept──┐                       ┌──── Input::Frames ───▶
-//!                      ├─▶ link (io::run) ─────┤                        engine
-//!   dialer ───connect──┘                       └◀─── Outbox ───────────
+//!   listener ──accept──┐                                         ┌──── Input::Frames ───▶
+//!                      ├─▶ transport ─▶ link (io::run) ──────────┤                        engine
+//!   dialer ───connect──┘   TLS, web socket, proxy                └◀─── Outbox ───────────
 //! ```
 
 mod admission;
@@ -16,55 +16,43 @@ mod dialer;
 mod io;
 mod listener;
 mod outbox;
+mod proven;
+mod proxy;
+mod reach;
+mod tls;
 mod transport;
+mod websocket;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 
+use receptor_identity::Refusal;
+use receptor_mesh::LinkId;
 use receptor_proto::{ErrorBody, ErrorCode};
 use tokio::task::JoinHandle;
 
 use self::admission::Admission;
 use self::dialer::Dialer;
-use crate::config::{ConfigError, Link, LinkUrl, Listen, Loaded, Peer, Settings};
+use self::proven::ProvenLinks;
+use crate::config::{Link, LinkUrl, Listen, Peer, Settings};
 use crate::engine::{EngineHandle, Input};
+use crate::keyring::{Keyring, LOOK_EVERY, Look, seconds_since_1970};
+use crate::log;
 
 pub(crate) use self::dialer::{DialState, Phase};
 pub(crate) use self::listener::{Bound, ListenError, adopt, bind, url_of};
 pub(crate) use self::outbox::{Outbox, WRITE_BUDGET};
-
-/// Whether this build has every transport that a configuration asks for.
-///
-/// # Errors
-///
-/// One problem for each listener and peer whose transport it does not have.
-pub(crate) fn check(loaded: &Loaded) -> Result<(), ConfigError> {
-    let listen = loaded.settings.listen.iter().map(|listen| &listen.url);
-    let listen = listen.enumerate().map(|(i, url)| ("listen", i, url));
-    let peer = loaded.settings.peer.iter().map(|peer| &peer.url);
-    let peer = peer.enumerate().map(|(i, url)| ("peer", i, url));
-    let problems: Vec<_> = listen
-        .chain(peer)
-        .filter_map(|(block, i, url)| {
-            let missing = transport::missing(url)?;
-            let message =
-                format!("\"{url}\": this build has no {missing}: expected rnp:// or unix://");
-            Some(loaded.problem(&format!("{block}[{i}].url"), message))
-        })
-        .collect();
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(ConfigError { problems })
-    }
-}
+pub(crate) use self::proxy::Proxies;
 
 /// What all listeners and dialers share.
 struct Shared {
     engine: EngineHandle,
     admission: Rc<Admission>,
+    keyring: Rc<Keyring>,
+    proxies: Proxies,
+    proven: Rc<ProvenLinks>,
     /// Configured costs by URL, as of the last reload.
     costs: RefCell<BTreeMap<String, u32>>,
     /// The daemon stops: nothing is dialled again.
@@ -114,11 +102,16 @@ impl Links {
         settings: &Settings,
         bound: Vec<(Listen, Bound)>,
         engine: EngineHandle,
+        keyring: Rc<Keyring>,
+        proxies: Proxies,
     ) -> Self {
         let links = Self {
             shared: Rc::new(Shared {
                 engine,
-                admission: Admission::new(settings.link.max_links),
+                admission: Admission::new(&settings.link),
+                keyring,
+                proxies,
+                proven: Rc::default(),
                 costs: RefCell::default(),
                 stopping: Cell::new(false),
             }),
@@ -142,7 +135,7 @@ impl Links {
     ///
     /// The listeners that could not be bound; everything else is in force.
     pub(crate) async fn apply(&self, settings: &Settings) -> Vec<ListenError> {
-        self.shared.admission.set_max(settings.link.max_links);
+        self.shared.admission.set_limits(&settings.link);
         let before = self.link.replace(settings.link.clone());
         let redial = before != settings.link;
 
@@ -170,7 +163,9 @@ impl Links {
                 // Other pauses are for the next loss; a dialer that has a link keeps it.
                 let idle = !matches!(dialer.state().phase, Phase::Connected(_));
                 kept.is_none_or(|peer| {
-                    peer.allow_plaintext != old.allow_plaintext || redial && idle
+                    peer.allow_plaintext != old.allow_plaintext
+                        || peer.headers != old.headers
+                        || redial && idle
                 })
             })
             .map(|(url, _)| url.clone())
@@ -242,6 +237,56 @@ impl Links {
                 state: dialer.state(),
             })
             .collect()
+    }
+
+    /// When the certificate that a link stands on is over, in seconds since 1970; nothing without TLS.
+    pub(crate) fn proven_until(&self, link: LinkId) -> Option<u64> {
+        self.shared.proven.not_after(link)
+    }
+
+    /// Looks after certificates for as long as the daemon runs: reads files that have changed, cuts the links whose
+    /// peers are believed no more, and says what is about to expire.
+    pub(crate) async fn look_after_certificates(self: Rc<Self>) {
+        loop {
+            self.shared.keyring.remind();
+            tokio::time::sleep(LOOK_EVERY).await;
+            match self.shared.keyring.look() {
+                Look::Changed => self.keys_changed().await,
+                Look::Same => {
+                    for (link, refusal) in self.shared.proven.expired(seconds_since_1970()) {
+                        self.cut(link, &refusal).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Other certificates are in force, here or as those whom this node believes: links that would not be made again
+    /// are cut, all others stay, and peers that refused to make one are asked again.
+    pub(crate) async fn keys_changed(&self) {
+        if let Some(keys) = self.shared.keyring.keys() {
+            for (link, proven) in self.shared.proven.all() {
+                if let Err(refusal) = proven.check(&keys.trust, seconds_since_1970()) {
+                    self.cut(link, &refusal).await;
+                }
+                // A thousand signatures are not checked in one go.
+                tokio::task::yield_now().await;
+            }
+        }
+        for (_, dialer) in self.peers.borrow().values() {
+            dialer.hurry();
+        }
+    }
+
+    async fn cut(&self, link: LinkId, refusal: &Refusal) {
+        let text = format!("the other end's certificate is refused: {refusal}");
+        tracing::warn!(message_id = log::id::LINK_REFUSED, link = link.0, "{text}");
+        let reason = ErrorBody::new(ErrorCode::Untrusted, text);
+        let _ = self
+            .shared
+            .engine
+            .send(Input::CloseLink { link, reason })
+            .await;
     }
 
     fn listen(&self, listen: Listen, bound: Bound) {
