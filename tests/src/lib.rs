@@ -326,7 +326,7 @@ impl Daemon {
             .node
             .listen
             .as_ref()
-            .is_some_and(|url| url.ends_with(":0"));
+            .is_some_and(|url| url.ends_with(":0") || url.contains(":0/"));
         if chosen {
             let status = self.control().json("status");
             let url = status["receptor"]["listeners"][0].as_str();
@@ -364,8 +364,11 @@ impl Daemon {
     #[must_use]
     pub fn address(&self) -> String {
         let url = self.url();
-        url.split_once("://")
-            .map_or(url.clone(), |(_, address)| address.to_owned())
+        let address = url.split_once("://").map_or(&*url, |(_, address)| address);
+        let address = address
+            .split_once('/')
+            .map_or(address, |(address, _)| address);
+        address.to_owned()
     }
 
     /// The path of its control socket.

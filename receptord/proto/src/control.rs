@@ -282,7 +282,7 @@ pub struct CertificateStatus {
     pub fingerprint: String,
     /// When it, or the first of those that it rests on, expires, in seconds since 1970.
     pub expires: u64,
-    /// The same in words: `2027-01-31 12:00:00 UTC`.
+    /// The same in words: `2027-01-31T12:00:00Z`.
     pub expires_at: String,
 }
 
