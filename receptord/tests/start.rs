@@ -213,14 +213,14 @@ fn exit_codes_say_what_kind_of_failure_it_was() {
             "flag --peer: peer[0].url",
         ),
         (
-            &["-d", data, "--listen", "ws://127.0.0.1:0"],
+            &["-d", data, "--listen", "wss://127.0.0.1:0"],
             78,
-            "flag --listen: listen[0].url: \"ws://127.0.0.1:0/\": this build has no WebSocket",
+            "flag --listen: listen[0].url: \"wss://127.0.0.1:0/\": TLS needs a [tls] table",
         ),
         (
-            &["--check-config", "--peer", "ws://localhost:1"],
+            &["--check-config", "--peer", "rnps://localhost:1"],
             78,
-            "flag --peer: peer[0].url: \"ws://localhost:1/\": this build has no WebSocket",
+            "flag --peer: peer[0].url: \"rnps://localhost:1\": TLS needs a [tls] table",
         ),
         (
             &["-d", data, "--socket-path", "/dev/null"],

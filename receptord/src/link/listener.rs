@@ -294,9 +294,10 @@ impl Serve {
                 }
             };
             // Anybody can cause these lines.
-            if refused.borrow_mut().may() {
-                let message_id = log::id::LINK_REFUSED;
-                tracing::warn!(message_id, url = %origin, code = %error.code, "connection refused: {}", error.message);
+            let mut refused = refused.borrow_mut();
+            if refused.may() {
+                let (message_id, before) = (log::id::LINK_REFUSED, refused.take_silenced());
+                tracing::warn!(message_id, url = %origin, code = %error.code, before, "connection refused: {}", error.message);
             } else {
                 tracing::debug!(code = %error.code, "connection refused: {}", error.message);
             }
@@ -338,16 +339,26 @@ async fn serve(
 
 /// Log lines of one kind that others can cause: one in [`COMPLAIN_EVERY`].
 #[derive(Debug, Default)]
-struct Complaints(Option<Instant>);
+struct Complaints {
+    last: Option<Instant>,
+    silenced: u64,
+}
 
 impl Complaints {
     fn may(&mut self) -> bool {
         let now = Instant::now();
-        let may = self.0.is_none_or(|then| now - then >= COMPLAIN_EVERY);
+        let may = self.last.is_none_or(|then| now - then >= COMPLAIN_EVERY);
         if may {
-            self.0 = Some(now);
+            self.last = Some(now);
+        } else {
+            self.silenced += 1;
         }
         may
+    }
+
+    /// How many lines there would have been since the last one.
+    fn take_silenced(&mut self) -> u64 {
+        std::mem::take(&mut self.silenced)
     }
 }
 

@@ -4,7 +4,8 @@
 //! - *Chain*: a client, three relays and a server in five processes, Unix sockets at the ends and TCP
 //!   between the relays, as three nodes with a client and a plugin have them. A relay reads a header, looks
 //!   the destination up, lowers the hop count and passes on everything that one read brought in one
-//!   write. No acknowledgements, no routing, no fairness, no payload parsed.
+//!   write. No acknowledgements, no routing, no fairness, no payload parsed. With the word `tls` at the end, the
+//!   relays speak TLS 1.3 with each other.
 //! - *Disk*: records of 1 KiB appended to one file, one `fdatasync` for all that are waiting.
 //! - *Pipe*, *one-shot*: a line of JSON to a child and one back; the same with a child for each.
 //!
@@ -23,12 +24,15 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde_json::{Value, json};
 use tokio::io::{
     AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
 };
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::task::JoinSet;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::percentile;
 
@@ -52,12 +56,16 @@ const RECORD: usize = 1024;
 
 /// Runs what the words after `floor` name and prints its figures as JSON, or is one of its processes.
 pub(super) fn main(words: &[String]) {
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let tls = words.last() == Some(&"tls");
+    if tls {
+        words.pop();
+    }
     let number = |at: usize| words[at].parse::<usize>().expect("a number");
     let figures = match words[0] {
-        "rtt" => run(round_trips(number(1), number(2))),
-        "in-flight" => run(in_flight(number(1), number(2), number(3))),
-        "bulk" => run(bulk(number(1), number(2))),
+        "rtt" => run(round_trips(number(1), number(2), tls)),
+        "in-flight" => run(in_flight(number(1), number(2), number(3), tls)),
+        "bulk" => run(bulk(number(1), number(2), tls)),
         "disk" => disk(number(1), Path::new(words[2])),
         "pipe" => run(pipe(number(1))),
         "one-shot" => run(one_shot(number(1))),
@@ -97,10 +105,55 @@ fn this_program() -> Command {
 enum Wire {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// With the directory of its certificate, and whether this end accepted it.
+    Tls(TcpStream, PathBuf, bool),
+}
+
+/// `tls:DIRECTORY:ADDRESS` taken apart.
+fn tls_address(address: &str) -> Option<(PathBuf, &str)> {
+    let (dir, address) = address.strip_prefix("tls:")?.split_once(':')?;
+    Some((dir.into(), address))
+}
+
+/// One certificate for all relays, in `dir`.
+fn make_certificate(dir: &Path) {
+    let params = rcgen::CertificateParams::new(vec!["relay".to_owned()]).expect("a name");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = params.self_signed(&key).expect("a certificate");
+    std::fs::write(dir.join("certificate"), certificate.der()).expect("a file");
+    std::fs::write(dir.join("key"), key.serialize_der()).expect("a file");
+}
+
+fn certificate(dir: &Path) -> CertificateDer<'static> {
+    std::fs::read(dir.join("certificate"))
+        .expect("it was made")
+        .into()
+}
+
+fn server_config(dir: &Path) -> Arc<ServerConfig> {
+    let key = std::fs::read(dir.join("key")).expect("it was made");
+    let key = PrivateKeyDer::Pkcs8(key.into());
+    let config = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate(dir)], key);
+    Arc::new(config.expect("a certificate and its key"))
+}
+
+fn client_config(dir: &Path) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate(dir)).expect("a certificate");
+    let config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
 }
 
 impl Wire {
     fn dial(address: &str) -> Self {
+        if let Some((dir, address)) = tls_address(address) {
+            let stream = TcpStream::connect(address).expect("it listens");
+            return Self::Tls(stream, dir, false).quick();
+        }
         match address.strip_prefix("unix:") {
             Some(path) => Self::Unix(UnixStream::connect(path).expect("it listens")),
             None => Self::Tcp(TcpStream::connect(address).expect("it listens")).quick(),
@@ -118,13 +171,20 @@ impl Wire {
             say(address);
             return Self::Unix(listener.accept().expect("a client").0);
         }
+        if let Some((dir, address)) = tls_address(address) {
+            let listener = TcpListener::bind(address).expect("a free port");
+            let address = listener.local_addr().expect("bound");
+            say(&format!("tls:{}:{address}", dir.display()));
+            let stream = listener.accept().expect("a client").0;
+            return Self::Tls(stream, dir, true).quick();
+        }
         let listener = TcpListener::bind(address).expect("a free port");
         say(&listener.local_addr().expect("bound").to_string());
         Self::Tcp(listener.accept().expect("a client").0).quick()
     }
 
     fn quick(self) -> Self {
-        if let Self::Tcp(stream) = &self {
+        if let Self::Tcp(stream) | Self::Tls(stream, ..) = &self {
             stream.set_nodelay(true).expect("a socket");
         }
         self
@@ -132,7 +192,7 @@ impl Wire {
 
     fn set_nonblocking(&self) {
         let set = match self {
-            Self::Tcp(stream) => stream.set_nonblocking(true),
+            Self::Tcp(stream) | Self::Tls(stream, ..) => stream.set_nonblocking(true),
             Self::Unix(stream) => stream.set_nonblocking(true),
         };
         set.expect("a socket");
@@ -158,12 +218,27 @@ type ReadHalf = Pin<Box<dyn AsyncRead + Send>>;
 type WriteHalf = Pin<Box<dyn AsyncWrite + Send>>;
 
 /// Both directions of a connection, for tasks.
-fn halves(wire: Wire) -> (ReadHalf, WriteHalf) {
+async fn halves(wire: Wire) -> (ReadHalf, WriteHalf) {
     wire.set_nonblocking();
     match wire {
         Wire::Tcp(stream) => {
             let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
             let (read, write) = stream.into_split();
+            (Box::pin(read), Box::pin(write))
+        }
+        Wire::Tls(stream, dir, accepted) => {
+            let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
+            // rustls alone would ask the system for 4 KiB at a time.
+            let stream = tokio::io::BufReader::with_capacity(READ, stream);
+            let stream = if accepted {
+                let acceptor = TlsAcceptor::from(server_config(&dir));
+                TlsStream::from(acceptor.accept(stream).await.expect("a handshake"))
+            } else {
+                let connector = TlsConnector::from(client_config(&dir));
+                let name = "relay".try_into().expect("a name");
+                TlsStream::from(connector.connect(name, stream).await.expect("a handshake"))
+            };
+            let (read, write) = tokio::io::split(stream);
             (Box::pin(read), Box::pin(write))
         }
         Wire::Unix(stream) => {
@@ -225,7 +300,8 @@ async fn give_out(mut to: WriteHalf, mut frames: Receiver<Bytes>) {
                 return;
             }
         }
-        if to.write_all(&bytes).await.is_err() {
+        // What is encrypted may not be written yet.
+        if to.write_all(&bytes).await.is_err() || to.flush().await.is_err() {
             return;
         }
         bytes.clear();
@@ -233,8 +309,8 @@ async fn give_out(mut to: WriteHalf, mut frames: Receiver<Bytes>) {
 }
 
 async fn relay(listen: &str, next: &str) {
-    let (before_in, before_out) = halves(Wire::accept(listen));
-    let (behind_in, behind_out) = halves(Wire::dial(next));
+    let (before_in, before_out) = halves(Wire::accept(listen)).await;
+    let (behind_in, behind_out) = halves(Wire::dial(next)).await;
     let (to_client, for_client) = tokio::sync::mpsc::channel(QUEUE);
     let (to_server, for_server) = tokio::sync::mpsc::channel(QUEUE);
     let table = Arc::new(HashMap::from([(CLIENT, to_client), (SERVER, to_server)]));
@@ -249,7 +325,7 @@ async fn relay(listen: &str, next: &str) {
 
 /// Sends every frame back; or, when it is told how many come, counts them and says so at the end.
 async fn server(listen: &str, count: usize) {
-    let (mut from, mut to) = halves(Wire::accept(listen));
+    let (mut from, mut to) = halves(Wire::accept(listen)).await;
     let mut buffer = BytesMut::with_capacity(BUFFER);
     let mut out = Vec::new();
     let mut got = 0;
@@ -288,9 +364,12 @@ impl Drop for Chain {
 }
 
 impl Chain {
-    fn start(count: usize) -> Self {
+    async fn start(count: usize, tls: bool) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let unix = |name: &str| format!("unix:{}", dir.path().join(name).display());
+        if tls {
+            make_certificate(dir.path());
+        }
         let mut children = Vec::new();
         let mut start = |words: &[&str]| {
             let mut child = this_program()
@@ -309,14 +388,14 @@ impl Chain {
         };
         let mut next = start(&["server", &unix("server"), &count.to_string()]);
         for at in (0..RELAYS).rev() {
-            let listen = if at == 0 {
-                unix("client")
-            } else {
-                "127.0.0.1:0".to_owned()
+            let listen = match (at, tls) {
+                (0, _) => unix("client"),
+                (_, false) => "127.0.0.1:0".to_owned(),
+                (_, true) => format!("tls:{}:127.0.0.1:0", dir.path().display()),
             };
             next = start(&["relay", &listen, &next]);
         }
-        let (from, to) = halves(Wire::dial(&next));
+        let (from, to) = halves(Wire::dial(&next)).await;
         Self {
             children,
             from,
@@ -338,8 +417,8 @@ fn frame_of(size: usize) -> Vec<u8> {
     frame
 }
 
-async fn round_trips(size: usize, count: usize) -> Value {
-    let mut chain = Chain::start(0);
+async fn round_trips(size: usize, count: usize, tls: bool) -> Value {
+    let mut chain = Chain::start(0, tls).await;
     let frame = frame_of(size);
     let mut answer = vec![0; frame.len()];
     let warm = count / 10;
@@ -356,8 +435,8 @@ async fn round_trips(size: usize, count: usize) -> Value {
     latencies(times)
 }
 
-async fn in_flight(size: usize, most: usize, count: usize) -> Value {
-    let mut chain = Chain::start(0);
+async fn in_flight(size: usize, most: usize, count: usize, tls: bool) -> Value {
+    let mut chain = Chain::start(0, tls).await;
     let frame = frame_of(size);
     let mut buffer = BytesMut::with_capacity(BUFFER);
     let mut out = Vec::new();
@@ -380,8 +459,8 @@ async fn in_flight(size: usize, most: usize, count: usize) -> Value {
     json!({ "per_s": per_second(count, start) })
 }
 
-async fn bulk(size: usize, count: usize) -> Value {
-    let mut chain = Chain::start(count);
+async fn bulk(size: usize, count: usize, tls: bool) -> Value {
+    let mut chain = Chain::start(count, tls).await;
     let frame = frame_of(size);
     let burst = (BURST / frame.len()).max(1);
     let bytes = frame.repeat(burst);

@@ -20,6 +20,7 @@ mod durable;
 mod floor;
 mod kills;
 mod large;
+mod secure;
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -41,14 +42,19 @@ fn main() {
     let mut wanted = words;
     wanted.retain(|word| !word.starts_with('-'));
     let bench = Bench::new();
-    let all: [(&str, Measure); 27] = [
+    let all: [(&str, Measure); 32] = [
         ("N1", n1_request_reply),
         ("N1-p99", n1_tail),
+        ("N2", secure::n2_request_reply),
         ("N3", n3_requests_in_flight),
         ("N4-128", |b| n4_one_way(b, 128)),
         ("N4-1024", |b| n4_one_way(b, 1024)),
         ("N5-64k", large::n5_messages),
         ("N5-1G", large::n5_payload),
+        ("N6-128", |b| secure::n6(b, |b| n4_one_way(b, 128))),
+        ("N6-1024", |b| secure::n6(b, |b| n4_one_way(b, 1024))),
+        ("N6-64k", |b| secure::n6(b, large::n5_messages)),
+        ("N6-1G", |b| secure::n6(b, large::n5_payload)),
         ("N7", durable::n7_accept),
         ("N8", durable::n8_end_to_end),
         ("N9", durable::n9_request_reply),
@@ -156,6 +162,8 @@ struct Bench {
     bin: PathBuf,
     rounds: usize,
     pin: bool,
+    /// Links, and those of the floor, are encrypted.
+    tls: bool,
 }
 
 impl Bench {
@@ -179,6 +187,7 @@ impl Bench {
             bin,
             rounds: rounds.unwrap_or(5),
             pin,
+            tls: false,
         }
     }
 
@@ -198,6 +207,7 @@ impl Bench {
             .command(&program)
             .arg("floor")
             .args(words)
+            .args(self.tls.then_some("tls"))
             .stderr(Stdio::inherit())
             .output()
             .expect("the floor's program runs");
@@ -225,6 +235,7 @@ struct Chain {
     nodes: Vec<Child>,
     commands: Vec<Command>,
     ports: Vec<u16>,
+    scheme: &'static str,
     dir: tempfile::TempDir,
 }
 
@@ -258,6 +269,10 @@ impl Chain {
                 listener.local_addr().expect("bound").port()
             })
             .collect();
+        let scheme = if bench.tls { "rnps" } else { "rnp" };
+        if bench.tls {
+            secure::certificates(bench, count, dir.path());
+        }
         let commands: Vec<Command> = (0..count)
             .map(|i| {
                 let mut command = bench.command(&bench.bin.join("receptord"));
@@ -265,7 +280,11 @@ impl Chain {
                 command
                     .arg("--data-dir")
                     .arg(dir.path().join(format!("n{i}")));
-                command.arg(format!("--listen-port={}", ports[i]));
+                command.arg(format!("--listen={scheme}://localhost:{}", ports[i]));
+                if bench.tls {
+                    let config = dir.path().join(format!("n{i}.toml"));
+                    command.arg("--config").arg(config);
+                }
                 command.arg("--log-level=error");
                 // What is meant for this program is none of the daemon's variables.
                 command.env_remove("RECEPTOR_BENCH_ROUNDS");
@@ -277,7 +296,7 @@ impl Chain {
                     command.arg("--plugins-dir").arg(plugin);
                 }
                 for &peer in &peers[i] {
-                    command.arg(format!("--peer=localhost:{}", ports[peer]));
+                    command.arg(format!("--peer={scheme}://localhost:{}", ports[peer]));
                 }
                 command
                     .stdin(Stdio::null())
@@ -290,13 +309,14 @@ impl Chain {
             nodes: Vec::new(),
             commands,
             ports,
+            scheme,
             dir,
         }
     }
 
     /// Lets a node that is not started yet dial another.
     fn peer(&mut self, from: usize, to: usize) {
-        let peer = format!("--peer=localhost:{}", self.ports[to]);
+        let peer = format!("--peer={}://localhost:{}", self.scheme, self.ports[to]);
         self.commands[from].arg(peer);
     }
 

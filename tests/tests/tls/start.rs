@@ -52,6 +52,7 @@ fn what_cannot_be_used_ends_the_start_and_is_told() {
     };
     let key = fs::read_to_string(authority.file("a.key")).unwrap();
     write("open.key", &key, 0o644);
+    write("no.key", "no key\n", 0o600);
     write("damaged.key", &key.replace("MIG", "MIH"), 0o600);
     write("empty.pem", "", 0o600);
     fs::create_dir(authority.file("dir.key")).unwrap();
@@ -76,7 +77,7 @@ fn what_cannot_be_used_ends_the_start_and_is_told() {
             "others can read or replace it (mode 0644): expected a private key with chmod 600",
         ),
         (swap("a.key", "damaged.key"), "tls.key: "),
-        (swap("a.key", "a.pem"), "there is no private key in it"),
+        (swap("a.key", "no.key"), "there is no private key in it"),
         (
             swap("a.key", "b.key"),
             "the private key does not belong to the certificate",

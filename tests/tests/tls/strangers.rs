@@ -16,7 +16,9 @@ const OPENING_PER_SOURCE: usize = 64;
 
 fn rig(mesh: &Mesh) -> (Authority, Daemon, Daemon) {
     let authority = Authority::new(&mesh.dir().join("ca"));
-    let a = authority.equip(mesh.node("a"), "a").start();
+    // Of what anybody can cause, only one line in ten seconds is worth a warning.
+    let a = authority.equip(mesh.node("a"), "a");
+    let a = a.arg("--log-level").arg("debug").start();
     let b = authority.equip(mesh.node("b"), "b").peer(&a).start();
     b.wait_ping("a");
     (authority, a, b)
