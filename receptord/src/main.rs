@@ -32,8 +32,9 @@ fn start(cli: Cli) -> Result<Exit, Exit> {
     let passed = Passed::take_all().map_err(|error| tell(Exit::Unavailable, &error))?;
     let environment = Environment::of_process();
     let loaded = load(&cli, &environment).map_err(|error| tell(Exit::Configuration, &error))?;
-    let keys = keys(&loaded).map_err(|error| tell(Exit::Configuration, &error))?;
-    if cli.inspect.check_config || cli.inspect.print_config {
+    let inspects = cli.inspect.check_config || cli.inspect.print_config;
+    let keys = keys(&loaded, inspects).map_err(|error| tell(Exit::Configuration, &error))?;
+    if inspects {
         return Ok(inspect(&cli, &loaded));
     }
     let Loaded {
@@ -91,13 +92,19 @@ fn start(cli: Cli) -> Result<Exit, Exit> {
     Ok(exit)
 }
 
-/// Reads the files that `[tls]` names.
-fn keys(loaded: &Loaded) -> Result<Option<Keys>, ConfigError> {
+/// Reads the files that `[tls]` names. Whoever only inspects a configuration may not see what the service will.
+fn keys(loaded: &Loaded, inspects: bool) -> Result<Option<Keys>, ConfigError> {
     let Some(tls) = &loaded.settings.tls else {
         return Ok(None);
     };
     match Keys::read(tls) {
         Ok(keys) => Ok(Some(keys)),
+        Err(problem) if inspects && problem.may_be_credential => {
+            complain(&format!(
+                "warning: {problem}; it is not checked, because it may be a credential of the service"
+            ));
+            Ok(None)
+        }
         Err(problem) => {
             let problem = loaded.problem(problem.key, problem.message());
             Err(ConfigError {

@@ -24,6 +24,8 @@ pub struct KeyProblem {
     pub path: PathBuf,
     /// Why.
     pub reason: String,
+    /// It is not there and has a bare name: it may be a credential, which systemd shows to the service alone.
+    pub may_be_credential: bool,
 }
 
 impl KeyProblem {
@@ -32,6 +34,7 @@ impl KeyProblem {
             key,
             path: file.path.clone(),
             reason: reason.into(),
+            may_be_credential: false,
         }
     }
 
@@ -79,8 +82,15 @@ fn read_if(
 ) -> Result<Zeroizing<Vec<u8>>, KeyProblem> {
     let problem = |reason: String| KeyProblem::new(key, file, reason);
     let cannot = |error: io::Error| problem(format!("cannot be read: {error}"));
+    let found = std::fs::metadata(&file.path).map_err(|error| {
+        let is_bare = !Path::new(&file.name).is_absolute();
+        KeyProblem {
+            may_be_credential: is_bare && error.kind() == io::ErrorKind::NotFound,
+            ..cannot(error)
+        }
+    });
     // Opening a pipe or a device could wait for ever.
-    if !std::fs::metadata(&file.path).map_err(cannot)?.is_file() {
+    if !found?.is_file() {
         return Err(problem("is not a file".to_owned()));
     }
     let opened = File::open(&file.path).map_err(cannot)?;

@@ -240,11 +240,14 @@ mod tests {
     #[test]
     fn those_who_say_nothing_leave_room_for_others() {
         let admission = Admission::new(&limits(65_536, 65_536));
-        let silent = |ip| std::iter::from_fn(|| accept(&admission, ip)).collect::<Vec<_>>();
-        let mut all = silent("192.0.2.1");
+        let silent = |last: u8| {
+            let ip = format!("192.0.2.{last}");
+            std::iter::from_fn(|| accept(&admission, &ip)).collect::<Vec<_>>()
+        };
+        let mut all = silent(1);
         assert_eq!(all.len(), OPENING_PER_SOURCE as usize);
         for other in 2..=8 {
-            all.extend(silent(&format!("192.0.2.{other}")));
+            all.extend(silent(other));
         }
         assert_eq!(all.len(), OPENING_MAX as usize);
         assert!(accept(&admission, "192.0.2.9").is_none());

@@ -19,6 +19,7 @@ mod outbox;
 mod proven;
 mod proxy;
 mod reach;
+mod read_ahead;
 mod tls;
 mod transport;
 mod websocket;

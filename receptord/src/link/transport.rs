@@ -16,18 +16,15 @@ use std::net::SocketAddr;
 
 use receptor_identity::Refusal;
 use receptor_proto::{ErrorBody, ErrorCode};
-use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::proven::Proven;
 use super::proxy::{self, Proxies, ProxyError};
+use super::read_ahead::ReadAhead;
 use super::{reach, tls, websocket};
 use crate::config::{LinkUrl, Peer};
 use crate::keyring::Keyring;
-
-/// What one call to the system brings of an encrypted connection, in bytes: rustls would ask for 4 KiB at a time, a
-/// quarter of a record.
-const READ_AHEAD: usize = 64 * 1024;
 
 /// The two directions of a connection.
 pub(crate) struct Transport {
@@ -143,7 +140,7 @@ pub(super) async fn connect(
             if !tls {
                 return Ok(plain(stream, address));
             }
-            let stream = BufReader::with_capacity(READ_AHEAD, stream);
+            let stream = ReadAhead::new(stream);
             let (stream, proven) = tls::connect(stream, host, keyring).await?;
             Ok(layered(stream, address, Some(proven)))
         }
@@ -157,7 +154,7 @@ pub(super) async fn connect(
             };
             let address = peer_address(&stream);
             if *tls {
-                let stream = BufReader::with_capacity(READ_AHEAD, stream);
+                let stream = ReadAhead::new(stream);
                 let (stream, proven) = tls::connect(stream, host, keyring).await?;
                 let stream = websocket::connect(stream, peer).await?;
                 Ok(layered(stream, address, Some(proven)))
@@ -189,7 +186,7 @@ pub(super) async fn accept(
     match url {
         LinkUrl::Tcp { tls: false, .. } | LinkUrl::Unix(_) => Ok(plain(stream, address)),
         LinkUrl::Tcp { tls: true, .. } => {
-            let stream = BufReader::with_capacity(READ_AHEAD, stream);
+            let stream = ReadAhead::new(stream);
             let (stream, proven) = tls::accept(stream, keyring).await?;
             Ok(layered(stream, address, Some(proven)))
         }
@@ -202,7 +199,7 @@ pub(super) async fn accept(
         LinkUrl::WebSocket {
             tls: true, path, ..
         } => {
-            let stream = BufReader::with_capacity(READ_AHEAD, stream);
+            let stream = ReadAhead::new(stream);
             let (stream, proven) = tls::accept(stream, keyring).await?;
             let stream = websocket::accept(stream, path).await?;
             Ok(layered(stream, address, Some(proven)))

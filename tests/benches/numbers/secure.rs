@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use super::{Bench, Chain, Row, latencies, percentile};
+use super::{Bench, Chain, Client, Row, latencies, percentile};
 
 /// An authority in `dir`, and for each node a certificate and a configuration that names it.
 pub(super) fn certificates(bench: &Bench, count: usize, dir: &Path) {
@@ -40,7 +40,8 @@ fn with_tls(bench: &Bench) -> Bench {
 pub(super) fn n2_request_reply(bench: &Bench) -> Row {
     let [secure, plain] = [with_tls(bench), bench.clone()].map(|bench| Chain::start(&bench, 3));
     let [mut secure, mut plain] = [secure.client(0), plain.client(0)];
-    let mut p50 = |client| percentile(&mut latencies(client, 2, "echo:echo", 128, 3000), 0.5);
+    let p50 =
+        |client: &mut Client| percentile(&mut latencies(client, 2, "echo:echo", 128, 3000), 0.5);
     let mut ours = Vec::new();
     let mut floor = Vec::new();
     for _ in 0..bench.rounds {

@@ -45,7 +45,11 @@ fn three_commands_make_a_mesh() {
         .config(&table("node-a"));
     let a = a.start();
     assert!(a.url().starts_with("rnps://127.0.0.1:"), "{}", a.url());
-    let b = mesh.node("node-b").quiet().config(&table("node-b"));
+    // Bare names are credentials first.
+    let credentials = mesh.dir().join("tls").display().to_string();
+    let bare = table("node-b").replace(&format!("{credentials}/"), "");
+    let b = mesh.node("node-b").quiet().config(&bare);
+    let b = b.env("CREDENTIALS_DIRECTORY", &credentials);
     let b = b.peer(&a).start();
     b.wait_ping("node-a");
     for (daemon, other) in [(&a, "node-b"), (&b, "node-a")] {
@@ -163,4 +167,16 @@ fn what_a_certificate_is_for_is_all_that_a_node_may_be() {
     let mut first = [0; 5];
     stream.read_exact(&mut first).unwrap();
     assert_eq!(first[4], 1, "a hello");
+}
+
+#[test]
+fn a_process_on_the_same_host_is_told_by_its_credentials() {
+    let mesh = Mesh::new();
+    let url = format!("unix://{}", mesh.dir().join("links").display());
+    let a = mesh.node("a").listen(&url).start();
+    let b = mesh.node("b").quiet().peer_url(&url).start();
+    b.wait_ping("a");
+    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+    let address = format!("{url} (uid {uid}, gid {gid}, pid {})", b.pid());
+    assert_eq!(link_to(&a, "b").unwrap()["address"], address);
 }
