@@ -98,7 +98,12 @@ pub(super) fn fault(error: &io::Error) -> ErrorBody {
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let Some(inner) = inner else {
-        return ErrorBody::new(ErrorCode::Transport, error.to_string());
+        // What rustls says of a peer that was killed is a lesson on truncation; frames have a length of their own.
+        let text = match error.kind() {
+            io::ErrorKind::UnexpectedEof => "the peer closed the connection".to_owned(),
+            _ => error.to_string(),
+        };
+        return ErrorBody::new(ErrorCode::Transport, text);
     };
     if let Some(refusal) = refusal(inner) {
         let text = format!("the other end's certificate is refused: {refusal}");

@@ -66,6 +66,11 @@ fn three_commands_make_a_mesh() {
     let shown = receptorctl(mesh.dir(), &format!("--socket-path {socket} status"));
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("TLS: expires 2"), "{shown}");
+    // A kill is told as on any other link.
+    let mut b = b;
+    b.kill();
+    a.wait_log("neighbor down");
+    assert!(!a.log().contains("close_notify"), "{}", a.log());
 }
 
 #[test]

@@ -158,7 +158,7 @@ impl Net {
     fn wire_to_test(&mut self, host: usize) -> LinkId {
         let link = LinkId(self.next);
         self.next += 1;
-        self.up(host, link, 1, false, None);
+        self.up(host, link, 1, false, Vec::new());
         link
     }
 

@@ -25,8 +25,8 @@ fn the_higher_cost_holds_for_both() {
     let link = LinkId(1);
     net.wires.insert((a, link), (b, link));
     net.wires.insert((b, link), (a, link));
-    net.up(a, link, 3, true, None);
-    net.up(b, link, 8, false, None);
+    net.up(a, link, 3, true, Vec::new());
+    net.up(b, link, 8, false, Vec::new());
     net.settle();
     assert_eq!(net.mesh(a).route(&id("b")).unwrap().cost, 8);
     assert_eq!(net.mesh(b).route(&id("a")).unwrap().cost, 8);
