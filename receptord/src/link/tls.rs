@@ -99,9 +99,10 @@ pub(super) fn fault(error: &io::Error) -> ErrorBody {
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let Some(inner) = inner else {
         // What rustls says of a peer that was killed is a lesson on truncation; frames have a length of their own.
-        let text = match error.kind() {
-            io::ErrorKind::UnexpectedEof => "the peer closed the connection".to_owned(),
-            _ => error.to_string(),
+        let text = if error.kind() == io::ErrorKind::UnexpectedEof {
+            "the peer closed the connection".to_owned()
+        } else {
+            error.to_string()
         };
         return ErrorBody::new(ErrorCode::Transport, text);
     };
