@@ -109,6 +109,8 @@ pub(super) async fn run(
         return Ok(reason);
     }
     let reason = outbox.closed().await;
+    // Whoever said no hello is in nobody's way while it is told so.
+    permit.opened();
     // What the peer still sends is read and dropped: closing a socket with unread bytes would
     // take the goodbye away from the peer.
     let _ = timeout(CLOSE_TIME, async {
