@@ -695,6 +695,9 @@ pub struct Counters {
     pub unknown: u64,
     /// Things peers got wrong.
     pub peer_mistakes: u64,
+    /// Statements and packets that were refused because they do not prove whose they are; in meshes with
+    /// certificates.
+    pub unproved: u64,
     /// Messages of this node sent again.
     pub retransmitted: u64,
     /// Messages that came again and were recognised.

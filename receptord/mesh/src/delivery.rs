@@ -46,6 +46,7 @@ mod ranges;
 mod receipts;
 mod received;
 mod restore;
+mod sealed;
 mod transfer;
 mod views;
 mod window;
@@ -168,6 +169,8 @@ pub(crate) struct Delivery {
     paging: Paging,
     letters: Letters,
     keeper: Keeper,
+    /// Everything comes proved, and what one node says of a message counts once.
+    is_secured: bool,
     /// A leaf keeps nothing of others.
     takes_custody: bool,
     works: Works,
@@ -229,6 +232,7 @@ impl Delivery {
         config: &Config,
         now: Instant,
         records: impl IntoIterator<Item = Record>,
+        is_secured: bool,
     ) -> Self {
         let mut delivery = Self {
             node: config.node.clone(),
@@ -244,6 +248,7 @@ impl Delivery {
             paging: Paging::new(config.seed),
             letters: Letters::default(),
             keeper: Keeper::default(),
+            is_secured,
             takes_custody: config.router,
             works: Works::new(config.seed),
             broken_off: BTreeMap::new(),
@@ -512,9 +517,8 @@ impl Delivery {
         let mut pipe = Pipe {
             now: cx.now,
             net: &mut *cx.net,
-            own: &self.node,
             recipient: &remote.node,
-            hop_limit: self.hop_limit,
+            instance: remote.instance,
             remote: id,
             sources: &mut self.sources,
             loopback: (id == OWN).then_some(&mut self.loopback),
@@ -743,14 +747,22 @@ impl Delivery {
         let referred: BTreeSet<RemoteId> = requests.chain(sources).collect();
         for at in 0..self.remotes.len() {
             let remote = &mut self.remotes[at];
+            // Where somebody may send again what was heard long ago, the last epoch is never forgotten,
+            // and no earlier one is heard once its time is over.
+            let last = remote.received.keys().last().copied();
+            let stays = last.filter(|_| self.is_secured);
             let over: Vec<u64> = remote
                 .received
                 .iter()
-                .filter(|(_, received)| received.is_over(now))
+                .filter(|(epoch, received)| received.is_over(now) && Some(**epoch) != stays)
                 .map(|(epoch, _)| *epoch)
                 .collect();
             for epoch in over {
                 remote.received.remove(&epoch);
+                if let Some(last) = stays {
+                    close_epochs(remote, last);
+                    self.numbered.insert((RemoteId(at), last));
+                }
                 self.journal.note(Record::Received {
                     origin: remote.node.clone(),
                     epoch,
@@ -783,6 +795,16 @@ impl Delivery {
 
     fn plan_sweep(&mut self, at: Instant) {
         self.sweep_at = Some(self.sweep_at.map_or(at, |planned| planned.min(at)));
+    }
+}
+
+/// Once all epochs before the last one are over, none of them is heard again. The record of the last one says so.
+fn close_epochs(remote: &mut Remote, last: u64) {
+    if remote.received.len() == 1
+        && let Some(received) = remote.received.get_mut(&last)
+    {
+        received.raise_floor(1);
+        remote.first_epoch = remote.first_epoch.max(last);
     }
 }
 

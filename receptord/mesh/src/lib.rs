@@ -31,11 +31,13 @@ mod api;
 mod delivery;
 mod mesh;
 mod router;
+mod security;
 mod time;
 mod wiring;
 
 pub use api::*;
 pub use mesh::Mesh;
+pub use security::{Changes, Disbelief, Learned, NotOpened, Security, Stranger};
 
 /// The largest frame that a node takes, in bytes including its length; what its hello says.
 pub const MAX_FRAME: usize = receptor_proto::frame::MAX_FRAME_FLOOR;

@@ -5,6 +5,7 @@
 //! delivery sends, writes and acknowledges waits until the queue is polled, so that calls that
 //! come together are answered together. Never decides anything itself.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -21,7 +22,7 @@ use crate::router::{Local, Router};
 use crate::wiring::Net;
 use crate::{
     Config, Counters, EchoId, EntryId, Instant, LinkId, LinkInfo, LinkView, LoadToken, Loaded,
-    NoSuchWork, NodeView, Output, Payload, PersistToken, Reachability, Record, RouteView,
+    NoSuchWork, NodeView, Output, Payload, PersistToken, Reachability, Record, RouteView, Security,
     Submission, SubmitError, WaitingView, WorkRoom, WorkView,
 };
 
@@ -52,9 +53,34 @@ impl Mesh {
     /// When they come in another order.
     #[must_use]
     pub fn new(config: Config, now: Instant, records: impl IntoIterator<Item = Record>) -> Self {
-        let delivery = Delivery::new(&config, now, records);
+        Self::start(config, now, records, None)
+    }
+
+    /// The same with a certificate: every statement is signed and every packet between two nodes sealed, and nothing
+    /// else is believed.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn secured(
+        config: Config,
+        now: Instant,
+        records: impl IntoIterator<Item = Record>,
+        security: Box<dyn Security>,
+    ) -> Self {
+        Self::start(config, now, records, Some(security))
+    }
+
+    fn start(
+        config: Config,
+        now: Instant,
+        records: impl IntoIterator<Item = Record>,
+        security: Option<Box<dyn Security>>,
+    ) -> Self {
+        let delivery = Delivery::new(&config, now, records, security.is_some());
         Self {
-            router: Router::new(config, now),
+            router: Router::new(config, now, security),
             delivery,
             out: VecDeque::new(),
             now,
@@ -149,6 +175,13 @@ impl Mesh {
     /// come up afterwards are closed again; the store and works are not touched.
     pub fn shutdown(&mut self, now: Instant) {
         self.router.shutdown(now, &mut self.out);
+        self.settle(now);
+    }
+
+    /// What the [`Security`] believes, or who it says this node is, may be different now: it is asked. Statements of
+    /// nodes that are believed no longer are forgotten. It is asked every few seconds in any case.
+    pub fn recheck_security(&mut self, now: Instant) {
+        self.router.recheck_security(now);
         self.settle(now);
     }
 
@@ -565,9 +598,16 @@ impl Mesh {
                         &mut self.out,
                     ),
                     Local::Stuck(packet, code) => {
-                        if let Some(packet) = self.delivery.keep(now, packet) {
+                        let message = self.router.keepsake(&packet);
+                        let kept = message.is_some_and(|(message, before)| {
+                            self.delivery.keep(now, &packet, message, before)
+                        });
+                        if !kept {
                             self.router.give_back(now, &packet, code);
                         }
+                    }
+                    Local::OtherStart(source, epoch, seq) => {
+                        self.delivery.on_other_start(&source, epoch, seq);
                     }
                     Local::Echo(echo) => {
                         let (active, works) = self.delivery.active_works(now);

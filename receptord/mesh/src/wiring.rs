@@ -7,7 +7,7 @@
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 
-use receptor_proto::packet::{Packet, Priority};
+use receptor_proto::packet::{Body, Message, Packet, Priority};
 use receptor_proto::{Directive, ErrorCode, NodeId};
 
 use crate::{Instant, LinkId, Reachability};
@@ -40,11 +40,25 @@ pub(crate) trait Net {
     /// priority class; 0 without a route, [`usize::MAX`] for this node itself.
     fn room(&self, node: &NodeId, priority: Priority) -> usize;
 
-    /// Routes and queues a packet: [`ErrorCode::NoRoute`] or [`ErrorCode::NoSuchNode`] when
-    /// there is no route, [`ErrorCode::Busy`] when there is no room. A packet to this node
-    /// itself comes back through [`crate::delivery::Delivery::handle_packet`] after the current
+    /// Routes and queues a packet in the name of the node that it is of: [`ErrorCode::NoRoute`] or
+    /// [`ErrorCode::NoSuchNode`] when there is no route, [`ErrorCode::Busy`] when there is no room. A packet
+    /// to this node itself comes back through [`crate::delivery::Delivery::handle_packet`] after the current
     /// call has returned.
-    fn send(&mut self, now: Instant, packet: Packet) -> Result<(), ErrorCode>;
+    fn pass_on(&mut self, packet: Packet) -> Result<(), ErrorCode>;
+
+    /// The same with a body of this node; sealed, in a mesh with certificates. There it is busy also
+    /// when `to` must say first who it is.
+    fn send(&mut self, now: Instant, to: &NodeId, body: &Body) -> Result<(), ErrorCode>;
+
+    /// The same with a message. A volatile one is for the start `instance` of the recipient, if
+    /// nothing later is known of it; 0: none is known.
+    fn send_message(
+        &mut self,
+        now: Instant,
+        to: &NodeId,
+        message: &Message,
+        instance: u64,
+    ) -> Result<(), ErrorCode>;
 
     /// The nearest reachable node that has the directive's plugin ready, with the action if it
     /// names its actions, and all of this metadata; this node counts, at no distance. Among

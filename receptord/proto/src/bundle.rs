@@ -88,7 +88,7 @@ impl Bundle {
             return Err(DecodeError::Truncated { what: "bundle" });
         }
         let content = match Content::from_code(body.get_u8()) {
-            Content::Bundle => return Err(DecodeError::Bad { what: "bundle" }),
+            Content::Bundle | Content::Sealed => return Err(DecodeError::Bad { what: "bundle" }),
             content @ (Content::None | Content::Json | Content::Text | Content::Bytes) => content,
         };
         let (mut at, mut left) = (0, 0);

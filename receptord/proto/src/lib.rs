@@ -24,6 +24,7 @@ pub mod lsa;
 pub mod packet;
 pub mod plugin;
 pub mod record;
+pub mod signed;
 pub mod wire;
 
 pub use directive::Directive;

@@ -1,6 +1,6 @@
 //! Link-state advertisements: a node's own statements, flooded through the mesh.
 //!
-//! A node makes two kinds, versioned apart: [`LsaKind::LINKS`] (whom it is adjacent to) and
+//! A node makes two kinds, or three where it has a certificate, versioned apart: [`LsaKind::LINKS`] (whom it is adjacent to) and
 //! [`LsaKind::CAPABILITIES`] (what it can do), so that a change of one does not resend the
 //! other. A leaf makes only the second; the routers it hangs on name it among their links.
 //! The body stays as the bytes its originator made, whatever this version understands of it:
@@ -43,6 +43,9 @@ impl LsaKind {
     pub const LINKS: Self = Self(1);
     /// The node's plugins and metadata: [`CapabilitiesBody`].
     pub const CAPABILITIES: Self = Self(2);
+    /// Who the node is: its certificates and keys, signed by themselves. In meshes with certificates only,
+    /// where every LSA is signed, see [`crate::signed`].
+    pub const IDENTITY: Self = Self(3);
 }
 
 /// What an LSA is about: newer ones with the same key replace older ones.

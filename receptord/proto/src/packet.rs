@@ -9,6 +9,7 @@
 //! [`SEGMENT_MAX`] sends its envelope first and its payload in [`Segment`]s.
 
 mod message;
+pub mod sealed;
 
 use alloc::vec::Vec;
 
@@ -197,6 +198,7 @@ pub enum Body {
     /// Whether a node that has received requests still knows of them, and its answer.
     Inquiry(Inquiry),
     /// A kind of a newer version; dropped and counted.
+    /// So is one that is sealed, see [`sealed`]: it is opened before anybody asks what it is.
     Unknown {
         /// The kind byte.
         kind: u8,
@@ -398,6 +400,16 @@ pub mod kind {
     pub const ENTRUSTED: u8 = 9;
     /// [`super::Body::Inquiry`].
     pub const INQUIRY: u8 = 10;
+    /// [`super::sealed::Identity`].
+    pub const IDENTITY: u8 = 11;
+    /// Added to the kind of a body that travels sealed, see [`super::sealed`].
+    pub const SEALED: u8 = 64;
+
+    /// What the body is, whether it is sealed or not.
+    #[must_use]
+    pub const fn plain(kind: u8) -> u8 {
+        kind & !SEALED
+    }
 }
 
 impl Body {

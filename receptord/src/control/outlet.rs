@@ -522,7 +522,7 @@ fn shown(content: Content, bytes: &Bytes) -> Shown {
                 Err(_) => Shown::Raw,
             }
         }
-        Content::None | Content::Bytes | Content::Bundle => Shown::Raw,
+        Content::None | Content::Bytes | Content::Bundle | Content::Sealed => Shown::Raw,
     }
 }
 

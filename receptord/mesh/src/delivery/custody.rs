@@ -23,7 +23,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use bytes::Bytes;
-use receptor_proto::packet::{Body, Holding, Message, MessageKind, Packet, Receipt};
+use receptor_proto::packet::{Content, Holding, Message, MessageKind, Packet, Receipt};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use self::notices::Notices;
@@ -250,28 +250,17 @@ impl Delivery {
         })
     }
 
-    /// A packet of another node cannot be passed on. Gives it back unless it is kept.
-    pub(crate) fn keep(&mut self, now: Instant, packet: Packet) -> Option<Packet> {
-        let (message, before) = match Body::decode(packet.kind, packet.body.clone()) {
-            Ok(Body::Message(message)) => (message, None),
-            Ok(Body::Kept { custodian, message }) => (message, Some(custodian)),
-            Ok(
-                Body::Echo { .. }
-                | Body::EchoReply(_)
-                | Body::Undeliverable(_)
-                | Body::Segment(_)
-                | Body::Receipt(_)
-                | Body::Custody(_)
-                | Body::Entrusted { .. }
-                | Body::Inquiry(_)
-                | Body::Unknown { .. },
-            )
-            | Err(_) => return Some(packet),
-        };
+    /// A message of another node, which `before` kept, cannot be passed on. Whether it is kept.
+    pub(crate) fn keep(
+        &mut self,
+        now: Instant,
+        packet: &Packet,
+        message: Message,
+        before: Option<NodeId>,
+    ) -> bool {
         let (origin, recipient) = (packet.source.clone(), packet.destination.clone());
         let name = (origin, recipient, message.epoch, message.seq);
-        let kept = self.take_custody(now, name, message, before);
-        (!kept).then_some(packet)
+        self.take_custody(now, name, message, before)
     }
 
     /// A node without a way to the recipient of its message asks this one to see to it.
@@ -282,7 +271,9 @@ impl Delivery {
         recipient: NodeId,
         message: Message,
     ) {
-        if message.volatile || message.is_segmented() || recipient == origin {
+        // A sealed one may be larger than can be kept.
+        let is_too_large = message.is_segmented() && message.content != Content::Sealed;
+        if message.volatile || is_too_large || recipient == origin {
             self.mistakes += 1;
             return;
         }
@@ -293,13 +284,11 @@ impl Delivery {
             return;
         }
         if cx.net.path(&recipient) != 0 {
-            let (from, to) = (origin.clone(), recipient.clone());
-            let packet = Packet::with_message(from, to, self.hop_limit, &message);
-            match cx.net.send(cx.now, packet) {
-                Ok(()) => return,
-                Err(ErrorCode::NoRoute | ErrorCode::NoSuchNode) => {}
+            let packet = self.onward(&origin, &recipient, &message);
+            match packet.map(|packet| cx.net.pass_on(packet)) {
+                Some(Err(ErrorCode::NoRoute | ErrorCode::NoSuchNode)) => {}
                 // Its origin asks again.
-                Err(_) => return,
+                Some(Ok(()) | Err(_)) | None => return,
             }
         }
         let name = (origin, recipient, message.epoch, message.seq);
@@ -513,10 +502,8 @@ impl Delivery {
         kept.was_sent = true;
         let wait = (AGAIN * (1 << (kept.tries - 1).min(5))).min(AGAIN_MOST);
         let (origin, recipient, ..) = kept.name.clone();
-        let custodian = self.node.clone();
-        let body = Body::Kept { custodian, message };
-        let packet = Packet::new(origin, recipient, self.hop_limit, &body);
-        let (state, timer) = match cx.net.send(cx.now, packet) {
+        let packet = self.kept_packet(origin, recipient, message);
+        let (state, timer) = match cx.net.pass_on(packet) {
             Err(ErrorCode::NoRoute | ErrorCode::NoSuchNode) => (State::Waiting, NEVER),
             Ok(()) | Err(_) => (State::Sent, cx.now + wait),
         };
@@ -547,6 +534,8 @@ impl Delivery {
     fn kept_expired(&mut self, cx: &mut Cx<'_>, entry: EntryId) {
         if let Some(kept) = self.keeper.kept.get(&entry)
             && matches!(kept.message.kind, MessageKind::Request { .. })
+            // A letter that nobody can read helps nobody.
+            && kept.message.content != Content::Sealed
             && kept.state != State::Writing
             && cx.net.path(&kept.name.0) == 0
         {

@@ -23,7 +23,7 @@ use core::time::Duration;
 use bytes::Bytes;
 use receptor_proto::ErrorCode;
 use receptor_proto::NodeId;
-use receptor_proto::packet::{Body, Message, Packet, Priority, Segment};
+use receptor_proto::packet::{Body, Message, Priority, Segment};
 
 use super::RemoteId;
 use super::backlog::{Backlog, LANES, lane};
@@ -110,9 +110,9 @@ pub(crate) enum Pumped {
 pub(crate) struct Pipe<'a> {
     pub(crate) now: Instant,
     pub(crate) net: &'a mut dyn Net,
-    pub(crate) own: &'a NodeId,
     pub(crate) recipient: &'a NodeId,
-    pub(crate) hop_limit: u8,
+    /// Which start of it was last heard of; 0: none.
+    pub(crate) instance: u64,
     pub(crate) remote: RemoteId,
     /// Whose payloads the store is asked for.
     pub(crate) sources: &'a mut BTreeMap<EntryId, (RemoteId, Key)>,
@@ -147,13 +147,8 @@ impl Pipe<'_> {
             loopback.push_back(Body::Message(message.clone()));
             return Ok(());
         }
-        let packet = Packet::with_message(
-            self.own.clone(),
-            self.recipient.clone(),
-            self.hop_limit,
-            message,
-        );
-        self.net.send(self.now, packet)?;
+        self.net
+            .send_message(self.now, self.recipient, message, self.instance)?;
         self.sent = true;
         Ok(())
     }
@@ -163,8 +158,7 @@ impl Pipe<'_> {
             recipient: self.recipient.clone(),
             message: message.clone(),
         };
-        let packet = Packet::new(self.own.clone(), to.clone(), self.hop_limit, &body);
-        self.net.send(self.now, packet)
+        self.net.send(self.now, to, &body)
     }
 
     fn segment(&mut self, segment: Segment) -> Result<(), ErrorCode> {
@@ -173,13 +167,7 @@ impl Pipe<'_> {
             loopback.push_back(body);
             return Ok(());
         }
-        let packet = Packet::new(
-            self.own.clone(),
-            self.recipient.clone(),
-            self.hop_limit,
-            &body,
-        );
-        self.net.send(self.now, packet)
+        self.net.send(self.now, self.recipient, &body)
     }
 }
 

@@ -707,7 +707,7 @@ impl Delivery {
         let flow = &mut self.remotes[to.0].flow;
         let given_up = flow.undeliverable(cx.now, (epoch, seq), notice.code);
         if certain {
-            flow.came_back(self.instance, (epoch, seq), (epoch, seq));
+            flow.came_back(self.instance, self.is_secured, (epoch, seq), (epoch, seq));
         }
         self.set_ready(to);
         if let Some(given_up) = given_up {

@@ -14,7 +14,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use receptor_proto::packet::{Body, INQUIRY_MAX, Inquiry, MessageKind, Packet};
+use receptor_proto::packet::{Body, INQUIRY_MAX, Inquiry, MessageKind};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 
 use super::inbox::Request;
@@ -165,13 +165,8 @@ impl Delivery {
 
     /// What finds no way or no room now is asked again.
     fn send_inquiry(&self, cx: &mut Cx<'_>, to: RemoteId, inquiry: Inquiry) {
-        let packet = Packet::new(
-            self.node.clone(),
-            self.remotes[to.0].node.clone(),
-            self.hop_limit,
-            &Body::Inquiry(inquiry),
-        );
-        let _ = cx.net.send(cx.now, packet);
+        let body = Body::Inquiry(inquiry);
+        let _ = cx.net.send(cx.now, &self.remotes[to.0].node, &body);
     }
 
     pub(super) fn on_inquiry(&mut self, cx: &mut Cx<'_>, from: RemoteId, inquiry: Inquiry) {

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use receptor_proto::ErrorCode;
-use receptor_proto::packet::{Body, Packet, RANGES_MAX, Receipt};
+use receptor_proto::packet::{Body, RANGES_MAX, Receipt};
 
 use super::flow::Key;
 use super::ranges::Ranges;
@@ -94,14 +94,8 @@ impl Delivery {
                 self.loopback.push_back(body);
                 continue;
             }
-            let packet = Packet::new(
-                self.node.clone(),
-                remote.node.clone(),
-                self.hop_limit,
-                &body,
-            );
             // For lack of room: it is asked for again by a repeat.
-            if let Err(code) = cx.net.send(cx.now, packet) {
+            if let Err(code) = cx.net.send(cx.now, &remote.node, &body) {
                 remote.is_unreceipted |= matches!(code, ErrorCode::NoRoute | ErrorCode::NoSuchNode);
                 break;
             }

@@ -617,10 +617,25 @@ impl crate::wiring::Net for NoNet {
         0
     }
 
+    fn pass_on(&mut self, _packet: receptor_proto::packet::Packet) -> Result<(), ErrorCode> {
+        Err(ErrorCode::NoRoute)
+    }
+
     fn send(
         &mut self,
         _now: Instant,
-        _packet: receptor_proto::packet::Packet,
+        _to: &NodeId,
+        _body: &receptor_proto::packet::Body,
+    ) -> Result<(), ErrorCode> {
+        Err(ErrorCode::NoRoute)
+    }
+
+    fn send_message(
+        &mut self,
+        _now: Instant,
+        _to: &NodeId,
+        _message: &Message,
+        _instance: u64,
     ) -> Result<(), ErrorCode> {
         Err(ErrorCode::NoRoute)
     }

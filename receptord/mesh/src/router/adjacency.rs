@@ -15,7 +15,8 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use receptor_proto::frame::{CREDIT_FLOOR, Frame, Goodbye, Hello, MAX_FRAME_FLOOR, VERSIONS};
-use receptor_proto::lsa::{COST_MAX, LINKS_MAX, LSA_BODY_MAX, LsaKind};
+use receptor_proto::lsa::{COST_MAX, LINKS_MAX, LsaKind};
+use receptor_proto::signed::STATEMENT_MAX;
 use receptor_proto::wire::{DecodeError, bytes_len};
 use receptor_proto::{ErrorBody, ErrorCode, NodeId};
 
@@ -278,7 +279,7 @@ impl Router {
         // Cost takes up to three bytes, the flag one, the count of all up to three.
         let size = |node: &NodeId| bytes_len(node.as_str().len()) + 4;
         let sum: usize = self.neighbors.values().map(|known| size(&known.node)).sum();
-        self.neighbors.len() < LINKS_MAX && sum + size(node) + 3 <= LSA_BODY_MAX
+        self.neighbors.len() < LINKS_MAX && sum + size(node) + 3 <= STATEMENT_MAX
     }
 
     /// The links of this node are not what they were.
@@ -367,6 +368,9 @@ impl Router {
         self.timers.clear(Timer::Flood(id));
         self.ready.remove(&id);
         self.flooding.remove(&id);
+        if let Some(guard) = &mut self.guard {
+            guard.forget_link(id);
+        }
         if end == End::Ours {
             let goodbye = Goodbye {
                 code: reason.code.clone(),

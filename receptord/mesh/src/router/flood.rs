@@ -18,11 +18,11 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use receptor_proto::frame::{DIGEST_BUCKETS, Frame, MAX_FRAME_FLOOR, SUMMARY_MAX};
-use receptor_proto::lsa::{Lsa, LsaKey, LsaSummary, Version};
+use receptor_proto::lsa::{Lsa, LsaKey, LsaKind, LsaSummary, Version};
 use receptor_proto::{ErrorBody, ErrorCode};
 
 use super::link::Link;
-use super::lsdb::{Key, Lsdb, OWN, Refusal, SEQ_MAX, Standing};
+use super::lsdb::{Index, Key, Lsdb, OWN, Refusal, SEQ_MAX, Standing};
 use super::{Out, Router};
 use crate::{Counters, Instant, LinkId};
 
@@ -128,6 +128,13 @@ impl Flood {
         times.into_iter().flatten().min()
     }
 
+    /// What is to be sent first: who somebody is goes before what that node states.
+    fn next_key(&self) -> Option<Key> {
+        let identities = (LsaKind::IDENTITY, 0)..=(LsaKind::IDENTITY, Index::MAX);
+        let first = self.dirty.range(identities).next();
+        first.or_else(|| self.dirty.first()).copied()
+    }
+
     /// Whether the peer has everything.
     pub(super) fn is_empty(&self) -> bool {
         self.dirty.is_empty() && self.unacked.is_empty() && self.buckets.is_empty()
@@ -195,7 +202,7 @@ impl Link {
         let flood = &mut self.flood;
         let mut lsas = Vec::new();
         let mut size = 0;
-        while let Some(key) = flood.dirty.first().copied() {
+        while let Some(key) = flood.next_key() {
             let Some(lsa) = lsdb.outgoing(now, key) else {
                 flood.dirty.remove(&key);
                 flood.unacked.remove(&key);
@@ -432,6 +439,17 @@ impl Router {
                 continue;
             }
             let (standing, key) = self.lsdb.compare(&lsa.key, lsa.version());
+            let is_news = matches!(standing, Standing::Unknown | Standing::Newer);
+            let is_of_peer = only.as_ref().is_none_or(|peer| *peer == lsa.key.node);
+            // Nothing is done with what takes back what nobody here heard of.
+            let means_nothing = standing == Standing::Unknown && lsa.remaining_s == 0;
+            if is_news
+                && !means_nothing
+                && (is_of_peer || key.is_some_and(|key| key.1 == OWN))
+                && !self.vouch(now, id, &lsa, out)
+            {
+                continue;
+            }
             if key.is_some_and(|key| key.1 == OWN) {
                 self.handle_own_lsa(now, id, &lsa, standing, out);
                 continue;

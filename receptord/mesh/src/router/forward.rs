@@ -4,10 +4,12 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use core::time::Duration;
 
+use receptor_proto::packet::sealed::{Place, Sealed};
 use receptor_proto::packet::{About, Body, Packet, Priority, Undeliverable, kind};
 use receptor_proto::{ErrorBody, ErrorCode, NodeId};
 
 use super::echo::EchoRequest;
+use super::guard::Opened;
 use super::link::{Link, State};
 use super::queue::{Queued, class};
 use super::{Local, Out, Router};
@@ -118,7 +120,7 @@ impl Router {
         let Some(peer) = &link.peer else {
             return false;
         };
-        let own = packet.source == self.config.node && packet.kind != kind::KEPT;
+        let own = packet.source == self.config.node && kind::plain(packet.kind) != kind::KEPT;
         if !matches!(link.state, State::Up) || own {
             self.drop_packet(Some(id));
             return false;
@@ -131,6 +133,10 @@ impl Router {
         }
         if packet.destination == self.config.node {
             self.arrive(packet, Some(id), false);
+            return false;
+        }
+        if !self.may_pass(&packet) {
+            self.drop_packet(Some(id));
             return false;
         }
         if !self.config.router {
@@ -177,7 +183,7 @@ impl Router {
     fn stop(&mut self, now: Instant, packet: Packet, code: ErrorCode) {
         let size = packet.body.len();
         let may_keep = self.config.router
-            && matches!(packet.kind, kind::MESSAGE | kind::KEPT)
+            && matches!(kind::plain(packet.kind), kind::MESSAGE | kind::KEPT)
             && matches!(code, ErrorCode::NoRoute | ErrorCode::NoSuchNode)
             && packet.source != self.config.node
             && self.transit.stuck_bytes + size <= self.config.limits.link_queue;
@@ -198,7 +204,7 @@ impl Router {
         self.refuse(now, packet, code);
     }
 
-    fn arrive(&mut self, packet: Packet, from: Option<LinkId>, cut_short: bool) {
+    pub(super) fn arrive(&mut self, packet: Packet, from: Option<LinkId>, cut_short: bool) {
         self.transit.arrived.push_back(Arrived {
             packet,
             from,
@@ -301,7 +307,8 @@ impl Router {
             self.counters.dropped_no_route += 1;
         }
         let (source, destination) = (&packet.source, &packet.destination);
-        let tell = match packet.kind {
+        let plain = kind::plain(packet.kind);
+        let tell = match plain {
             kind::ECHO => true,
             kind::MESSAGE | kind::SEGMENT => self.transit.may_notify(now, source, destination),
             // A leaf has no other way to learn that another of its routers may do better.
@@ -313,7 +320,15 @@ impl Router {
         if !tell {
             return;
         }
-        let about = match Body::decode(packet.kind, packet.body.clone()) {
+        let body = packet.body.clone();
+        let about = if packet.kind != plain {
+            match (plain, Sealed::decode(body).ok().and_then(|sealed| sealed.place(plain))) {
+                (_, Some(Place { epoch, seq })) => About::Message { epoch, seq },
+                (kind::RECEIPT | kind::CUSTODY | kind::ENTRUSTED | kind::INQUIRY, None) => NOTHING,
+                (_, None) => return,
+            }
+        } else {
+            match Body::decode(plain, body) {
             Ok(Body::Echo { nonce }) => About::Echo(nonce),
             Ok(Body::Message(message)) => About::Message {
                 epoch: message.epoch,
@@ -333,6 +348,7 @@ impl Router {
             Ok(Body::Undeliverable(_) | Body::Kept { .. } | Body::Unknown { .. }) | Err(_) => {
                 return;
             }
+            }
         };
         let body = Body::Undeliverable(Undeliverable {
             code,
@@ -340,7 +356,7 @@ impl Router {
             about,
         });
         // Without a way back the source finds out by itself.
-        let _ = self.send_own(self.packet(source.clone(), &body));
+        let _ = self.post_body(now, source, &body);
     }
 
     /// A packet of this node's own with the usual hop limit.
@@ -388,37 +404,33 @@ impl Router {
                 from,
                 cut_short,
             } = arrived;
-            let body = match Body::decode(packet.kind, packet.body) {
-                Ok(body) => body,
-                Err(error) => {
-                    if let Some(link) = from {
-                        let text = alloc::format!("a bad packet of {}: {error}", packet.source);
-                        self.mistake(link, ErrorBody::new(ErrorCode::BadFrame, text), out);
-                    }
-                    continue;
-                }
+            let (source, hops) = (packet.source.clone(), packet.hops);
+            let body = match self.open(now, from, packet, out) {
+                Opened::Body(body) => body,
+                Opened::Local(local) => return Some(local),
+                Opened::Nothing => continue,
             };
             if let Body::Undeliverable(notice) = &body
                 && matches!(notice.code, ErrorCode::NoRoute | ErrorCode::NoSuchNode)
             {
-                self.take_detour(now, &packet.source, &notice.destination);
+                self.take_detour(now, &source, &notice.destination);
             }
             match body {
                 Body::Undeliverable(Undeliverable { about: NOTHING, .. }) => {}
                 Body::Echo { nonce } => {
                     return Some(Local::Echo(EchoRequest {
-                        source: packet.source,
+                        source,
                         nonce,
-                        hops: packet.hops,
+                        hops,
                         arrived: !cut_short,
                     }));
                 }
-                Body::EchoReply(reply) => self.handle_echo_reply(now, packet.source, reply, out),
+                Body::EchoReply(reply) => self.handle_echo_reply(now, source, reply, out),
                 Body::Undeliverable(Undeliverable {
                     code,
                     destination,
                     about: About::Echo(nonce),
-                }) => self.echo_undeliverable(now, &packet.source, code, &destination, nonce, out),
+                }) => self.echo_undeliverable(now, &source, code, &destination, nonce, out),
                 Body::Undeliverable(_)
                 | Body::Message(_)
                 | Body::Kept { .. }
@@ -427,7 +439,7 @@ impl Router {
                 | Body::Inquiry(_)
                 | Body::Segment(_)
                 | Body::Receipt(_) => {
-                    return Some(Local::Deliver(packet.source, body));
+                    return Some(Local::Deliver(source, body));
                 }
                 Body::Unknown { .. } => self.counters.unknown += 1,
             }

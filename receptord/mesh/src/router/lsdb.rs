@@ -19,6 +19,7 @@ use bytes::Bytes;
 use receptor_proto::NodeId;
 use receptor_proto::frame::DIGEST_BUCKETS;
 use receptor_proto::lsa::{CapabilitiesBody, LinksBody, Lsa, LsaKey, LsaKind, LsaSummary, Version};
+use receptor_proto::signed::SIGNED_MORE;
 use receptor_proto::wire::DecodeError;
 
 use super::digest::NodeHash;
@@ -51,7 +52,7 @@ pub(super) struct Stored {
     pub(super) version: Version,
     pub(super) instance: u64,
     pub(super) expires: Instant,
-    /// Taken back by its originator; the body is empty.
+    /// Taken back by its originator; the body has nothing but a signature.
     pub(super) purged: bool,
     pub(super) body: Bytes,
 }
@@ -112,6 +113,8 @@ pub(super) struct Swept {
     pub(super) forgotten: Vec<NodeId>,
     /// Paths may be different now.
     pub(super) topology: bool,
+    /// What expired, if that is to be remembered.
+    pub(super) spent: Vec<Lsa>,
 }
 
 /// The database.
@@ -129,6 +132,24 @@ pub(super) struct Lsdb {
     /// LSAs, tombstones included.
     len: usize,
     limit: usize,
+    /// Whether a sweep says what expired.
+    keeps_spent: bool,
+}
+
+impl Stored {
+    /// As it was at the end of its time.
+    fn spent(&self, node: &NodeId) -> Lsa {
+        Lsa {
+            key: LsaKey {
+                node: node.clone(),
+                kind: self.kind,
+            },
+            seq: self.version.seq,
+            instance: self.instance,
+            remaining_s: u32::from(!self.purged),
+            body: self.body.clone(),
+        }
+    }
 }
 
 impl Node {
@@ -196,6 +217,7 @@ impl Lsdb {
             last_neighbors: BTreeMap::new(),
             len: 0,
             limit: limit.max(KINDS_MAX),
+            keeps_spent: false,
         };
         lsdb.intern(own, now);
         lsdb
@@ -334,7 +356,8 @@ impl Lsdb {
             instance: lsa.instance,
             expires: now + lifetime,
             purged,
-            body: if purged {
+            // What takes back states nothing, but may be signed.
+            body: if purged && lsa.body.len() > SIGNED_MORE {
                 Bytes::new()
             } else {
                 lsa.body.clone()
@@ -513,6 +536,25 @@ impl Lsdb {
         node.capabilities.as_deref()
     }
 
+    /// From now on a sweep says which statements expired.
+    pub(super) fn keep_spent(&mut self, keeps: bool) {
+        self.keeps_spent = keeps;
+    }
+
+    /// Removes all that a node stated. Whether there was something.
+    pub(super) fn forget(&mut self, index: Index) -> bool {
+        let Some(node) = self.nodes.get_mut(index as usize).and_then(Option::as_mut) else {
+            return false;
+        };
+        let digest = &mut self.digests[node.hash.bucket()];
+        *digest = digest.wrapping_sub(node.digest());
+        let lsas = core::mem::take(&mut node.lsas);
+        self.len -= lsas.len();
+        node.edges = Vec::new();
+        node.capabilities = None;
+        !lsas.is_empty()
+    }
+
     /// Ends the hiding of a node.
     pub(super) fn show(&mut self, index: Index) {
         self.set_hidden(index, false);
@@ -549,6 +591,10 @@ impl Lsdb {
             if index != OWN && (drop || node.lsas.iter().any(|lsa| lsa.expires <= now)) {
                 *digest = digest.wrapping_sub(node.digest());
                 self.len -= node.lsas.len();
+                if self.keeps_spent {
+                    let expired = node.lsas.iter().filter(|lsa| lsa.expires <= now);
+                    swept.spent.extend(expired.map(|lsa| lsa.spent(&node.id)));
+                }
                 node.lsas.retain(|lsa| !drop && lsa.expires > now);
                 self.len += node.lsas.len();
                 *digest = digest.wrapping_add(node.digest());

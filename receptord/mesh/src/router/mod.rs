@@ -18,6 +18,7 @@ mod digest;
 mod echo;
 mod flood;
 mod forward;
+mod guard;
 mod link;
 mod lsdb;
 mod names;
@@ -32,18 +33,20 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use receptor_proto::frame::Frame;
-use receptor_proto::packet::{Body, Packet, Priority};
+use receptor_proto::packet::{Body, Message, Packet, Priority};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, NodeId};
 
 use self::adjacency::Neighbor;
 use self::echo::{EchoRequest, Echoes};
 use self::forward::Transit;
+use self::guard::Guard;
 use self::link::{Link, State};
 use self::lsdb::{Index, LIFETIME_MAX, Lsdb};
 use self::origin::Own;
@@ -51,7 +54,7 @@ use self::pace::Pace;
 use self::spf::{Route, Spf};
 use self::timers::{Timer, Timers};
 use crate::wiring::Net;
-use crate::{Config, Counters, Event, Instant, LinkId, Output, Reachability};
+use crate::{Config, Counters, Event, Instant, LinkId, Output, Reachability, Security};
 
 type Out = VecDeque<Output>;
 
@@ -66,6 +69,8 @@ pub(crate) enum Local {
     /// Of others, without a way: for [`crate::delivery::Delivery::keep`], or else
     /// [`Router::give_back`].
     Stuck(Packet, ErrorCode),
+    /// A volatile message of this epoch and sequence, for another start of this node.
+    OtherStart(NodeId, u64, u64),
     /// To be answered with [`Router::answer_echo`].
     Echo(EchoRequest),
 }
@@ -110,10 +115,16 @@ pub(crate) struct Router {
 
     transit: Transit,
     echoes: Echoes,
+    /// In a mesh with certificates.
+    guard: Option<Guard>,
 }
 
 impl Router {
-    pub(crate) fn new(mut config: Config, now: Instant) -> Self {
+    pub(crate) fn new(
+        mut config: Config,
+        now: Instant,
+        security: Option<Box<dyn Security>>,
+    ) -> Self {
         config.lsa_lifetime = config.lsa_lifetime.clamp(LIFETIME_FLOOR, LIFETIME_MAX);
         let mut rng = fastrand::Rng::with_seed(config.seed);
         let mut router = Self {
@@ -128,7 +139,7 @@ impl Router {
             neighbors: BTreeMap::new(),
             checking: 0,
             recheck: false,
-            own: Own::new(&config),
+            own: Own::new(&config, security.is_some()),
             spf: Spf::default(),
             routes: Vec::new(),
             old_routes: Vec::new(),
@@ -140,8 +151,11 @@ impl Router {
             detours: BTreeMap::new(),
             transit: Transit::default(),
             echoes: Echoes::default(),
+            guard: security.map(Guard::new),
             config,
         };
+        router.lsdb.keep_spent(router.is_secured());
+        router.recheck_security(now);
         router.refresh(now);
         router.update_statements(now);
         router.sweep(now, &mut Out::new());
@@ -171,6 +185,7 @@ impl Router {
                 Timer::Refresh => self.refresh(now),
                 Timer::Sweep => self.sweep(now, out),
                 Timer::Echo => self.expire_echoes(now, out),
+                Timer::Guard => self.guard_timeout(now),
             }
         }
     }
@@ -271,7 +286,8 @@ impl Router {
 
     /// Moves what waits onto links with room. Whether a queue that was full has room again.
     pub(crate) fn pump(&mut self, now: Instant, out: &mut Out) -> bool {
-        let mut eased = false;
+        let guard = self.guard.as_mut();
+        let mut eased = guard.is_some_and(|guard| core::mem::take(&mut guard.eased));
         while let Some(id) = self.ready.pop_first() {
             eased |= self.pump_link(now, id, out);
         }
@@ -364,8 +380,22 @@ impl Net for Router {
         })
     }
 
-    fn send(&mut self, _now: Instant, packet: Packet) -> Result<(), ErrorCode> {
+    fn pass_on(&mut self, packet: Packet) -> Result<(), ErrorCode> {
         self.send_own(packet)
+    }
+
+    fn send(&mut self, now: Instant, to: &NodeId, body: &Body) -> Result<(), ErrorCode> {
+        self.post_body(now, to, body)
+    }
+
+    fn send_message(
+        &mut self,
+        now: Instant,
+        to: &NodeId,
+        message: &Message,
+        instance: u64,
+    ) -> Result<(), ErrorCode> {
+        self.post_message(now, to, message, instance)
     }
 
     fn resolve(

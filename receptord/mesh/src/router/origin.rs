@@ -14,9 +14,10 @@ use core::time::Duration;
 
 use bytes::Bytes;
 use receptor_proto::lsa::{
-    ACTIONS_MAX, CapabilitiesBody, Capability, LSA_BODY_MAX, LinkEntry, LinksBody, Lsa, LsaKey,
+    ACTIONS_MAX, CapabilitiesBody, Capability, LinkEntry, LinksBody, Lsa, LsaKey,
     LsaKind, METADATA_MAX, PLUGINS_MAX,
 };
+use receptor_proto::signed::{STATEMENT_MAX, SignedBody};
 
 use super::lsdb::{Key, OWN, SEQ_MAX, Standing};
 use super::pace::{Pace, Rules};
@@ -39,6 +40,9 @@ const URGENT_GAP: Duration = Duration::from_millis(10);
 const CONTESTS: u32 = 4;
 /// How long contests are remembered.
 const CONTEST_MEMORY: Duration = Duration::from_secs(60);
+
+/// The kinds of statements of this version, in the order in which they are to be known.
+const KINDS: [LsaKind; 3] = [LsaKind::IDENTITY, LsaKind::LINKS, LsaKind::CAPABILITIES];
 
 /// One kind of statement.
 #[derive(Debug)]
@@ -65,6 +69,7 @@ struct Contest {
 pub(super) struct Own {
     links: Statement,
     capabilities: Statement,
+    identity: Option<Statement>,
     plugins: Vec<Capability>,
     metadata: BTreeMap<String, String>,
     contest: Option<Contest>,
@@ -82,10 +87,11 @@ impl Statement {
 }
 
 impl Own {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, is_secured: bool) -> Self {
         Self {
             links: Statement::new(config),
             capabilities: Statement::new(config),
+            identity: is_secured.then(|| Statement::new(config)),
             plugins: Vec::new(),
             metadata: BTreeMap::new(),
             contest: None,
@@ -96,14 +102,15 @@ impl Own {
         match kind {
             LsaKind::LINKS => Some(&mut self.links),
             LsaKind::CAPABILITIES => Some(&mut self.capabilities),
+            LsaKind::IDENTITY => self.identity.as_mut(),
             _ => None,
         }
     }
 
     /// When the next statement is due.
     pub(super) fn due(&self) -> Option<Instant> {
-        let (links, capabilities) = (self.links.pace.due(), self.capabilities.pace.due());
-        links.into_iter().chain(capabilities).min()
+        let all = [Some(&self.links), Some(&self.capabilities), self.identity.as_ref()];
+        all.into_iter().flatten().filter_map(|s| s.pace.due()).min()
     }
 }
 
@@ -140,7 +147,7 @@ impl Router {
 
     /// States everything anew although nothing changed.
     pub(super) fn refresh(&mut self, now: Instant) {
-        for kind in [LsaKind::LINKS, LsaKind::CAPABILITIES] {
+        for kind in KINDS {
             if let Some(statement) = self.own.statement(kind) {
                 statement.forced = true;
             }
@@ -156,7 +163,7 @@ impl Router {
         if self.own.due().is_none_or(|due| due > now) {
             return;
         }
-        for kind in [LsaKind::LINKS, LsaKind::CAPABILITIES] {
+        for kind in KINDS {
             let due = self.own.statement(kind);
             if due.is_some_and(|statement| statement.pace.take(now)) {
                 self.state(now, kind);
@@ -171,10 +178,18 @@ impl Router {
     fn state(&mut self, now: Instant, kind: LsaKind) {
         let body = match kind {
             LsaKind::LINKS => self.links_body(),
+            LsaKind::IDENTITY => self.identity_body(),
             _ => self.capabilities_body(),
         };
-        let stored = self.lsdb.get((kind, OWN));
-        let same = stored.is_some_and(|stored| !stored.purged && stored.body == body);
+        let stored = self.lsdb.get((kind, OWN)).filter(|stored| !stored.purged);
+        let is_secured = self.is_secured();
+        let same = stored.is_some_and(|stored| {
+            if is_secured {
+                SignedBody::statement_of(&stored.body) == body
+            } else {
+                stored.body == body
+            }
+        });
         let Some(statement) = self.own.statement(kind) else {
             return;
         };
@@ -189,7 +204,8 @@ impl Router {
 
     /// Takes back everything that this node stated.
     pub(super) fn take_back(&mut self, now: Instant) {
-        for kind in [LsaKind::LINKS, LsaKind::CAPABILITIES] {
+        // Who this node is last: the others are believed by it.
+        for kind in KINDS.into_iter().rev() {
             if self.lsdb.get((kind, OWN)).is_some() {
                 self.publish(now, kind, 0, Bytes::new());
             }
@@ -213,13 +229,22 @@ impl Router {
             // Somebody used up all numbers; what it stated has to expire first.
             return;
         }
+        let key = LsaKey {
+            node: self.config.node.clone(),
+            kind,
+        };
+        let instance = self.config.instance;
+        let body = match &mut self.guard {
+            None => Some(body),
+            Some(guard) => guard.sign(&key, (seq, instance), remaining_s, body),
+        };
+        let Some(body) = body else {
+            return;
+        };
         let lsa = Lsa {
-            key: LsaKey {
-                node: self.config.node.clone(),
-                kind,
-            },
+            key,
             seq,
-            instance: self.config.instance,
+            instance,
             remaining_s,
             body,
         };
@@ -242,6 +267,11 @@ impl Router {
         LinksBody { links }.encode()
     }
 
+    fn identity_body(&self) -> Bytes {
+        let guard = self.guard.as_ref();
+        guard.map_or_else(Bytes::new, |guard| guard.own_identity())
+    }
+
     /// The capabilities, cut to what other nodes accept.
     fn capabilities_body(&self) -> Bytes {
         let mut body = CapabilitiesBody {
@@ -259,7 +289,7 @@ impl Router {
             plugin.actions.truncate(ACTIONS_MAX);
         }
         let fits =
-            |bytes: &Bytes| bytes.len() <= LSA_BODY_MAX && CapabilitiesBody::decode(bytes).is_ok();
+            |bytes: &Bytes| bytes.len() <= STATEMENT_MAX && CapabilitiesBody::decode(bytes).is_ok();
         loop {
             let bytes = body.encode();
             if fits(&bytes) {

@@ -68,7 +68,7 @@ pub(super) fn class(packet: &Packet, size: usize) -> Priority {
         Priority::Control
             if size > CONTROL_MAX
                 || matches!(
-                    packet.kind,
+                    kind::plain(packet.kind),
                     kind::MESSAGE | kind::SEGMENT | kind::KEPT | kind::ENTRUSTED
                 ) =>
         {

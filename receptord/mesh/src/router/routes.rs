@@ -147,6 +147,9 @@ impl Router {
         if swept.topology {
             self.request_routes(now);
         }
+        if let Some(guard) = &mut self.guard {
+            guard.spend(swept.spent);
+        }
         for node in swept.forgotten {
             out.push_back(Output::Event(Event::NodeForgotten { node }));
         }

@@ -23,6 +23,8 @@ pub(super) enum Timer {
     Sweep,
     /// The next echo to give up.
     Echo,
+    /// Who is believed, and who has not said who it is.
+    Guard,
 }
 
 /// All timers.

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "tests, also in their helpers")]
 
+#[path = "../fake/mod.rs"]
+mod fake;
+
 mod away;
 mod choice;
 mod custody;
@@ -11,3 +14,4 @@ mod inquiries;
 mod matrix;
 mod mesh;
 mod room;
+mod security;

@@ -3,6 +3,7 @@
 //! keep what was confirmed, and a plugin that answers at once.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,9 +12,11 @@ use receptor_mesh::{
     Recipient, Record, Submission, WorkRoom,
 };
 use receptor_proto::frame::Frame;
-use receptor_proto::lsa::Capability;
+use receptor_proto::lsa::{Capability, Lsa};
 use receptor_proto::packet::{Body, Content, Eof, Message, Packet, Piece};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
+
+use crate::fake::{Authority, Fake};
 
 /// Room of a link's writer.
 const ROOM: usize = 1 << 20;
@@ -153,6 +156,10 @@ impl Disk {
 pub(crate) struct Host {
     pub(crate) id: NodeId,
     config: Config,
+    /// Which of its keys it uses, in a mesh with certificates.
+    pub(crate) key: u32,
+    /// Whether it shows payloads to those on their way.
+    pub(crate) shows: bool,
     pub(crate) mesh: Option<Mesh>,
     pub(crate) disk: Disk,
     /// Takes works, does not finish them.
@@ -182,6 +189,8 @@ pub(crate) struct Host {
     pub(crate) letters: Vec<(MessageId, Option<NodeId>, ErrorBody)>,
     /// Packets of others and its own that it sent.
     pub(crate) sent: Vec<Packet>,
+    /// Statements of others and its own that it sent.
+    pub(crate) stated: Vec<Lsa>,
     /// The highest that any link's queue was, in bytes.
     pub(crate) queued_most: usize,
 }
@@ -205,6 +214,7 @@ pub(crate) struct Wired {
     last_link: u64,
     micros: u64,
     frames: VecDeque<(usize, usize, LinkId, Frame)>,
+    authority: Option<Rc<Authority>>,
 }
 
 impl Wired {
@@ -217,6 +227,8 @@ impl Wired {
             Host {
                 id,
                 config,
+                key: 1,
+                shows: false,
                 mesh: None,
                 disk: Disk::default(),
                 busy: false,
@@ -234,6 +246,7 @@ impl Wired {
                 unwritten: Vec::new(),
                 letters: Vec::new(),
                 sent: Vec::new(),
+                stated: Vec::new(),
                 queued_most: 0,
             }
         };
@@ -243,7 +256,30 @@ impl Wired {
             last_link: 0,
             micros: 1_000_000,
             frames: VecDeque::new(),
+            authority: None,
         }
+    }
+
+    /// The same, with certificates.
+    pub(crate) fn secured(names: &[&str]) -> Self {
+        Self {
+            authority: Some(Authority::new(7)),
+            ..Self::new(names)
+        }
+    }
+
+    pub(crate) fn authority(&self) -> &Rc<Authority> {
+        self.authority.as_ref().unwrap()
+    }
+
+    /// Nodes in a line with certificates, that know each other.
+    pub(crate) fn secured_chain(names: &[&str]) -> Self {
+        let mut wired = Self::secured(names);
+        for at in 1..names.len() {
+            wired.wire(at - 1, at);
+        }
+        wired.run(2000);
+        wired
     }
 
     /// Nodes in a line, that know each other.
@@ -407,7 +443,15 @@ impl Wired {
         assert!(host.mesh.is_none(), "it runs");
         host.config.instance += 1;
         let records = host.disk.records();
-        let mut mesh = Mesh::new(host.config.clone(), now, records);
+        let config = host.config.clone();
+        let mut mesh = match &self.authority {
+            None => Mesh::new(config, now, records),
+            Some(authority) => {
+                let fake = Fake::new(authority, &host.id, config.instance).with_key(host.key);
+                let fake = if host.shows { fake.showing() } else { fake };
+                Mesh::secured(config, now, records, Box::new(fake))
+            }
+        };
         if let Some(offers) = &host.offers {
             mesh.set_capabilities(now, vec![offers.clone()]);
         }
@@ -461,13 +505,18 @@ impl Wired {
 
     /// A packet comes to a node over a wire, whoever made it.
     pub(crate) fn inject(&mut self, wire: usize, to: &str, source: &str, body: &Body) {
+        let packet = Packet::new(node(source), node(to), 30, body);
+        self.inject_frame(wire, to, Frame::Packet(packet));
+    }
+
+    /// A frame comes to a node over a wire, whoever made it.
+    pub(crate) fn inject_frame(&mut self, wire: usize, to: &str, frame: Frame) {
         let at = self.at(to);
         let side = usize::from(self.wires[wire].ends[1] == at);
         let link = self.wires[wire].links.unwrap()[side];
-        let packet = Packet::new(node(source), node(to), 30, body);
         let now = self.now();
         let mesh = self.hosts[at].mesh.as_mut().unwrap();
-        mesh.handle_frame(now, link, Frame::Packet(packet));
+        mesh.handle_frame(now, link, frame);
         self.settle();
     }
 
@@ -837,6 +886,9 @@ impl Wired {
         };
         if let Frame::Packet(packet) = &frame {
             self.hosts[at].sent.push(packet.clone());
+        }
+        if let Frame::Lsas(lsas) = &frame {
+            self.hosts[at].stated.extend_from_slice(lsas);
         }
         let links = self.wires[wire].links.unwrap();
         let side = usize::from(links[1] == link);

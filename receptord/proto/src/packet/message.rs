@@ -39,6 +39,10 @@ pub enum Content {
     /// nodes, for nodes that say that they take them; never by a client.
     #[serde(skip)]
     Bundle,
+    /// In custody only: the whole message as its origin sealed it, see [`super::sealed`]. It is its
+    /// recipient's to know what is in it.
+    #[serde(skip)]
+    Sealed,
 }
 
 impl Content {
@@ -49,6 +53,7 @@ impl Content {
             Self::Text => 2,
             Self::Bytes => 3,
             Self::Bundle => 4,
+            Self::Sealed => 5,
         }
     }
 
@@ -58,6 +63,7 @@ impl Content {
             1 => Self::Json,
             2 => Self::Text,
             4 => Self::Bundle,
+            5 => Self::Sealed,
             _ => Self::Bytes,
         }
     }
@@ -174,22 +180,33 @@ impl Message {
 
     /// Everything but the payload.
     pub(crate) fn encode_envelope(&self, w: &mut Writer<'_>) {
+        let ends = match &self.kind {
+            MessageKind::Response { eof, .. } => eof.as_ref(),
+            MessageKind::Request { .. } | MessageKind::Cancel { .. } => None,
+        };
+        self.encode_fields(w, self.content, ends, self.name.as_deref());
+    }
+
+    /// An envelope that says no more than those need to know who keep the message on its way.
+    pub(super) fn encode_clear(&self, w: &mut Writer<'_>) {
+        self.encode_fields(w, Content::None, None, None);
+    }
+
+    fn encode_fields(
+        &self,
+        w: &mut Writer<'_>,
+        content: Content,
+        eof: Option<&Eof>,
+        name: Option<&str>,
+    ) {
         let mut flags = if self.volatile { flag::VOLATILE } else { 0 };
-        if self.name.is_some() {
-            flags |= flag::NAME;
-        }
+        flags |= end_flags(eof, name);
         let kind = match &self.kind {
             MessageKind::Request { respond, .. } => {
                 flags |= if *respond { flag::RESPOND } else { 0 };
                 1
             }
-            MessageKind::Response { eof, .. } => {
-                if let Some(eof) = eof {
-                    flags |= flag::EOF;
-                    flags |= if eof.error.is_some() { flag::ERROR } else { 0 };
-                }
-                2
-            }
+            MessageKind::Response { .. } => 2,
             MessageKind::Cancel { reason } => {
                 flags |= if *reason == CancelReason::SenderGone {
                     flag::SENDER_GONE
@@ -201,7 +218,7 @@ impl Message {
         };
         w.u8(kind);
         w.u8(flags);
-        w.u8(self.content.code());
+        w.u8(content.code());
         w.varint(self.epoch);
         w.varint(self.seq);
         w.varint(self.floor);
@@ -210,28 +227,69 @@ impl Message {
         w.varint(self.size);
         match &self.kind {
             MessageKind::Request { directive, .. } => w.str(directive.as_str()),
-            MessageKind::Response { serial, eof } => {
-                w.varint(*serial);
-                if let Some(eof) = eof {
-                    w.varint(u64::from(eof.code));
-                    if let Some(error) = &eof.error {
-                        w.bytes(&encode_error(error));
-                    }
-                }
-            }
+            MessageKind::Response { serial, .. } => w.varint(*serial),
             MessageKind::Cancel { .. } => {}
         }
-        if let Some(name) = &self.name {
-            w.str(name);
+        encode_end(w, eof, name);
+    }
+
+    /// What [`Self::encode_clear`] leaves out, the payload last.
+    pub(super) fn encode_hidden(&self, w: &mut Writer<'_>) {
+        let eof = match &self.kind {
+            MessageKind::Response { eof, .. } => eof.as_ref(),
+            MessageKind::Request { .. } | MessageKind::Cancel { .. } => None,
+        };
+        w.u8(end_flags(eof, self.name.as_deref()));
+        w.u8(self.content.code());
+        encode_end(w, eof, self.name.as_deref());
+        w.0.extend_from_slice(&self.body);
+    }
+
+    /// Completes what [`Self::decode_envelope`] read of [`Self::encode_clear`] with what
+    /// [`Self::encode_hidden`] wrote.
+    pub(super) fn with_hidden(mut self, hidden: Bytes) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(hidden);
+        let flags = r.u8("message flags")?;
+        self.content = Content::from_code(r.u8("content")?);
+        let end = decode_end(&mut r, flags)?;
+        match &mut self.kind {
+            MessageKind::Response { eof, .. } => *eof = end,
+            MessageKind::Request { .. } | MessageKind::Cancel { .. } if end.is_none() => {}
+            MessageKind::Request { .. } | MessageKind::Cancel { .. } => {
+                return Err(DecodeError::Bad { what: "end" });
+            }
         }
+        self.name = decode_name(&mut r, flags)?;
+        self.check_content()?;
+        if self.content == Content::Sealed {
+            return Err(DecodeError::Bad { what: "content" });
+        }
+        self.with_body(r.into_rest())
+    }
+
+    fn check_content(&self) -> Result<(), DecodeError> {
+        let one_way =
+            self.volatile && matches!(self.kind, MessageKind::Request { respond: false, .. });
+        if self.content == Content::Bundle && !one_way {
+            return Err(DecodeError::Bad { what: "bundle" });
+        }
+        Ok(())
     }
 
     pub(super) fn decode(mut r: Reader) -> Result<Self, DecodeError> {
         let envelope = Self::decode_envelope(&mut r)?;
-        if envelope.seq == 0 || envelope.floor > envelope.seq {
-            return Err(DecodeError::Bad { what: "sequence" });
+        envelope.check_place()?;
+        if envelope.content == Content::Sealed {
+            return Err(DecodeError::Bad { what: "content" });
         }
         envelope.with_body(r.into_rest())
+    }
+
+    pub(super) fn check_place(&self) -> Result<(), DecodeError> {
+        if self.seq == 0 || self.floor > self.seq {
+            return Err(DecodeError::Bad { what: "sequence" });
+        }
+        Ok(())
     }
 
     /// Takes a payload of the size that the envelope says.
@@ -267,19 +325,7 @@ impl Message {
             },
             2 => MessageKind::Response {
                 serial: r.varint("serial")?,
-                eof: if flags & flag::EOF == 0 {
-                    None
-                } else {
-                    let code = r.varint_u32("code")?;
-                    let error = if flags & flag::ERROR == 0 {
-                        None
-                    } else {
-                        let bytes = r.bytes(ERROR_MAX, "error")?;
-                        let error = serde_json::from_slice(&bytes);
-                        Some(error.map_err(|_| DecodeError::Bad { what: "error" })?)
-                    };
-                    Some(Eof { code, error })
-                },
+                eof: decode_end(r, flags)?,
             },
             3 => MessageKind::Cancel {
                 reason: if flags & flag::SENDER_GONE == 0 {
@@ -295,16 +341,8 @@ impl Message {
             }
         };
         let volatile = flags & flag::VOLATILE != 0;
-        let one_way = volatile && matches!(kind, MessageKind::Request { respond: false, .. });
-        if content == Content::Bundle && !one_way {
-            return Err(DecodeError::Bad { what: "bundle" });
-        }
-        let name = if flags & flag::NAME == 0 {
-            None
-        } else {
-            Some(r.str(RESULT_NAME_MAX, "result name")?)
-        };
-        Ok(Self {
+        let name = decode_name(r, flags)?;
+        let envelope = Self {
             epoch,
             seq,
             floor,
@@ -316,8 +354,52 @@ impl Message {
             name,
             size,
             body: Bytes::new(),
-        })
+        };
+        envelope.check_content()?;
+        Ok(envelope)
     }
+}
+
+fn end_flags(eof: Option<&Eof>, name: Option<&str>) -> u8 {
+    let named = if name.is_some() { flag::NAME } else { 0 };
+    let ends = eof.map_or(0, |eof| {
+        flag::EOF | if eof.error.is_some() { flag::ERROR } else { 0 }
+    });
+    named | ends
+}
+
+fn encode_end(w: &mut Writer<'_>, eof: Option<&Eof>, name: Option<&str>) {
+    if let Some(eof) = eof {
+        w.varint(u64::from(eof.code));
+        if let Some(error) = &eof.error {
+            w.bytes(&encode_error(error));
+        }
+    }
+    if let Some(name) = name {
+        w.str(name);
+    }
+}
+
+fn decode_end(r: &mut Reader, flags: u8) -> Result<Option<Eof>, DecodeError> {
+    if flags & flag::EOF == 0 {
+        return Ok(None);
+    }
+    let code = r.varint_u32("code")?;
+    let error = if flags & flag::ERROR == 0 {
+        None
+    } else {
+        let bytes = r.bytes(ERROR_MAX, "error")?;
+        let error = serde_json::from_slice(&bytes);
+        Some(error.map_err(|_| DecodeError::Bad { what: "error" })?)
+    };
+    Ok(Some(Eof { code, error }))
+}
+
+fn decode_name(r: &mut Reader, flags: u8) -> Result<Option<String>, DecodeError> {
+    if flags & flag::NAME == 0 {
+        return Ok(None);
+    }
+    r.str(RESULT_NAME_MAX, "result name").map(Some)
 }
 
 /// An error's JSON, cut to [`ERROR_MAX`] by leaving out its detail, shortening its message and,

@@ -8,7 +8,7 @@
 //! sent again, at the price of a second copy that its recipient recognises.
 
 use receptor_proto::NodeId;
-use receptor_proto::packet::{Body, CancelReason, Custody, Holding, MessageKind, Packet};
+use receptor_proto::packet::{Body, CancelReason, Custody, Holding, MessageKind};
 use receptor_proto::{ErrorBody, ErrorCode};
 
 use super::State;
@@ -39,9 +39,8 @@ impl Delivery {
                 continue;
             }
             let body = Body::Custody(custody);
-            let packet = Packet::new(self.node.clone(), to, self.hop_limit, &body);
             // Who does not hear of it asks again.
-            let _ = cx.net.send(cx.now, packet);
+            let _ = cx.net.send(cx.now, &to, &body);
         }
     }
 
@@ -73,7 +72,7 @@ impl Delivery {
         if !self.may_have(cx, to, from) {
             return;
         }
-        let current = self.instance;
+        let (current, once) = (self.instance, self.is_secured);
         for &(first, last) in &custody.messages {
             let (first, last) = ((custody.epoch, first), (custody.epoch, last));
             let flow = &mut self.remotes[to.0].flow;
@@ -86,7 +85,7 @@ impl Delivery {
                 Holding::GivenUp => {
                     let given_up = flow.handed_between(first, last);
                     if came_back {
-                        flow.came_back(current, first, last);
+                        flow.came_back(current, once, first, last);
                     }
                     self.give_up_own(cx, to, from, given_up);
                     continue;
@@ -94,7 +93,7 @@ impl Delivery {
                 Holding::Done | Holding::Unknown(_) => {}
             }
             if came_back {
-                flow.came_back(current, first, last);
+                flow.came_back(current, once, first, last);
             }
         }
         self.touch(to);

@@ -288,13 +288,16 @@ impl Flow {
     }
 
     /// Whoever had these has not kept them and sent them to nobody. Of those that left this node
-    /// once that was the only copy: it is as if they had never been sent.
-    pub(crate) fn came_back(&mut self, current: u64, first: Key, last: Key) {
+    /// once that was the only copy: it is as if they had never been sent. With `once` that is believed
+    /// once of each: a second word may be the first one, sent again by somebody who means harm.
+    pub(crate) fn came_back(&mut self, current: u64, once: bool, first: Key, last: Key) {
         for key in self.sent_between(first, last) {
             let Some(outgoing) = self.outstanding.get_mut(&key) else {
                 continue;
             };
-            if outgoing.handed == 1 && !outgoing.restored && key.0 == current {
+            let is_news = !(once && outgoing.returned);
+            if outgoing.handed == 1 && !outgoing.restored && key.0 == current && is_news {
+                outgoing.returned = true;
                 (outgoing.handed, outgoing.attempts) = (0, 0);
                 self.look_for_others(key);
             }

@@ -30,6 +30,8 @@ pub(crate) struct Outgoing {
     pub(crate) open: bool,
     /// An earlier run of this node may have sent it.
     pub(crate) restored: bool,
+    /// Whoever had it said once that it went no further.
+    pub(super) returned: bool,
     /// Its recipient was chosen among others.
     pub(crate) any: bool,
     /// Its lifetime is over, and its recipient has still to say whether it came in time.
@@ -89,6 +91,7 @@ impl Outgoing {
             moot: false,
             open: false,
             restored: false,
+            returned: false,
             any: false,
             doubted: false,
             absent: false,
