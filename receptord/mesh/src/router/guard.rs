@@ -93,6 +93,12 @@ impl Router {
         };
         self.timers.set(Timer::Guard, now + RECHECK);
         let changes = guard.security.recheck(now);
+        // What others bring of this node's own is judged like everything else.
+        let own = guard.security.identity();
+        if guard.security.known(&self.config.node).as_ref() != Some(&own) {
+            // One that it does not believe itself nobody else will: its driver says why.
+            let _ = guard.security.learn(now, &self.config.node, &own);
+        }
         if changes.trust {
             guard.disbelieved.clear();
         }

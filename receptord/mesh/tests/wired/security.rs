@@ -316,7 +316,7 @@ fn a_sealed_packet_is_for_its_destination_from_its_source_once() {
     wired.run(5000);
     assert_eq!(runs(&mut wired, "b", 1), 1);
     assert!(wired.host("r").runs.is_empty());
-    assert!(unproved(&mut wired, "r") + unproved(&mut wired, "b") > before + 100);
+    assert!(unproved(&mut wired, "r") + unproved(&mut wired, "b") > before + 50);
 }
 
 #[test]
@@ -515,16 +515,23 @@ fn who_is_revoked_is_forgotten() {
     wired.authority().revoke(&node("c"));
     wired.run(30_000);
     assert!(!knows(&mut wired, "a", "c"));
-    wired.submit("a", volatile(1, "c"));
-    wired.run(3000);
-    assert_eq!(runs(&mut wired, "c", 1), 0);
+    let now = wired.now();
+    assert!(wired.mesh("a").submit(now, volatile(1, "c")).is_err());
+    // Not even its neighbor talks to it.
+    wired.submit("b", Submission {
+        expiry: Duration::from_secs(5),
+        ..request(2, "c")
+    });
+    wired.submit("c", request(3, "b"));
+    wired.run(10_000);
+    assert_eq!(runs(&mut wired, "c", 2) + runs(&mut wired, "b", 3), 0);
 }
 
 #[test]
 fn neighbors_cause_no_more_work_than_they_may() {
     let mut wired = Wired::secured_chain(&["a", "b", "c"]);
     let wire = wired.wire_between("a", "b");
-    let links = stated(&mut wired, "a", "c", LsaKind::LINKS);
+    let links = stated(&mut wired, "b", "c", LsaKind::LINKS);
     let before = wired.authority().work.get();
     for n in 1..20_000 {
         let seq = links.seq + n;
@@ -569,7 +576,7 @@ fn neighbors_cause_no_more_work_than_they_may() {
         wired.inject_frame(wire, "b", Frame::Packet(asks));
     }
     let work = wired.authority().work.get() - before;
-    assert!((500..=1100).contains(&work), "{work}");
+    assert!((300..=1100).contains(&work), "{work}");
     // What is honest goes on meanwhile.
     wired.submit("c", request(2, "b"));
     wired.run(1000);
