@@ -13,6 +13,9 @@ mod client;
 mod event;
 mod faults;
 mod hostile;
+#[path = "../../../receptord/mesh/tests/fake/mod.rs"]
+#[expect(dead_code, reason = "tests of the core do more with it")]
+mod fake;
 mod ledger;
 mod net;
 mod options;
@@ -23,13 +26,14 @@ mod report;
 mod stats;
 mod store;
 mod topology;
+mod tamper;
 mod trace;
 mod worker;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-pub use options::{Bounds, Codec, Options, Span, StoreKind, Topology, Transport};
+pub use options::{Bounds, Certificates, Codec, Options, Span, StoreKind, Topology, Transport};
 pub use report::{Cost, Report, report};
 pub use stats::{SpfClock, Stats, TYPES};
 pub use trace::Lines;

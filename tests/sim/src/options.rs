@@ -205,6 +205,11 @@ options! {
     clones: usize = 0;
     /// Neighbors that send garbage: mutated, well-formed and meaningless frames.
     hostile: usize = 0;
+    /// Whether the nodes have certificates, and whether payloads are hidden from those on their way.
+    certificates: Certificates = Certificates::Off;
+    /// Routers that change, redirect, repeat and forge what they pass on, until all trouble ends. Only where nodes
+    /// have certificates.
+    traitors: usize = 0;
     /// What a node's store keeps over a crash.
     store: StoreKind = StoreKind::Disk;
     /// How long a write takes, in milliseconds.
@@ -282,6 +287,17 @@ pub enum Codec {
     Off,
 }
 
+/// What nodes can prove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Certificates {
+    /// Nothing.
+    Off,
+    /// Who they are, with payloads sealed.
+    Hidden,
+    /// Who they are, with payloads that everybody can read.
+    Shown,
+}
+
 /// The limits of every node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Bounds {
@@ -290,7 +306,7 @@ pub enum Bounds {
     /// A few messages fill them.
     Tight,
 }
-show_as_word!(Codec, Bounds);
+show_as_word!(Codec, Bounds, Certificates);
 
 impl Options {
     /// Whether disks fail or damage what is on them.
@@ -321,7 +337,7 @@ impl Options {
             Topology::Grid,
         ][rng.usize(0..7)];
         let long = matches!(topology, Topology::Ring | Topology::Chain) && nodes > LINE_MAX;
-        Self {
+        let drawn = Self {
             seed,
             nodes,
             topology: if long { Topology::Random } else { topology },
@@ -400,6 +416,20 @@ impl Options {
             disk_outages: if rng.u8(0..6) == 0 { 0.1 * scale } else { 0.0 },
             damage: if rng.u8(0..8) == 0 { 0.05 } else { 0.0 },
             ..Self::default()
+        };
+        let certificates = match rng.u8(0..6) {
+            0 => Certificates::Hidden,
+            1 => Certificates::Shown,
+            _ => Certificates::Off,
+        };
+        let traitors = match certificates {
+            Certificates::Off => 0,
+            Certificates::Hidden | Certificates::Shown => rng.usize(0..2),
+        };
+        Self {
+            certificates,
+            traitors,
+            ..drawn
         }
     }
 }

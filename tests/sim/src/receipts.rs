@@ -69,17 +69,21 @@ impl Receipts {
         node: NodeIndex,
         life: Life,
         packet: &Packet,
+        revealed: Option<Body>,
     ) -> Result<Vec<Place>, String> {
         let mut loose = Vec::new();
         // What was kept on its way is passed on by its origin as by any other node.
-        if nodes.get(&packet.source) != Some(&node) || packet.kind == kind::KEPT {
+        if nodes.get(&packet.source) != Some(&node) || kind::plain(packet.kind) == kind::KEPT {
             return Ok(loose);
         }
         let Some(&to) = nodes.get(&packet.destination) else {
             return Ok(loose);
         };
-        let body = Body::decode(packet.kind, packet.body.clone())
-            .map_err(|error| format!("node {node} sends a bad body: {error}"))?;
+        let body = match revealed {
+            Some(body) => body,
+            None => Body::decode(packet.kind, packet.body.clone())
+                .map_err(|error| format!("node {node} sends a bad body: {error}"))?,
+        };
         match body {
             Body::Message(message) => self.places(node, to, message)?,
             Body::Entrusted { recipient, message } => {

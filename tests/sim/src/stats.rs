@@ -45,6 +45,10 @@ pub struct Stats {
     pub retransmitted: u64,
     /// Messages that came again and were recognised.
     pub duplicates: u64,
+    /// Statements and packets that were refused because they prove nothing.
+    pub unproved: u64,
+    /// Frames that traitors tampered with.
+    pub tampered: u64,
     /// Packets dropped on their way, for any reason.
     pub dropped: u64,
     /// Submissions refused.
@@ -116,6 +120,8 @@ impl Stats {
             lsas_new: self.lsas_new - earlier.lsas_new,
             retransmitted: self.retransmitted - earlier.retransmitted,
             duplicates: self.duplicates - earlier.duplicates,
+            unproved: self.unproved - earlier.unproved,
+            tampered: self.tampered - earlier.tampered,
             dropped: self.dropped - earlier.dropped,
             refused: self.refused - earlier.refused,
             given_up: self.given_up - earlier.given_up,
@@ -137,6 +143,7 @@ impl Stats {
         self.lsas_new = ended.lsas_new;
         self.retransmitted = ended.retransmitted;
         self.duplicates = ended.duplicates;
+        self.unproved = ended.unproved;
         self.dropped = ended.dropped;
     }
 
@@ -147,6 +154,7 @@ impl Stats {
         self.lsas_new += counters.lsas_new;
         self.retransmitted += counters.retransmitted;
         self.duplicates += counters.duplicates;
+        self.unproved += counters.unproved;
         self.dropped +=
             counters.dropped_no_route + counters.dropped_hop_limit + counters.dropped_queue_full;
     }

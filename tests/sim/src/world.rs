@@ -13,6 +13,7 @@
 //! opens no socket and iterates nothing whose order is not fixed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
 
 use fastrand::Rng;
 use receptor_mesh::{Config, EntryId, Instant, LinkInfo, LoadToken, Loaded, Mesh, Record};
@@ -21,13 +22,15 @@ use receptor_proto::lsa::Capability;
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use crate::event::{Carried, Event, LinkEvent, NodeIndex, ProcessEvent, Queue, Trouble};
+use crate::fake::{Authority, Fake};
 use crate::ledger::{Ledger, Life};
 use crate::net::{Net, link_id};
-use crate::options::{Bounds, Codec, Options, Transport};
+use crate::options::{Bounds, Certificates, Codec, Options, Transport};
 use crate::random::{Draw, Stream, mix, stream};
 use crate::receipts::Receipts;
 use crate::stats::Stats;
 use crate::store::Store;
+use crate::tamper::Traitor;
 use crate::topology::{Wire, plan};
 use crate::trace::{Lines, Trace};
 use crate::worker::Job;
@@ -155,6 +158,8 @@ pub(crate) struct World {
     nodes: Rng,
     pub(crate) hostile: Vec<crate::hostile::Hostile>,
     pub(crate) hostiles: Rng,
+    pub(crate) traitors: BTreeMap<NodeIndex, Traitor>,
+    authority: Rc<Authority>,
     pub(crate) next_fault: u64,
     pub(crate) next_message: u64,
     pub(crate) echoes: BTreeMap<(NodeIndex, u32, u64), (NodeIndex, u64)>,
@@ -233,6 +238,7 @@ impl World {
             });
             hosts.push(Host::new(twin, true, options));
         }
+        let traitors = crate::tamper::plan(options, &mut hostiles, &plan.routers);
         let hostile = crate::hostile::plan(options, &mut hostiles, hosts.len(), &mut plan.wires);
         let mut world = Self {
             by_id: hosts[..members]
@@ -259,6 +265,8 @@ impl World {
             nodes,
             hostile,
             hostiles,
+            traitors,
+            authority: Authority::new(options.seed),
             next_fault: 0,
             next_message: 0,
             echoes: BTreeMap::new(),
@@ -449,7 +457,10 @@ impl World {
         // What was not confirmed may have survived.
         self.receipts.stored(&self.by_id, node, life, &records);
         let clock = self.clock(node);
-        let mut mesh = Mesh::new(config, clock, records);
+        let mut mesh = match self.fake(node) {
+            None => Mesh::new(config, clock, records),
+            Some(fake) => Mesh::secured(config, clock, records, Box::new(fake)),
+        };
         for (record, written) in self.hosts[node].store.unfinished(now) {
             if let Record::Incoming {
                 entry,
@@ -470,6 +481,18 @@ impl World {
             if self.net.wires[wire].ends[0] == node {
                 self.net.plan_dial(&mut self.queue, wire, true);
             }
+        }
+    }
+
+    /// The keys of a node, which lie beside its store and are lost with it.
+    fn fake(&self, node: NodeIndex) -> Option<Fake> {
+        let host = &self.hosts[node];
+        let fake = Fake::new(&self.authority, &host.id, host.instance);
+        let fake = fake.with_key(host.life.data + 1);
+        match self.options.certificates {
+            Certificates::Off => None,
+            Certificates::Hidden => Some(fake),
+            Certificates::Shown => Some(fake.showing()),
         }
     }
 
@@ -766,7 +789,8 @@ impl World {
         self.stats.frame(&frame, size as u64);
         if let Frame::Packet(packet) = &frame {
             let life = self.hosts[node].life;
-            match self.receipts.sent(&self.by_id, node, life, packet) {
+            let revealed = self.authority.reveal(packet);
+            match self.receipts.sent(&self.by_id, node, life, packet, revealed) {
                 Ok(loose) => {
                     for place in loose {
                         self.check_honest(Err(format!(
@@ -793,6 +817,20 @@ impl World {
                 | Frame::Probe { .. }
                 | Frame::ProbeReply { .. }
         );
+        for frame in self.tamper(node, frame) {
+            self.put_on_link(node, link, frame, urgent, routing);
+        }
+    }
+
+    fn put_on_link(
+        &mut self,
+        node: NodeIndex,
+        link: receptor_mesh::LinkId,
+        frame: Frame,
+        urgent: bool,
+        routing: bool,
+    ) {
+        let size = frame.encoded_len();
         let carried = match self.options.codec {
             Codec::Off => Carried::Frame(Box::new(frame), size as u64),
             Codec::On => {
@@ -834,7 +872,8 @@ impl World {
 
     /// Whether nobody speaks for another.
     pub(crate) fn all_themselves(&self) -> bool {
-        self.hostile.is_empty() && self.members == self.hosts.len()
+        let strangers = self.options.certificates == Certificates::Off && !self.hostile.is_empty();
+        !strangers && self.members == self.hosts.len()
     }
 
     /// The nodes that stay, without clones.

@@ -4,11 +4,6 @@
 //! What is sealed is really covered (a stream of the hash), so that a canary in a payload is not found in it. Counts
 //! what would be public-key work.
 
-#![allow(
-    dead_code,
-    reason = "a file of several test programs, each of which uses some of it"
-)]
-
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,6 +12,8 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use receptor_mesh::{Changes, Disbelief, Instant, Learned, NotOpened, Security, Stranger};
 use receptor_proto::NodeId;
+use receptor_proto::packet::sealed::{Form, Sealed, SealedEntrusted, join};
+use receptor_proto::packet::{Body, Packet, kind};
 use receptor_proto::wire::{Reader, Writer};
 
 /// Who says which node has which key.
@@ -85,6 +82,44 @@ impl Authority {
         self.work.set(self.work.get() + 1);
     }
 
+    /// What a packet between two nodes says. `None`: nothing, or nothing sealed.
+    pub(crate) fn reveal(&self, packet: &Packet) -> Option<Body> {
+        if packet.kind & kind::SEALED == 0 {
+            return None;
+        }
+        let (from, body) = (&packet.source, packet.body.clone());
+        match kind::plain(packet.kind) {
+            kind::KEPT => None,
+            kind::ENTRUSTED => {
+                let SealedEntrusted { recipient, message } = SealedEntrusted::decode(body).ok()?;
+                match self.uncover(from, &recipient, kind::MESSAGE, &message)? {
+                    Body::Message(message) => Some(Body::Entrusted { recipient, message }),
+                    other => Some(other),
+                }
+            }
+            kind => {
+                let sealed = Sealed::decode(body).ok()?;
+                self.uncover(from, &packet.destination, kind, &sealed)
+            }
+        }
+    }
+
+    fn uncover(&self, from: &NodeId, to: &NodeId, kind: u8, sealed: &Sealed) -> Option<Body> {
+        let (head, rest) = sealed.seal.split_at_checked(HEAD)?;
+        let mut text = rest[..rest.len().checked_sub(TAG)?].to_vec();
+        cover(self.pair(from, to, head), &mut text);
+        let hidden = match sealed.form {
+            Form::Hidden => text.into(),
+            Form::Shown => sealed.shown.clone(),
+        };
+        Some(join(kind, &sealed.clear, hidden).ok()?.0)
+    }
+
+    fn pair(&self, from: &NodeId, to: &NodeId, head: &[u8]) -> u64 {
+        let (one, other) = (self.secret(from), self.secret(to));
+        hash(&[&one.to_le_bytes(), &other.to_le_bytes(), head])
+    }
+
     fn identity(&self, node: &NodeId, key: u32) -> Bytes {
         let mut out = Vec::new();
         let mut w = Writer(&mut out);
@@ -123,11 +158,6 @@ impl Fake {
     pub(crate) fn with_key(mut self, key: u32) -> Self {
         (self.key, self.oldest) = (key, key);
         self
-    }
-
-    fn pair(&self, from: &NodeId, to: &NodeId, name: &[u8]) -> u64 {
-        let (one, other) = (self.authority.secret(from), self.authority.secret(to));
-        hash(&[&one.to_le_bytes(), &other.to_le_bytes(), name])
     }
 }
 
@@ -205,7 +235,7 @@ impl Security for Fake {
         out.extend_from_slice(&self.key.to_be_bytes());
         out.extend_from_slice(&self.start.to_be_bytes());
         out.extend_from_slice(&self.counter.to_be_bytes());
-        let key = self.pair(&self.node, to, &out[from..]);
+        let key = self.authority.pair(&self.node, to, &out[from..]);
         let tag = hash(&[&key.to_le_bytes(), bound, plain]);
         let text = out.len();
         out.extend_from_slice(plain);
@@ -243,7 +273,7 @@ impl Security for Fake {
         if !self.opens_cheaply(from, &head) {
             self.authority.worked();
         }
-        let key = self.pair(from, &self.node, &head);
+        let key = self.authority.pair(from, &self.node, &head);
         cover(key, &mut sealed);
         let right = hash(&[&key.to_le_bytes(), bound, &sealed]).to_be_bytes();
         if tag[..] != right {

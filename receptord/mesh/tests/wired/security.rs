@@ -98,6 +98,12 @@ fn messages_and_answers_go_sealed_through_routers() {
         assert!(!holds(&packet.body), "{packet:?}");
         assert!(packet.kind & kind::SEALED != 0, "{packet:?}");
     }
+    // They do say something to those with the keys.
+    let request = sealed(&mut wired, "r", kind::MESSAGE).remove(0);
+    let Some(Body::Message(message)) = wired.authority().reveal(&request) else {
+        panic!("no message");
+    };
+    assert!(holds(&message.body));
 }
 
 #[test]
