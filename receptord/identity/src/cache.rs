@@ -47,6 +47,11 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
     }
 
     /// Looks without counting as a use.
+    pub(crate) fn peek(&self, key: &K) -> Option<&V> {
+        self.young.get(key).or_else(|| self.old.get(key))
+    }
+
+    /// The same.
     pub(crate) fn contains(&self, key: &K) -> bool {
         self.young.contains_key(key) || self.old.contains_key(key)
     }

@@ -35,6 +35,9 @@ pub const ROTATE_AFTER_PACKETS: u64 = 1 << 22;
 /// Bytes that a sealed packet has more than its plain text.
 pub const OVERHEAD: usize = HEADER + TAG;
 
+/// Where in a sealed packet its text begins.
+pub const TEXT_AT: usize = HEADER;
+
 /// Before the counter: what names a context.
 const NAME: usize = 4 + 4 + KEY_LEN;
 const HEADER: usize = NAME + 8;
@@ -159,6 +162,11 @@ impl Outgoing {
     }
 }
 
+/// What names the context of a sealed packet; `None`: it is none.
+pub(crate) fn context_name(packet: &[u8]) -> Option<&[u8]> {
+    (packet.len() >= OVERHEAD).then(|| &packet[..NAME])
+}
+
 /// The parts of a sealed packet.
 #[derive(Debug)]
 pub(crate) struct Sealed<'a> {
@@ -241,6 +249,10 @@ impl Incoming {
     /// Whether the packet is one of this context.
     pub(crate) fn opens(&self, packet: &Sealed<'_>) -> bool {
         self.name == packet.name
+    }
+
+    pub(crate) fn is_named(&self, name: &[u8]) -> bool {
+        self.name == name
     }
 
     pub(crate) fn is_idle(&self, uptime: Duration) -> bool {

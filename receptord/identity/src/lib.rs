@@ -34,7 +34,7 @@ mod trust;
 mod testing;
 
 pub use certificate::{Certificate, Fingerprint, FingerprintError, read_certificates};
-pub use context::{OVERHEAD, ROTATE_AFTER, ROTATE_AFTER_PACKETS};
+pub use context::{OVERHEAD, ROTATE_AFTER, ROTATE_AFTER_PACKETS, TEXT_AT};
 pub use credentials::{Credentials, Purpose, SIGNATURE_MAX, SignError, SigningKey, VerifyingKey};
 pub use date::date;
 pub use error::{LoadError, Refusal};

@@ -12,7 +12,7 @@ use receptor_proto::NodeId;
 use rustls_pki_types::UnixTime;
 
 use crate::cache::Cache;
-use crate::context::{Incoming, Outgoing, Sealed};
+use crate::context::{Incoming, Outgoing, Sealed, context_name};
 use crate::credentials::{Credentials, Purpose, SignError, VerifyingKey};
 use crate::error::Refusal;
 use crate::seal_keys::{SealKeys, SealPublicKey};
@@ -176,6 +176,23 @@ impl Member {
     #[must_use]
     pub fn knows(&self, node: &NodeId) -> bool {
         self.peers.contains(node)
+    }
+
+    /// The node's statement that is known.
+    #[must_use]
+    pub fn statement_of(&self, node: &NodeId) -> Option<&Bytes> {
+        Some(&self.peers.peek(node)?.statement)
+    }
+
+    /// Whether [`Self::open`] takes no public-key work: the packet is of a context that is known, or cannot be opened
+    /// anyway.
+    #[must_use]
+    pub fn opens_cheaply(&self, from: &NodeId, sealed: &[u8]) -> bool {
+        let Some(name) = context_name(sealed) else {
+            return true;
+        };
+        let peer = self.peers.peek(from);
+        peer.is_none_or(|peer| peer.incoming.iter().any(|known| known.is_named(name)))
     }
 
     /// How many nodes' statements are known; at most [`PEERS_MAX`].

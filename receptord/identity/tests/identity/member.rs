@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use receptor_identity::{
     Credentials, INCOMING_MAX, KEYS_MAX, Learned, Member, OVERHEAD, PEERS_MAX, Purpose,
-    ROTATE_AFTER, Recheck, Refusal, SealKeys, Statement, Trust,
+    ROTATE_AFTER, Recheck, Refusal, SealKeys, Statement, TEXT_AT, Trust,
 };
 use receptor_proto::wire::Writer;
 
@@ -479,4 +479,29 @@ proptest::proptest! {
             let _ = b.verify(&node("a"), b"", &bytes);
         });
     }
+}
+
+#[test]
+fn what_is_cheap_to_open_is_known_beforehand() {
+    let (_, mut a, mut b) = pair();
+    let packet = seal(&mut a, "b", b"", b"text", T0);
+    assert!(!b.opens_cheaply(&node("a"), &packet));
+    let mut copy = packet.clone();
+    b.open(&node("a"), b"", &mut copy, T0).unwrap();
+    assert!(b.opens_cheaply(&node("a"), &packet));
+    assert_eq!(&copy[TEXT_AT..TEXT_AT + 4], b"text");
+    // Of another context; of nobody that is known; too short to be one.
+    let mut other = packet.clone();
+    other[9] ^= 1;
+    assert!(!b.opens_cheaply(&node("a"), &other));
+    assert!(b.opens_cheaply(&node("c"), &packet));
+    assert!(b.opens_cheaply(&node("a"), &packet[..OVERHEAD - 1]));
+}
+
+#[test]
+fn the_statement_that_is_known_can_be_handed_on() {
+    let (_, a, b) = pair();
+    let statement = b.statement_of(&node("a")).unwrap();
+    assert_eq!(*statement, a.statement(1).unwrap());
+    assert_eq!(b.statement_of(&node("c")), None);
 }
