@@ -14,6 +14,7 @@ mod instance;
 pub mod keyring;
 mod link;
 pub mod log;
+mod member;
 mod results;
 pub mod run;
 mod spooler;

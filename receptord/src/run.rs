@@ -33,6 +33,7 @@ use crate::instance;
 use crate::keyring::{Keyring, Keys};
 use crate::link::{self, Bound, Links, ListenError, Proxies};
 use crate::log::{self, LogHandle};
+use crate::member::Membership;
 use crate::results::Keeper;
 use crate::spooler::Store;
 use crate::systemd::{Notifier, Passed};
@@ -168,8 +169,23 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
     };
     let host_task = task::spawn("plugin-host", host.run());
 
+    let keyring = Keyring::new(
+        handles.node_id.clone(),
+        settings.borrow().tls.clone(),
+        handles.keys.take(),
+    );
+    let keyring = Rc::new(keyring);
+    let membership = Membership::new(
+        handles.node_id.clone(),
+        instance,
+        &data_dir,
+        keyring.subscribe(),
+        settings.borrow().security.seal,
+    )
+    .map_err(|error| failed(Exit::Configuration, error))?;
     let (engine, engine_handle) = Engine::new(
         mesh,
+        membership,
         store.clone(),
         recovered,
         keeper.clone(),
@@ -181,12 +197,6 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
     let engine_task = task::spawn("engine", engine.run());
     let metadata = Input::SetMetadata(settings.borrow().capabilities.clone());
     let _ = engine_handle.send(metadata).await;
-    let keyring = Keyring::new(
-        handles.node_id.clone(),
-        settings.borrow().tls.clone(),
-        handles.keys.take(),
-    );
-    let keyring = Rc::new(keyring);
     let links = Links::start(
         &settings.borrow(),
         bound,

@@ -122,4 +122,6 @@ pub struct Changes {
     pub trust: bool,
     /// Who is believed no longer, and why.
     pub refused: Vec<(NodeId, Disbelief)>,
+    /// There is more to look at, soon.
+    pub more: bool,
 }

@@ -261,6 +261,9 @@ pub struct Status {
     pub clients: u64,
     /// Whether links are encrypted and LSAs signed: `none` or `tls`.
     pub security: String,
+    /// Payloads and responses that this node sends can be read by their recipients alone.
+    #[serde(default)]
+    pub sealed: bool,
     /// This node's certificate, with TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateStatus>,
@@ -303,6 +306,9 @@ pub struct CounterStatus {
     pub unknown: u64,
     /// Things that peers got wrong.
     pub peer_mistakes: u64,
+    /// Statements and packets that were refused because they do not prove whose they are; with TLS.
+    #[serde(default)]
+    pub unproved: u64,
     /// Messages of this node that were sent again.
     pub resent: u64,
     /// Messages that came again and were recognised.

@@ -103,6 +103,7 @@ fn blocks(settings: &Settings) -> Vec<Block> {
         listen,
         peer,
         tls,
+        security,
         link,
         routing,
         control,
@@ -172,6 +173,7 @@ fn blocks(settings: &Settings) -> Vec<Block> {
         );
     }
     blocks.extend([
+        Block::new("security").set(Restart, "seal", security.seal.to_string()),
         Block::new("link")
             .set(Restart, "hold-time", time(link.hold_time))
             .set(AtOnce, "reconnect-min", time(link.reconnect_min))

@@ -21,8 +21,8 @@ use super::fragment::{Item, Source, Table, Value};
 use super::pattern::Pattern;
 use super::section::{Report, Section};
 use super::settings::{
-    Allow, Control, Link, Listen, Log, Peer, Plugin, Plugins, Routing, Settings, Shutdown, Spool,
-    TLS_DIR, Tls, TlsFile,
+    Allow, Control, Link, Listen, Log, Peer, Plugin, Plugins, Routing, Security, Settings, Shutdown,
+    Spool,    TLS_DIR, Tls, TlsFile,
 };
 use super::units;
 use super::url::{LinkUrl, MAX_UNIX_PATH};
@@ -89,6 +89,7 @@ pub(super) fn read(table: Table, env: &Environment, report: &mut Report) -> Sett
         listen,
         peer,
         tls,
+        security: read_security(&mut root, r),
         link: read_link(&mut root, r),
         routing: read_routing(&mut root, r),
         control: read_control(&mut root, env, r),
@@ -700,6 +701,13 @@ fn read_log(root: &mut Section, r: &mut Report) -> Log {
     let level = section.text(r, "level", str::parse).unwrap_or_default();
     section.finish(r);
     Log { level }
+}
+
+fn read_security(root: &mut Section, r: &mut Report) -> Security {
+    let mut section = root.section(r, "security");
+    let seal = section.boolean(r, "seal", true);
+    section.finish(r);
+    Security { seal }
 }
 
 fn read_shutdown(root: &mut Section, r: &mut Report) -> Shutdown {

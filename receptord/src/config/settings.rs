@@ -53,6 +53,8 @@ pub struct Settings {
     pub peer: Vec<Peer>,
     /// Certificates; always there when a listener or peer uses TLS.
     pub tls: Option<Tls>,
+    /// What certificates are used for beside links.
+    pub security: Security,
     /// Links of either direction.
     pub link: Link,
     /// Routing.
@@ -272,6 +274,14 @@ pub struct Spool {
 pub struct Log {
     /// What is logged.
     pub level: LogLevel,
+}
+
+/// What certificates are used for beside links.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Security {
+    /// Payloads and responses can be read by their recipient alone. Otherwise nodes on the way can read them too,
+    /// and still not change them.
+    pub seal: bool,
 }
 
 /// Stopping.

@@ -85,6 +85,8 @@ pub(crate) enum Input {
         /// The new cost.
         cost: u32,
     },
+    /// Other certificates are in force, here or of those who are believed.
+    OtherKeys,
     /// This node's metadata changed.
     SetMetadata(BTreeMap<String, String>),
     /// Messages of one client, in order.

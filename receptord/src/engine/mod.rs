@@ -39,6 +39,7 @@ use self::events::EventLog;
 use crate::config::Settings;
 use crate::instance;
 use crate::link::{Outbox, WRITE_BUDGET};
+use crate::member::Membership;
 use crate::results::{DeadLetter, Ending, Keeper};
 use crate::spooler::{Done, Recovered, Reports, Store};
 use crate::systemd::Notifier;
@@ -125,6 +126,7 @@ impl Engine {
     /// When the store's thread cannot be started.
     pub(crate) fn new(
         config: Config,
+        membership: Option<Membership>,
         store: Store,
         recovered: Recovered,
         keeper: Keeper,
@@ -153,7 +155,10 @@ impl Engine {
                 keeper.restore(message.work, directive, recipient);
             }
         });
-        let mut mesh = Mesh::new(config, now, records);
+        let mut mesh = match membership {
+            None => Mesh::new(config, now, records),
+            Some(membership) => Mesh::secured(config, now, records, Box::new(membership)),
+        };
         for (record, written) in recovered.unfinished() {
             if let Record::Incoming {
                 entry,
@@ -415,6 +420,7 @@ impl Engine {
                 }
             }
             Input::SetMetadata(metadata) => self.mesh.set_metadata(self.now, metadata),
+            Input::OtherKeys => self.mesh.recheck_security(self.now),
             Input::Submit(submits) => {
                 for submit in submits {
                     self.submit(submit);

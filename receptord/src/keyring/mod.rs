@@ -207,7 +207,6 @@ impl Keyring {
     }
 
     /// Tells of every change of what is in force.
-    #[expect(dead_code, reason = "for what signs and seals with the keys")]
     pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Rc<Keys>>> {
         self.keys.subscribe()
     }

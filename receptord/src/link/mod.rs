@@ -274,6 +274,7 @@ impl Links {
                 tokio::task::yield_now().await;
             }
         }
+        let _ = self.shared.engine.send(Input::OtherKeys).await;
         for (_, dialer) in self.peers.borrow().values() {
             dialer.hurry();
         }

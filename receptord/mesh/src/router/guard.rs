@@ -33,6 +33,8 @@ use crate::{Instant, LinkId, Security};
 
 /// How often the [`Security`] looks at what changes with time.
 const RECHECK: Duration = Duration::from_secs(10);
+/// The same while it says that there is more to look at.
+const RECHECK_MORE: Duration = Duration::from_millis(200);
 /// Signatures of LSAs that a neighbor may have checked: a mesh of a thousand nodes at once, and then as
 /// many a second as take a tenth of a processor.
 const CHECKS: Rate = Rate {
@@ -91,8 +93,9 @@ impl Router {
         let Some(guard) = &mut self.guard else {
             return;
         };
-        self.timers.set(Timer::Guard, now + RECHECK);
         let changes = guard.security.recheck(now);
+        let next = if changes.more { RECHECK_MORE } else { RECHECK };
+        self.timers.set(Timer::Guard, now + next);
         // What others bring of this node's own is judged like everything else.
         let own = guard.security.identity();
         if guard.security.known(&self.config.node).as_ref() != Some(&own) {

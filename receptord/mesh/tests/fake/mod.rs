@@ -297,6 +297,7 @@ impl Security for Fake {
         Changes {
             own: false,
             trust,
+            more: false,
             refused: gone.into_iter().map(|node| (node, why())).collect(),
         }
     }
