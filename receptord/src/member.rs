@@ -237,6 +237,10 @@ impl Security for Membership {
             .map_err(|_| Stranger)
     }
 
+    fn may_be_opened(&self, to: &NodeId, sealed: &[u8]) -> bool {
+        self.member.may_be_opened(to, sealed)
+    }
+
     fn opens_cheaply(&self, from: &NodeId, sealed: &[u8]) -> bool {
         self.member.opens_cheaply(from, sealed)
     }

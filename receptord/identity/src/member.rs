@@ -184,6 +184,16 @@ impl Member {
         Some(&self.peers.peek(node)?.statement)
     }
 
+    /// Whether `node` says that it has the key that this packet is sealed to, or says nothing.
+    #[must_use]
+    pub fn may_be_opened(&self, node: &NodeId, sealed: &[u8]) -> bool {
+        let Some(peer) = self.peers.peek(node) else {
+            return true;
+        };
+        let named = context_name(sealed).and_then(|name| name.get(..4));
+        named.is_some_and(|named| peer.seal_keys.iter().any(|key| key.id().0 == named))
+    }
+
     /// Whether [`Self::open`] takes no public-key work: the packet is of a context that is known, or cannot be opened
     /// anyway.
     #[must_use]

@@ -36,6 +36,9 @@ pub(crate) trait Net {
     /// but its routers.
     fn is_on_way(&self, node: &NodeId, destination: &NodeId) -> bool;
 
+    /// Whether `node` may have the key that a message in custody is sealed to.
+    fn may_open(&self, node: &NodeId, message: &Message) -> bool;
+
     /// Bytes ([`Packet::wire_size`]) that the queue towards `node` can still take in this
     /// priority class; 0 without a route, [`usize::MAX`] for this node itself.
     fn room(&self, node: &NodeId, priority: Priority) -> usize;

@@ -867,7 +867,8 @@ impl World {
 
     /// Whether peers are honest and links faithful, so that a complaint about a peer is a defect.
     pub(crate) fn all_honest(&self) -> bool {
-        self.all_themselves() && self.options.transport == Transport::Tcp
+        let nobody_means_harm = self.hostile.is_empty() && self.traitors.is_empty();
+        self.all_themselves() && nobody_means_harm && self.options.transport == Transport::Tcp
     }
 
     /// Whether nobody speaks for another.

@@ -42,6 +42,9 @@ const AGAIN_MOST: Duration = Duration::from_secs(30);
 const READ_AGAIN: Duration = Duration::from_secs(5);
 /// How often a read may fail in a row before the message is left to its origin.
 const READS: u32 = 5;
+/// How often a sealed message is sent before it is asked whether its recipient can open it at all: one that
+/// has lost its keys never can, and its origin has to seal it anew.
+const IN_VAIN: u32 = 3;
 /// Custodians that wait for a message to be safe here; others ask again.
 const CUSTODIANS_MAX: usize = 4096;
 /// No time to look at it but the end of its own.
@@ -497,6 +500,12 @@ impl Delivery {
         kept.failed_reads = 0;
         let mut message = kept.message.clone();
         message.body = body;
+        // By then this node has heard what its recipient states now.
+        let may_be_in_vain = message.content == Content::Sealed && kept.tries >= IN_VAIN;
+        if may_be_in_vain && !cx.net.may_open(&kept.name.1, &message) {
+            self.drop_kept(entry, Holding::Dropped);
+            return;
+        }
         message.remaining_ms = millis(kept.expires.since(cx.now));
         kept.tries += 1;
         kept.was_sent = true;

@@ -613,6 +613,10 @@ impl crate::wiring::Net for NoNet {
         false
     }
 
+    fn may_open(&self, _node: &NodeId, _message: &Message) -> bool {
+        true
+    }
+
     fn room(&self, _node: &NodeId, _priority: receptor_proto::packet::Priority) -> usize {
         0
     }

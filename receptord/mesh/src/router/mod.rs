@@ -370,6 +370,10 @@ impl Net for Router {
         self.find_on_way(node, destination)
     }
 
+    fn may_open(&self, node: &NodeId, message: &Message) -> bool {
+        self.may_still_open(node, message)
+    }
+
     fn room(&self, node: &NodeId, priority: Priority) -> usize {
         if *node == self.config.node {
             return usize::MAX;

@@ -515,6 +515,29 @@ fn a_node_that_has_lost_its_keys_is_sealed_to_anew() {
 }
 
 #[test]
+fn what_nobody_can_open_any_more_is_not_kept() {
+    let mut wired = Wired::secured_chain(&["a", "r", "b"]);
+    let last = wired.wire_between("r", "b");
+    wired.cut(last);
+    wired.run(100);
+    wired.submit("a", request(1, "b"));
+    wired.run(1000);
+    assert_eq!(wired.custody("r"), 1);
+    wired.kill("a");
+    wired.kill("b");
+    wired.host("b").key = 2;
+    wired.start("b");
+    wired.run(60_000);
+    assert_eq!(wired.custody("r"), 0);
+    assert_eq!(runs(&mut wired, "b", 1), 0);
+    // Its origin has it, and seals it anew.
+    wired.start("a");
+    wired.run(30_000);
+    assert_eq!(runs(&mut wired, "b", 1), 1);
+    assert!(ended_well(&mut wired, "a", 1));
+}
+
+#[test]
 fn who_is_revoked_is_forgotten() {
     let mut wired = Wired::secured_chain(&["a", "b", "c"]);
     assert!(knows(&mut wired, "a", "c"));

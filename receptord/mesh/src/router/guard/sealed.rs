@@ -314,6 +314,18 @@ impl Router {
         Keepsake { identity, message }.message().ok()
     }
 
+    /// Whether a message in custody is sealed to a key that its recipient may still have.
+    pub(in crate::router) fn may_still_open(&self, recipient: &NodeId, message: &Message) -> bool {
+        let Some(guard) = &self.guard else {
+            return true;
+        };
+        let keepsake = Keepsake::decode(message.body.clone());
+        keepsake.is_ok_and(|keepsake| {
+            let seal = &keepsake.message.seal;
+            guard.security.may_be_opened(recipient, seal)
+        })
+    }
+
     /// Opens a packet for this node.
     pub(in crate::router) fn open(
         &mut self,
