@@ -22,6 +22,9 @@ struct Shared {
     ends: AtomicBool,
     /// Bytes carried so far, there and back.
     carried: [AtomicU64; 2],
+    /// What was carried, of each direction, when somebody listens in.
+    heard: [Mutex<Vec<u8>>; 2],
+    listens: AtomicBool,
     streams: Mutex<Vec<TcpStream>>,
     target: Mutex<String>,
     blocked: AtomicBool,
@@ -97,6 +100,17 @@ impl Relay {
         (there.load(Ordering::Relaxed), back.load(Ordering::Relaxed))
     }
 
+    /// From now on everything that is carried is remembered.
+    pub fn listen_in(&self) {
+        self.shared.listens.store(true, Ordering::Relaxed);
+    }
+
+    /// What was carried since then: from those who dialled, and to them.
+    #[must_use]
+    pub fn heard(&self) -> [Vec<u8>; 2] {
+        self.shared.heard.each_ref().map(|heard| lock(heard).clone())
+    }
+
     /// Leads to this address of loopback from now on.
     pub fn leads_to(&self, target: &str) {
         target.clone_into(&mut lock(&self.shared.target));
@@ -161,6 +175,9 @@ impl Shared {
                 while let Ok(length @ 1..) = from.read(&mut buffer) {
                     shared.wait_thawed();
                     shared.carried[way].fetch_add(length as u64, Ordering::Relaxed);
+                    if shared.listens.load(Ordering::Relaxed) {
+                        lock(&shared.heard[way]).extend_from_slice(&buffer[..length]);
+                    }
                     if to.write_all(&buffer[..length]).is_err() {
                         break;
                     }

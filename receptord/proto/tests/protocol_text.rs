@@ -1,8 +1,10 @@
 //! Holds the examples of the link protocol's text against the types.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use receptor_proto::frame::{Frame, MAX_FRAME_FLOOR};
-use receptor_proto::packet::Body;
+use receptor_proto::packet::sealed::{Identity, Sealed};
+use receptor_proto::packet::{Body, kind};
+use receptor_proto::signed::SignedBody;
 
 const TEXT: &str = include_str!("../PROTOCOL-link.md");
 
@@ -27,6 +29,42 @@ fn examples() -> Vec<(String, Vec<u8>)> {
     found
 }
 
+/// The body can be read, and is written as it stands there.
+fn check_body(name: &str, kind: u8, body: Bytes) {
+    match kind {
+        kind::IDENTITY => {
+            let identity = Identity::decode(body.clone()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(identity.encode(), body, "{name}");
+        }
+        kind if kind & kind::SEALED != 0 => {
+            let sealed = Sealed::decode(body.clone()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(sealed.place(kind::plain(kind)).is_some(), "{name}: {sealed:?}");
+            let mut again = Vec::new();
+            sealed.encode(&mut again);
+            assert_eq!(again, body, "{name}");
+        }
+        kind => {
+            let body = Body::decode(kind, body);
+            assert!(
+                !matches!(body, Err(_) | Ok(Body::Unknown { .. })),
+                "{name}: {body:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_text_has_a_signed_statement() {
+    let signed = examples().into_iter().any(|(_, bytes)| {
+        let frame = Frame::decode(Bytes::from(bytes).slice(4..));
+        matches!(&frame, Ok(Frame::Lsas(lsas)) if lsas.iter().any(|lsa| {
+            let body = SignedBody::split(&lsa.body);
+            body.is_some_and(|body| body.allows(lsa) && body.join() == lsa.body)
+        }))
+    });
+    assert!(signed);
+}
+
 #[test]
 fn every_example_is_what_it_says() {
     let examples = examples();
@@ -41,11 +79,7 @@ fn every_example_is_what_it_says() {
         let shown = format!("{frame:?}");
         assert!(shown.starts_with(&name), "{name} is {shown}");
         if let Frame::Packet(packet) = &frame {
-            let body = Body::decode(packet.kind, packet.body.clone());
-            assert!(
-                !matches!(body, Err(_) | Ok(Body::Unknown { .. })),
-                "{name}: {body:?}"
-            );
+            check_body(&name, packet.kind, packet.body.clone());
         }
         let mut again = Vec::new();
         frame.encode(&mut again);
