@@ -38,7 +38,7 @@ pub use context::{OVERHEAD, ROTATE_AFTER, ROTATE_AFTER_PACKETS, TEXT_AT};
 pub use credentials::{Credentials, Purpose, SIGNATURE_MAX, SignError, SigningKey, VerifyingKey};
 pub use date::date;
 pub use error::{LoadError, Refusal};
-pub use member::{INCOMING_MAX, Learned, Member, PEERS_MAX, Recheck};
+pub use member::{INCOMING_MAX, Learned, Member, PEERS_MAX, Recheck, fingerprint};
 pub use rustls_pki_types::{CertificateDer, UnixTime};
 pub use san::{NODE_IDS_MAX, NodeIdsError};
 pub use seal_keys::{KEYS_MAX, KeyId, KeysError, SealKeys, SealPublicKey};

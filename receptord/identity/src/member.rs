@@ -184,16 +184,6 @@ impl Member {
         Some(&self.peers.peek(node)?.statement)
     }
 
-    /// Whether `node` says that it has the key that this packet is sealed to, or says nothing.
-    #[must_use]
-    pub fn may_be_opened(&self, node: &NodeId, sealed: &[u8]) -> bool {
-        let Some(peer) = self.peers.peek(node) else {
-            return true;
-        };
-        let named = context_name(sealed).and_then(|name| name.get(..4));
-        named.is_some_and(|named| peer.seal_keys.iter().any(|key| key.id().0 == named))
-    }
-
     /// Whether [`Self::open`] takes no public-key work: the packet is of a context that is known, or cannot be opened
     /// anyway.
     #[must_use]
@@ -373,6 +363,14 @@ impl Member {
             peer.incoming.retain(|context| !context.is_idle(uptime));
         }
     }
+}
+
+/// The first 64 bits of a SHA-256: enough to tell one message from all that somebody could make to pass for it.
+#[must_use]
+pub fn fingerprint(bytes: &[u8]) -> u64 {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    let first = digest.as_ref().first_chunk::<8>();
+    first.map_or(0, |first| u64::from_be_bytes(*first))
 }
 
 fn is_for(credentials: &Credentials, node: &NodeId) -> Result<(), Refusal> {

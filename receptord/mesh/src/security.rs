@@ -59,8 +59,8 @@ pub trait Security: Debug {
         out: &mut Vec<u8>,
     ) -> Result<(), Stranger>;
 
-    /// Whether `to` may still have the key that this is sealed to, as far as it says which keys it has.
-    fn may_be_opened(&self, to: &NodeId, sealed: &[u8]) -> bool;
+    /// A hash that nobody can find other bytes for.
+    fn fingerprint(&self, bytes: &[u8]) -> u64;
 
     /// Whether opening this takes no public-key work.
     fn opens_cheaply(&self, from: &NodeId, sealed: &[u8]) -> bool;

@@ -36,8 +36,8 @@ pub(crate) trait Net {
     /// but its routers.
     fn is_on_way(&self, node: &NodeId, destination: &NodeId) -> bool;
 
-    /// Whether `node` may have the key that a message in custody is sealed to.
-    fn may_open(&self, node: &NodeId, message: &Message) -> bool;
+    /// The fingerprint of a sealed message in custody; 0 for any other.
+    fn fingerprint(&self, message: &Message) -> u64;
 
     /// Bytes ([`Packet::wire_size`]) that the queue towards `node` can still take in this
     /// priority class; 0 without a route, [`usize::MAX`] for this node itself.

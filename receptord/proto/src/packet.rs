@@ -319,9 +319,16 @@ pub enum Holding {
     Dropped,
     /// From the custodian to their origin: its operator gave them up, and they are to be given up.
     GivenUp,
+    /// From their recipient to the custodian: what it sent under this name cannot be opened, and never will
+    /// be. Of sealed messages only; with the fingerprint of the one that came, so that it is not believed of
+    /// another.
+    Unopened(u64),
     /// A word of a later version; says nothing.
     Unknown(u8),
 }
+
+/// The byte of [`Holding::Unopened`].
+const UNOPENED: u8 = 5;
 
 /// What became of messages that were kept on their way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -362,6 +369,7 @@ impl Holding {
             Self::Refused => 2,
             Self::Dropped => 3,
             Self::GivenUp => 4,
+            Self::Unopened(_) => UNOPENED,
             Self::Unknown(byte) => byte,
         }
     }
@@ -651,10 +659,13 @@ impl Custody {
             w.varint(*last);
         }
         w.u8(u8::from(self.never_sent));
+        if let Holding::Unopened(fingerprint) = self.holding {
+            w.fixed_u64(fingerprint);
+        }
     }
 
     fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
-        let holding = Holding::of(r.u8("holding")?);
+        let holding = r.u8("holding")?;
         let origin = r.node("origin")?;
         let recipient = r.node("recipient")?;
         let epoch = r.varint("epoch")?;
@@ -675,6 +686,10 @@ impl Custody {
             messages.push((first, last));
         }
         let flags = if r.remaining() > 0 { r.u8("flags")? } else { 0 };
+        let holding = match holding {
+            UNOPENED => Holding::Unopened(r.fixed_u64("fingerprint")?),
+            byte => Holding::of(byte),
+        };
         Ok(Self {
             holding,
             origin,

@@ -133,7 +133,8 @@ fn holding() -> impl Strategy<Value = Holding> {
         Just(Holding::Refused),
         Just(Holding::Dropped),
         Just(Holding::GivenUp),
-        (5..=u8::MAX).prop_map(Holding::Unknown),
+        any::<u64>().prop_map(Holding::Unopened),
+        (6..=u8::MAX).prop_map(Holding::Unknown),
     ]
 }
 

@@ -499,20 +499,6 @@ fn what_is_cheap_to_open_is_known_beforehand() {
 }
 
 #[test]
-fn what_its_recipient_cannot_open_any_more_is_known() {
-    let (authority, mut a, b) = pair();
-    let packet = seal(&mut a, "b", b"", b"text", T0);
-    let mut other = member(&authority, "c");
-    assert!(other.may_be_opened(&node("b"), &packet));
-    introduce(&mut other, &b, "b", 1).unwrap();
-    assert!(other.may_be_opened(&node("b"), &packet));
-    let anew = member(&authority, "b");
-    introduce(&mut other, &anew, "b", 2).unwrap();
-    assert!(!other.may_be_opened(&node("b"), &packet));
-    assert!(!other.may_be_opened(&node("b"), b"short"));
-}
-
-#[test]
 fn the_statement_that_is_known_can_be_handed_on() {
     let (_, a, b) = pair();
     let statement = b.statement_of(&node("a")).unwrap();

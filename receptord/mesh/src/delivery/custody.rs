@@ -42,9 +42,6 @@ const AGAIN_MOST: Duration = Duration::from_secs(30);
 const READ_AGAIN: Duration = Duration::from_secs(5);
 /// How often a read may fail in a row before the message is left to its origin.
 const READS: u32 = 5;
-/// How often a sealed message is sent before it is asked whether its recipient can open it at all: one that
-/// has lost its keys never can, and its origin has to seal it anew.
-const IN_VAIN: u32 = 3;
 /// Custodians that wait for a message to be safe here; others ask again.
 const CUSTODIANS_MAX: usize = 4096;
 /// No time to look at it but the end of its own.
@@ -79,6 +76,8 @@ struct Kept {
     was_sent: bool,
     /// Since the way last changed.
     tries: u32,
+    /// Of a sealed one that was sent, so that its recipient can say that it cannot be opened; 0 otherwise.
+    fingerprint: u64,
     /// Reads that failed since one did not.
     failed_reads: u32,
     /// When it is to be looked at: it expired, or is to be sent again.
@@ -377,6 +376,7 @@ impl Delivery {
             state,
             was_sent: state == State::Waiting,
             tries: 0,
+            fingerprint: 0,
             failed_reads: 0,
             timer: now + lifetime,
         };
@@ -500,12 +500,7 @@ impl Delivery {
         kept.failed_reads = 0;
         let mut message = kept.message.clone();
         message.body = body;
-        // By then this node has heard what its recipient states now.
-        let may_be_in_vain = message.content == Content::Sealed && kept.tries >= IN_VAIN;
-        if may_be_in_vain && !cx.net.may_open(&kept.name.1, &message) {
-            self.drop_kept(entry, Holding::Dropped);
-            return;
-        }
+        kept.fingerprint = cx.net.fingerprint(&message);
         message.remaining_ms = millis(kept.expires.since(cx.now));
         kept.tries += 1;
         kept.was_sent = true;

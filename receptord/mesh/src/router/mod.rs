@@ -40,6 +40,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use receptor_proto::frame::Frame;
+use receptor_proto::packet::sealed::Keepsake;
 use receptor_proto::packet::{Body, Message, Packet, Priority};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, NodeId};
 
@@ -370,8 +371,10 @@ impl Net for Router {
         self.find_on_way(node, destination)
     }
 
-    fn may_open(&self, node: &NodeId, message: &Message) -> bool {
-        self.may_still_open(node, message)
+    fn fingerprint(&self, message: &Message) -> u64 {
+        let keepsake = Keepsake::decode(message.body.clone());
+        let guard = self.guard.as_ref().zip(keepsake.ok());
+        guard.map_or(0, |(guard, keepsake)| guard.fingerprint(&keepsake.message))
     }
 
     fn room(&self, node: &NodeId, priority: Priority) -> usize {

@@ -244,9 +244,8 @@ impl Security for Fake {
         Ok(())
     }
 
-    fn may_be_opened(&self, to: &NodeId, sealed: &[u8]) -> bool {
-        let theirs = self.known.get(to).map(|(key, _)| key.to_be_bytes());
-        theirs.is_none_or(|theirs| sealed.get(..4) == Some(&theirs[..]))
+    fn fingerprint(&self, bytes: &[u8]) -> u64 {
+        hash(&[b"fingerprint", bytes])
     }
 
     fn opens_cheaply(&self, from: &NodeId, sealed: &[u8]) -> bool {

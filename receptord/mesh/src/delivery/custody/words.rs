@@ -60,8 +60,30 @@ impl Delivery {
             Holding::Done if custody.recipient != *from => self.mistakes += 1,
             Holding::Kept if !cx.net.is_on_way(from, &custody.recipient) => {}
             Holding::Kept | Holding::Done => self.let_go_of_kept(cx, custody),
-            Holding::Refused | Holding::Dropped | Holding::GivenUp => self.mistakes += 1,
+            Holding::Unopened(fingerprint) if custody.recipient == *from => {
+                self.give_up_unopened(custody, fingerprint);
+            }
+            Holding::Refused | Holding::Dropped | Holding::GivenUp | Holding::Unopened(_) => {
+                self.mistakes += 1;
+            }
             Holding::Unknown(_) => {}
+        }
+    }
+
+    /// What was kept here opens for nobody: its recipient has lost the key, or somebody made it up. Its origin, if it has
+    /// one, seals it anew. Of another message than the one that was sent from here nothing is believed.
+    fn give_up_unopened(&mut self, custody: &Custody, fingerprint: u64) {
+        let Some(&(seq, _)) = custody.messages.first() else {
+            return;
+        };
+        let (origin, recipient) = (custody.origin.clone(), custody.recipient.clone());
+        let entry = self.keeper.names.get(&(origin, recipient, custody.epoch, seq));
+        let Some(&entry) = entry else {
+            return;
+        };
+        let kept = self.keeper.kept.get(&entry);
+        if kept.is_some_and(|kept| kept.was_sent && kept.fingerprint == fingerprint && fingerprint != 0) {
+            self.drop_kept(entry, Holding::Dropped);
         }
     }
 
@@ -90,7 +112,7 @@ impl Delivery {
                     self.give_up_own(cx, to, from, given_up);
                     continue;
                 }
-                Holding::Done | Holding::Unknown(_) => {}
+                Holding::Done | Holding::Unopened(_) | Holding::Unknown(_) => {}
             }
             if came_back {
                 flow.came_back(current, once, first, last);

@@ -14,7 +14,7 @@ use core::fmt::Display;
 use receptor_proto::packet::sealed::{
     Form, Identity, KEPT_IDENTITY_MAX, Keepsake, Sealed, SealedEntrusted, SealedKept, Split, join,
 };
-use receptor_proto::packet::{About, Body, Message, Packet, Priority, kind};
+use receptor_proto::packet::{About, Body, Custody, Holding, Message, Packet, Priority, kind};
 use receptor_proto::wire::DecodeError;
 use receptor_proto::{ErrorBody, ErrorCode, NodeId};
 
@@ -99,6 +99,12 @@ impl Guard {
         // All of it but the kind, which stands in the packet's header.
         out.extend_from_slice(&bound[1..]);
         self.security.seal(now, to, &bound, plain, out).is_ok()
+    }
+
+    pub(in crate::router) fn fingerprint(&self, message: &Sealed) -> u64 {
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes);
+        self.security.fingerprint(&bytes)
     }
 
     fn open(
@@ -314,18 +320,6 @@ impl Router {
         Keepsake { identity, message }.message().ok()
     }
 
-    /// Whether a message in custody is sealed to a key that its recipient may still have.
-    pub(in crate::router) fn may_still_open(&self, recipient: &NodeId, message: &Message) -> bool {
-        let Some(guard) = &self.guard else {
-            return true;
-        };
-        let keepsake = Keepsake::decode(message.body.clone());
-        keepsake.is_ok_and(|keepsake| {
-            let seal = &keepsake.message.seal;
-            guard.security.may_be_opened(recipient, seal)
-        })
-    }
-
     /// Opens a packet for this node.
     pub(in crate::router) fn open(
         &mut self,
@@ -461,8 +455,12 @@ impl Router {
         let Some(guard) = &mut self.guard else {
             return Ok(Opened::Nothing);
         };
-        let (body, instance) =
-            guard.open(now, neighbor, &source, kind::MESSAGE, keepsake.message)?;
+        let message = keepsake.message;
+        let opened = guard.open(now, neighbor, &source, kind::MESSAGE, message.clone());
+        if let Err(Failed::NotOpened(NotOpened::Forged | NotOpened::NotOurs)) = &opened {
+            self.refuse_kept(now, source.clone(), &kept.custodian, &message);
+        }
+        let (body, instance) = opened?;
         Ok(match self.of_this_start(source, body, instance) {
             Opened::Body(Body::Message(mut message)) => {
                 message.remaining_ms = message.remaining_ms.min(kept.remaining_ms);
@@ -471,6 +469,23 @@ impl Router {
             }
             other => other,
         })
+    }
+
+    /// Tells a custodian that what it keeps opens for nobody, so that it keeps it no longer.
+    fn refuse_kept(&mut self, now: Instant, origin: NodeId, custodian: &NodeId, message: &Sealed) {
+        let (Some(place), Some(guard)) = (message.place(kind::MESSAGE), &self.guard) else {
+            return;
+        };
+        let word = Custody {
+            holding: Holding::Unopened(guard.fingerprint(message)),
+            origin,
+            recipient: self.config.node.clone(),
+            epoch: place.epoch,
+            messages: alloc::vec![(place.seq, place.seq)],
+            never_sent: false,
+        };
+        // One that does not hear of it sends the message again, and is told then.
+        let _ = self.post_body(now, custodian, &Body::Custody(word));
     }
 
     fn open_entrusted(
