@@ -806,7 +806,9 @@ impl World {
             Frame::Packet(_) | Frame::Lsas(_) | Frame::Summary { .. } | Frame::Digest { .. }
         );
         // The last words of a node that shuts down wait for nothing.
-        let urgent = !patient || self.hosts[node].closing;
+        // What a traitor adds its core knows nothing of.
+        let urgent =
+            !patient || self.hosts[node].closing || self.traitors.contains_key(&node);
         // Where no packet is lost, neither is what its sender may send next.
         let routing = matches!(
             frame,

@@ -21,6 +21,8 @@ use receptor_proto::wire::{Reader, Writer};
 pub(crate) struct Authority {
     seed: u64,
     revoked: RefCell<BTreeSet<NodeId>>,
+    /// Whether nodes forget whom they know every few seconds, as those do who know too many.
+    pub(crate) forgets: Cell<bool>,
     /// Public-key operations of all nodes.
     pub(crate) work: Cell<u64>,
 }
@@ -289,6 +291,9 @@ impl Security for Fake {
     }
 
     fn recheck(&mut self, _now: Instant) -> Changes {
+        if self.authority.forgets.get() {
+            self.known.clear();
+        }
         let revoked = self.authority.revoked.borrow();
         let trust = revoked.len() != self.seen_revoked;
         self.seen_revoked = revoked.len();

@@ -613,6 +613,24 @@ fn neighbors_cause_no_more_work_than_they_may() {
 }
 
 #[test]
+fn who_is_forgotten_among_many_is_known_again_by_what_it_states() {
+    let mut wired = Wired::secured_chain(&["a", "r", "b"]);
+    wired.authority().forgets.set(true);
+    for work in 1..=3 {
+        wired.run(11_000);
+        wired.offer("b", &format!("p{work}"));
+        wired.submit("a", request(work, "b"));
+        wired.run(1000);
+        assert!(ended_well(&mut wired, "a", work), "{work}");
+        let nodes = wired.mesh("a").nodes();
+        let b = nodes.iter().find(|view| view.node == node("b")).unwrap();
+        assert_eq!(b.plugins[0].plugin, format!("p{work}"));
+    }
+    let asked = |packet: &Packet| packet.kind == kind::IDENTITY;
+    assert!(!wired.host("a").sent.iter().any(asked));
+}
+
+#[test]
 fn a_node_says_who_it_is_as_often_as_is_useful() {
     let mut wired = Wired::secured_chain(&["a", "b"]);
     let wire = wired.wire_between("a", "b");

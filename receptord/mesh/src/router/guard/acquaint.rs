@@ -10,8 +10,10 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use receptor_proto::NodeId;
+use receptor_proto::lsa::LsaKind;
 use receptor_proto::packet::sealed::Identity;
 use receptor_proto::packet::{Packet, kind};
+use receptor_proto::signed::SignedBody;
 
 use crate::router::timers::Timer;
 use crate::router::{Out, Router};
@@ -36,6 +38,8 @@ const LEARN_COST: u32 = 4;
 struct Asked {
     again: Instant,
     tries: u32,
+    /// Something of this node's own waits for the answer.
+    wanted: bool,
 }
 
 /// See the module.
@@ -64,17 +68,33 @@ impl Acquaintances {
 }
 
 impl Router {
-    /// Nothing can be sealed to or opened from this node before it says who it is.
-    pub(in crate::router) fn ask_identity(&mut self, now: Instant, node: &NodeId) {
-        let Some(guard) = &mut self.guard else {
+    /// Nothing can be sealed to, or opened from, this node before it says who it is. `wanted`: something is to be
+    /// sealed to it; so it goes before those who are asked because somebody used their names.
+    pub(in crate::router) fn ask_identity(&mut self, now: Instant, node: &NodeId, wanted: bool) {
+        let has_way = self.next(node).is_ok();
+        let Some(guard) = self.guard.as_mut().filter(|_| has_way) else {
             return;
         };
         let asked = &mut guard.acquaintances.asked;
-        if asked.contains_key(node) || asked.len() >= ASKED_MAX {
+        if let Some(asked) = asked.get_mut(node) {
+            asked.wanted |= wanted;
             return;
         }
+        if asked.len() >= ASKED_MAX {
+            let other = asked.iter().find(|(_, asked)| wanted && !asked.wanted);
+            let Some(other) = other.map(|(node, _)| node.clone()) else {
+                return;
+            };
+            asked.remove(&other);
+        }
         let again = now + ASK_FIRST;
-        asked.insert(node.clone(), Asked { again, tries: 1 });
+        let tries = 1;
+        let one = Asked {
+            again,
+            tries,
+            wanted,
+        };
+        asked.insert(node.clone(), one);
         self.timers.set_earlier(Timer::Guard, again);
         self.say_identity(node, true);
     }
@@ -171,6 +191,33 @@ impl Router {
         if identity.ask {
             self.tell_identity(now, source);
         }
+    }
+
+    /// Whether a node is known, by what it states if it was forgotten otherwise. That takes public-key work, which
+    /// `neighbor` causes if it is somebody else's doing.
+    pub(super) fn is_introduced(
+        &mut self,
+        now: Instant,
+        node: &NodeId,
+        neighbor: Option<&NodeId>,
+    ) -> bool {
+        let Some(guard) = &mut self.guard else {
+            return false;
+        };
+        if guard.security.known(node).is_some() {
+            return true;
+        }
+        let index = self.lsdb.find(node);
+        let stored = index.and_then(|index| self.lsdb.get((LsaKind::IDENTITY, index)));
+        let Some(stored) = stored.filter(|stored| !stored.purged) else {
+            return false;
+        };
+        let may = |neighbor: &NodeId| guard.checks.take(now, neighbor, LEARN_COST);
+        if !neighbor.is_none_or(may) {
+            return false;
+        }
+        let statement = SignedBody::statement_of(&stored.body);
+        guard.security.learn(now, node, &statement).is_ok()
     }
 
     /// A node is known now: what waited for that goes on.

@@ -247,14 +247,16 @@ impl Router {
         split: &Split,
         out: &mut Vec<u8>,
     ) -> Result<(), ErrorCode> {
-        let sealed = self
-            .guard
-            .as_mut()
-            .is_some_and(|guard| guard.seal(now, to, split, out));
-        if sealed {
-            return Ok(());
+        if self.is_introduced(now, to, None) {
+            let start = out.len();
+            if let Some(guard) = &mut self.guard
+                && guard.seal(now, to, split, out)
+            {
+                return Ok(());
+            }
+            out.truncate(start);
         }
-        self.ask_identity(now, to);
+        self.ask_identity(now, to, true);
         Err(ErrorCode::Busy)
     }
 
@@ -351,7 +353,10 @@ impl Router {
             Ok(opened) => opened,
             Err(Failed::Later) => Opened::Nothing,
             Err(Failed::NotOpened(NotOpened::Stranger)) => {
-                self.ask_identity(now, &source);
+                let guard = self.guard.as_mut();
+                if guard.is_some_and(|guard| guard.openings.take(now, &neighbor, 1)) {
+                    self.ask_identity(now, &source, false);
+                }
                 Opened::Nothing
             }
             Err(Failed::NotOpened(NotOpened::NotOurs)) => {
@@ -407,10 +412,11 @@ impl Router {
         kind: u8,
         packet: Packet,
     ) -> Result<Opened, Failed> {
+        let is_known = self.is_introduced(now, &packet.source, Some(neighbor));
         let Some(guard) = &mut self.guard else {
             return Ok(Opened::Nothing);
         };
-        if guard.security.known(&packet.source).is_none() {
+        if !is_known {
             guard.unopened.keep(from, packet);
             return Err(NotOpened::Stranger.into());
         }

@@ -183,13 +183,18 @@ impl Router {
         lsa: &Lsa,
         out: &mut Out,
     ) -> bool {
-        let Some(guard) = &mut self.guard else {
+        if !self.is_secured() {
             return true;
-        };
+        }
         let Some(peer) = self.links.get(&id).and_then(|link| link.peer.as_ref()) else {
             return false;
         };
-        match guard.prove(now, &peer.node, lsa) {
+        let neighbor = peer.node.clone();
+        self.is_introduced(now, &lsa.key.node, Some(&neighbor));
+        let Some(guard) = &mut self.guard else {
+            return true;
+        };
+        match guard.prove(now, &neighbor, lsa) {
             Proof::Good => true,
             Proof::Introduced => {
                 self.introduced(now, &lsa.key.node, out);
