@@ -13,9 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use receptor_identity::{
-    Learned as Believed, Member, Refusal, SealKeys, TEXT_AT, UnixTime,
-};
+use receptor_identity::{Learned as Believed, Member, Refusal, SealKeys, TEXT_AT, UnixTime};
 use receptor_mesh::{Changes, Disbelief, Instant, Learned, NotOpened, Security, Stranger};
 use receptor_proto::NodeId;
 use tokio::sync::watch;
@@ -116,13 +114,8 @@ impl Membership {
             reason,
         };
         let credentials = Arc::new(read.credentials.clone());
-        let member = Member::new(
-            node,
-            credentials,
-            read.trust.clone(),
-            open_keys(data_dir)?,
-        )
-        .map_err(|error| failed(error.to_string()))?;
+        let member = Member::new(node, credentials, read.trust.clone(), open_keys(data_dir)?)
+            .map_err(|error| failed(error.to_string()))?;
         let mut membership = Self {
             member,
             keys,

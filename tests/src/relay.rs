@@ -108,7 +108,10 @@ impl Relay {
     /// What was carried since then: from those who dialled, and to them.
     #[must_use]
     pub fn heard(&self) -> [Vec<u8>; 2] {
-        self.shared.heard.each_ref().map(|heard| lock(heard).clone())
+        self.shared
+            .heard
+            .each_ref()
+            .map(|heard| lock(heard).clone())
     }
 
     /// Leads to this address of loopback from now on.

@@ -248,12 +248,17 @@ fn a_message_waits_at_its_sender_until_its_recipient_is_known() {
     let mesh = Mesh::new();
     certificates(&mesh, &["controller", "worker"]);
     let mut controller = node(&mesh, "controller").start();
+    let worker = with_plugin(&mesh, node(&mesh, "worker")).peer(&controller);
+    let mut worker = worker.start();
+    controller.wait_reachable(["worker"]);
+    worker.kill();
+    controller.wait_unreachable("worker");
     let replies = send(&controller, &json!({"detach": true}));
     let id = replies[0]["id"].as_str().unwrap().to_owned();
+    // After a restart it knows nobody.
     controller.kill();
     controller.restart();
-    let worker = with_plugin(&mesh, node(&mesh, "worker")).peer(&controller);
-    let _worker = worker.start();
+    worker.restart();
     let mut control = controller.control();
     wait_for("the end of the work", || {
         let work = control.json(&format!(r#"{{"command":"works","id":"{id}"}}"#));

@@ -42,7 +42,11 @@ fn show(out: &mut Out, status: &Status) -> Result<(), Failure> {
         "none" => "no TLS",
         other => other,
     };
-    let sealed = if status.sealed { ", messages sealed" } else { "" };
+    let sealed = if status.sealed {
+        ", messages sealed"
+    } else {
+        ""
+    };
     field(out, "Role", &format!("{role}, {security}{sealed}"))?;
     if let Some(certificate) = &status.certificate {
         let text = format!(

@@ -38,7 +38,10 @@ fn check_body(name: &str, kind: u8, body: Bytes) {
         }
         kind if kind & kind::SEALED != 0 => {
             let sealed = Sealed::decode(body.clone()).unwrap_or_else(|e| panic!("{name}: {e}"));
-            assert!(sealed.place(kind::plain(kind)).is_some(), "{name}: {sealed:?}");
+            assert!(
+                sealed.place(kind::plain(kind)).is_some(),
+                "{name}: {sealed:?}"
+            );
             let mut again = Vec::new();
             sealed.encode(&mut again);
             assert_eq!(again, body, "{name}");

@@ -183,7 +183,10 @@ fn a_custodian_reads_what_it_needs() {
         shown: Bytes::new(),
         seal: Bytes::from_static(b"seal"),
     };
-    assert_eq!(message.place(kind::MESSAGE), Some(Place { epoch: 7, seq: 9 }));
+    assert_eq!(
+        message.place(kind::MESSAGE),
+        Some(Place { epoch: 7, seq: 9 })
+    );
     let identity = Bytes::from_static(b"who");
     let keepsake = Keepsake { identity, message };
     let kept = keepsake.message().unwrap();

@@ -21,8 +21,8 @@ use super::fragment::{Item, Source, Table, Value};
 use super::pattern::Pattern;
 use super::section::{Report, Section};
 use super::settings::{
-    Allow, Control, Link, Listen, Log, Peer, Plugin, Plugins, Routing, Security, Settings, Shutdown,
-    Spool,    TLS_DIR, Tls, TlsFile,
+    Allow, Control, Link, Listen, Log, Peer, Plugin, Plugins, Routing, Security, Settings,
+    Shutdown, Spool, TLS_DIR, Tls, TlsFile,
 };
 use super::units;
 use super::url::{LinkUrl, MAX_UNIX_PATH};

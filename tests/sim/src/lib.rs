@@ -11,11 +11,11 @@
 mod check;
 mod client;
 mod event;
-mod faults;
-mod hostile;
 #[path = "../../../receptord/mesh/tests/fake/mod.rs"]
 #[expect(dead_code, reason = "tests of the core do more with it")]
 mod fake;
+mod faults;
+mod hostile;
 mod ledger;
 mod net;
 mod options;
@@ -25,8 +25,8 @@ mod receipts;
 mod report;
 mod stats;
 mod store;
-mod topology;
 mod tamper;
+mod topology;
 mod trace;
 mod worker;
 mod world;

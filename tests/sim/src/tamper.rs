@@ -9,15 +9,15 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use fastrand::Rng;
+use receptor_proto::ErrorCode;
 use receptor_proto::NodeId;
 use receptor_proto::frame::Frame;
 use receptor_proto::lsa::{LinkEntry, LinksBody, Lsa, LsaKind};
+use receptor_proto::packet::About;
 use receptor_proto::packet::sealed::Identity;
 use receptor_proto::packet::{
     Body, Custody, Holding, Packet, Priority, Receipt, Undeliverable, kind,
 };
-use receptor_proto::packet::About;
-use receptor_proto::ErrorCode;
 
 use crate::event::NodeIndex;
 use crate::options::{Certificates, Options};
@@ -66,14 +66,14 @@ impl World {
         };
         let rng = &mut self.hostiles;
         let nodes = self.hosts.len();
-        match &frame {
-            Frame::Packet(packet) => remember(&mut traitor.packets, packet.clone(), rng),
-            Frame::Lsas(lsas) => {
-                for lsa in lsas {
-                    remember(&mut traitor.lsas, lsa.clone(), rng);
-                }
+        if let Frame::Packet(packet) = &frame {
+            remember(&mut traitor.packets, packet.clone(), rng);
+        } else if let Frame::Lsas(lsas) = &frame {
+            for lsa in lsas {
+                remember(&mut traitor.lsas, lsa.clone(), rng);
             }
-            _ => return vec![frame],
+        } else {
+            return vec![frame];
         }
         if !self.troubled || rng.u32(0..ONE_IN) > 0 {
             return vec![frame];
@@ -84,14 +84,14 @@ impl World {
             1 => lie(rng, traitor, nodes),
             _ => None,
         };
-        let mut frames = vec![match frame {
-            Frame::Packet(packet) => Frame::Packet(changed(rng, packet, nodes)),
-            Frame::Lsas(lsas) => {
-                let forge = |lsa| forged(rng, lsa, traitor, nodes);
-                Frame::Lsas(lsas.into_iter().map(forge).collect())
-            }
-            other => other,
-        }];
+        let mut frames = if let Frame::Packet(packet) = frame {
+            vec![Frame::Packet(changed(rng, packet, nodes))]
+        } else if let Frame::Lsas(lsas) = frame {
+            let forge = |lsa| forged(rng, lsa, traitor, nodes);
+            vec![Frame::Lsas(lsas.into_iter().map(forge).collect())]
+        } else {
+            vec![frame]
+        };
         frames.extend(said);
         frames
     }
@@ -174,8 +174,12 @@ fn lie(rng: &mut Rng, traitor: &Traitor, nodes: usize) -> Option<Frame> {
             ..Receipt::default()
         }),
         1 => Body::Custody(Custody {
-            holding: [Holding::Kept, Holding::Done, Holding::Dropped, Holding::GivenUp]
-                [rng.usize(0..4)],
+            holding: [
+                Holding::Kept,
+                Holding::Done,
+                Holding::Dropped,
+                Holding::GivenUp,
+            ][rng.usize(0..4)],
             origin: whom.clone(),
             recipient: third,
             epoch,

@@ -790,7 +790,10 @@ impl World {
         if let Frame::Packet(packet) = &frame {
             let life = self.hosts[node].life;
             let revealed = self.authority.reveal(packet);
-            match self.receipts.sent(&self.by_id, node, life, packet, revealed) {
+            match self
+                .receipts
+                .sent(&self.by_id, node, life, packet, revealed)
+            {
                 Ok(loose) => {
                     for place in loose {
                         self.check_honest(Err(format!(
@@ -807,8 +810,7 @@ impl World {
         );
         // The last words of a node that shuts down wait for nothing.
         // What a traitor adds its core knows nothing of.
-        let urgent =
-            !patient || self.hosts[node].closing || self.traitors.contains_key(&node);
+        let urgent = !patient || self.hosts[node].closing || self.traitors.contains_key(&node);
         // Where no packet is lost, neither is what its sender may send next.
         let routing = matches!(
             frame,

@@ -1,9 +1,9 @@
 //! What delivery does otherwise in a mesh with certificates: messages in custody stay as their origin sealed
 //! them, and what was received is remembered for as long as somebody may send it again.
 
+use receptor_proto::NodeId;
 use receptor_proto::packet::sealed::{Keepsake, SealedKept};
 use receptor_proto::packet::{Body, Content, Message, Packet, kind};
-use receptor_proto::NodeId;
 
 use super::{BUSY, Delivery};
 

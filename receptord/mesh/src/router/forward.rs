@@ -322,32 +322,37 @@ impl Router {
         }
         let body = packet.body.clone();
         let about = if packet.kind != plain {
-            match (plain, Sealed::decode(body).ok().and_then(|sealed| sealed.place(plain))) {
+            match (
+                plain,
+                Sealed::decode(body)
+                    .ok()
+                    .and_then(|sealed| sealed.place(plain)),
+            ) {
                 (_, Some(Place { epoch, seq })) => About::Message { epoch, seq },
                 (kind::RECEIPT | kind::CUSTODY | kind::ENTRUSTED | kind::INQUIRY, None) => NOTHING,
                 (_, None) => return,
             }
         } else {
             match Body::decode(plain, body) {
-            Ok(Body::Echo { nonce }) => About::Echo(nonce),
-            Ok(Body::Message(message)) => About::Message {
-                epoch: message.epoch,
-                seq: message.seq,
-            },
-            Ok(Body::Segment(segment)) => About::Message {
-                epoch: segment.epoch,
-                seq: segment.seq,
-            },
-            Ok(
-                Body::EchoReply(_)
-                | Body::Receipt(_)
-                | Body::Custody(_)
-                | Body::Entrusted { .. }
-                | Body::Inquiry(_),
-            ) => NOTHING,
-            Ok(Body::Undeliverable(_) | Body::Kept { .. } | Body::Unknown { .. }) | Err(_) => {
-                return;
-            }
+                Ok(Body::Echo { nonce }) => About::Echo(nonce),
+                Ok(Body::Message(message)) => About::Message {
+                    epoch: message.epoch,
+                    seq: message.seq,
+                },
+                Ok(Body::Segment(segment)) => About::Message {
+                    epoch: segment.epoch,
+                    seq: segment.seq,
+                },
+                Ok(
+                    Body::EchoReply(_)
+                    | Body::Receipt(_)
+                    | Body::Custody(_)
+                    | Body::Entrusted { .. }
+                    | Body::Inquiry(_),
+                ) => NOTHING,
+                Ok(Body::Undeliverable(_) | Body::Kept { .. } | Body::Unknown { .. }) | Err(_) => {
+                    return;
+                }
             }
         };
         let body = Body::Undeliverable(Undeliverable {

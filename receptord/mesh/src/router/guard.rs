@@ -26,9 +26,9 @@ pub(super) use self::sealed::Opened;
 use self::sealed::Unopened;
 use self::signed::{Disbelieved, Spent};
 use self::waiting::Waiting;
+use super::Router;
 use super::lsdb::OWN;
 use super::timers::Timer;
-use super::Router;
 use crate::{Instant, LinkId, Security};
 
 /// How often the [`Security`] looks at what changes with time.

@@ -14,8 +14,8 @@ use core::time::Duration;
 
 use bytes::Bytes;
 use receptor_proto::lsa::{
-    ACTIONS_MAX, CapabilitiesBody, Capability, LinkEntry, LinksBody, Lsa, LsaKey,
-    LsaKind, METADATA_MAX, PLUGINS_MAX,
+    ACTIONS_MAX, CapabilitiesBody, Capability, LinkEntry, LinksBody, Lsa, LsaKey, LsaKind,
+    METADATA_MAX, PLUGINS_MAX,
 };
 use receptor_proto::signed::{STATEMENT_MAX, SignedBody};
 
@@ -109,7 +109,11 @@ impl Own {
 
     /// When the next statement is due.
     pub(super) fn due(&self) -> Option<Instant> {
-        let all = [Some(&self.links), Some(&self.capabilities), self.identity.as_ref()];
+        let all = [
+            Some(&self.links),
+            Some(&self.capabilities),
+            self.identity.as_ref(),
+        ];
         all.into_iter().flatten().filter_map(|s| s.pace.due()).min()
     }
 }

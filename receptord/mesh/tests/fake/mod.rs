@@ -94,10 +94,11 @@ impl Authority {
             kind::KEPT => None,
             kind::ENTRUSTED => {
                 let SealedEntrusted { recipient, message } = SealedEntrusted::decode(body).ok()?;
-                match self.uncover(from, &recipient, kind::MESSAGE, &message)? {
-                    Body::Message(message) => Some(Body::Entrusted { recipient, message }),
-                    other => Some(other),
-                }
+                let body = self.uncover(from, &recipient, kind::MESSAGE, &message)?;
+                let Body::Message(message) = body else {
+                    return None;
+                };
+                Some(Body::Entrusted { recipient, message })
             }
             kind => {
                 let sealed = Sealed::decode(body).ok()?;

@@ -52,9 +52,9 @@ fn sealed(wired: &mut Wired, name: &str, kind: u8) -> Vec<Packet> {
 
 /// What `name` said last of `whom`.
 fn stated(wired: &mut Wired, name: &str, whom: &str, kind: LsaKind) -> Lsa {
-    let lsas = wired.host(name).stated.iter();
+    let mut lsas = wired.host(name).stated.iter();
     let of_node = |lsa: &&Lsa| lsa.key.node == node(whom) && lsa.key.kind == kind;
-    lsas.filter(of_node).next_back().unwrap().clone()
+    lsas.rfind(of_node).unwrap().clone()
 }
 
 fn unproved(wired: &mut Wired, name: &str) -> u64 {
@@ -114,7 +114,13 @@ fn large_payloads_go_sealed_too() {
     wired.submit("a", Wired::submission(1, recipient, payload.into()));
     wired.run(1000);
     assert!(ended_well(&mut wired, "a", 1));
-    assert!(!wired.host("r").sent.iter().any(|packet| holds(&packet.body)));
+    assert!(
+        !wired
+            .host("r")
+            .sent
+            .iter()
+            .any(|packet| holds(&packet.body))
+    );
 }
 
 #[test]
@@ -461,7 +467,13 @@ fn a_message_is_entrusted_sealed_to_its_recipient() {
     wired.submit("a", request(2, "b"));
     wired.run(3000);
     assert_eq!(wired.custody("s"), 1);
-    assert!(!wired.host("r").sent.iter().any(|packet| holds(&packet.body)));
+    assert!(
+        !wired
+            .host("r")
+            .sent
+            .iter()
+            .any(|packet| holds(&packet.body))
+    );
     wired.kill("a");
     wired.join(last);
     wired.run(5000);
@@ -485,7 +497,13 @@ fn leaves_ask_each_other_who_they_are() {
         assert!(ended_well(&mut wired, "x", work), "{work}");
         assert_eq!(runs(&mut wired, "y", work), 1);
     }
-    assert!(!wired.host("r").sent.iter().any(|packet| holds(&packet.body)));
+    assert!(
+        !wired
+            .host("r")
+            .sent
+            .iter()
+            .any(|packet| holds(&packet.body))
+    );
     // One that was started again knows nobody.
     wired.kill("y");
     wired.start("y");
@@ -547,10 +565,13 @@ fn who_is_revoked_is_forgotten() {
     let now = wired.now();
     assert!(wired.mesh("a").submit(now, volatile(1, "c")).is_err());
     // Not even its neighbor talks to it.
-    wired.submit("b", Submission {
-        expiry: Duration::from_secs(5),
-        ..request(2, "c")
-    });
+    wired.submit(
+        "b",
+        Submission {
+            expiry: Duration::from_secs(5),
+            ..request(2, "c")
+        },
+    );
     wired.submit("c", request(3, "b"));
     wired.run(10_000);
     assert_eq!(runs(&mut wired, "c", 2) + runs(&mut wired, "b", 3), 0);
@@ -690,10 +711,13 @@ fn a_node_without_a_certificate_is_no_member() {
     }
     wired.run(1000);
     assert!(!knows(&mut wired, "b", "m"));
-    wired.submit("a", Submission {
-        expiry: Duration::from_secs(5),
-        ..request(1, "m")
-    });
+    wired.submit(
+        "a",
+        Submission {
+            expiry: Duration::from_secs(5),
+            ..request(1, "m")
+        },
+    );
     wired.run(10_000);
     let end = wired.host("a").ends.get(&id(1)).unwrap();
     let code = end.error.as_ref().map(|error| error.code.clone());

@@ -77,12 +77,17 @@ impl Delivery {
             return;
         };
         let (origin, recipient) = (custody.origin.clone(), custody.recipient.clone());
-        let entry = self.keeper.names.get(&(origin, recipient, custody.epoch, seq));
+        let entry = self
+            .keeper
+            .names
+            .get(&(origin, recipient, custody.epoch, seq));
         let Some(&entry) = entry else {
             return;
         };
         let kept = self.keeper.kept.get(&entry);
-        if kept.is_some_and(|kept| kept.was_sent && kept.fingerprint == fingerprint && fingerprint != 0) {
+        if kept.is_some_and(|kept| {
+            kept.was_sent && kept.fingerprint == fingerprint && fingerprint != 0
+        }) {
             self.drop_kept(entry, Holding::Dropped);
         }
     }

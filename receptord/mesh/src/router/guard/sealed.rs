@@ -373,13 +373,7 @@ impl Router {
     }
 
     /// What is said without a seal: a sign of life, and who somebody is.
-    fn take_plain(
-        &mut self,
-        now: Instant,
-        from: LinkId,
-        packet: Packet,
-        out: &mut Out,
-    ) -> Opened {
+    fn take_plain(&mut self, now: Instant, from: LinkId, packet: Packet, out: &mut Out) -> Opened {
         let source = packet.source;
         if packet.kind == kind::IDENTITY {
             return match Identity::decode(packet.body) {
@@ -429,13 +423,14 @@ impl Router {
 
     /// A volatile message for another start of this node may have been taken by that one.
     fn of_this_start(&self, source: NodeId, body: Body, instance: u64) -> Opened {
-        match body {
-            Body::Message(message) if message.volatile && instance != self.config.instance => {
-                let (epoch, seq) = (message.epoch, message.seq);
-                Opened::Local(Local::OtherStart(source, epoch, seq))
-            }
-            body => Opened::Body(body),
+        if let Body::Message(message) = &body
+            && message.volatile
+            && instance != self.config.instance
+        {
+            let (epoch, seq) = (message.epoch, message.seq);
+            return Opened::Local(Local::OtherStart(source, epoch, seq));
         }
+        Opened::Body(body)
     }
 
     fn open_kept(
@@ -473,7 +468,7 @@ impl Router {
                 let custodian = kept.custodian;
                 Opened::Body(Body::Kept { custodian, message })
             }
-            other => other,
+            opened @ (Opened::Body(_) | Opened::Local(_) | Opened::Nothing) => opened,
         })
     }
 
