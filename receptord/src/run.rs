@@ -184,8 +184,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
     )
     .map_err(|error| failed(Exit::Configuration, error))?;
     let (engine, engine_handle) = Engine::new(
-        mesh,
-        membership,
+        (mesh, membership),
         store.clone(),
         recovered,
         keeper.clone(),

@@ -119,14 +119,13 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// A node that starts with what its store holds.
+    /// A node that starts with what its store holds, and with its certificate, if it has one.
     ///
     /// # Errors
     ///
     /// When the store's thread cannot be started.
     pub(crate) fn new(
-        config: Config,
-        membership: Option<Membership>,
+        (config, membership): (Config, Option<Membership>),
         store: Store,
         recovered: Recovered,
         keeper: Keeper,
