@@ -140,6 +140,8 @@ impl World {
             let letter = self.ledger.letters.get(&kept.work)?;
             let to = letter.recipient?;
             let excused = apart(kept.custodian, to)
+                // What a traitor gave to its custodian may have been spoilt: that is a way to drop it.
+                || !self.traitors.is_empty()
                 || !letter.runs.is_empty()
                 || letter.said.last_word.is_some()
                 || letter.cancelled

@@ -446,11 +446,11 @@ impl Router {
         let Some(guard) = &mut self.guard else {
             return Ok(Opened::Nothing);
         };
-        if guard.security.known(&source).as_ref() != Some(&keepsake.identity)
-            && guard.openings.take(now, neighbor, LEARN_COST)
-            // One that is not believed may have been replaced by another one that is.
-            && guard.security.learn(now, &source, &keepsake.identity) == Ok(Learned::New)
-        {
+        // One that is not believed may have been replaced by another one that is.
+        let is_known = guard.security.known(&source).as_ref() == Some(&keepsake.identity);
+        let learned = (!is_known && guard.openings.take(now, neighbor, LEARN_COST))
+            .then(|| guard.security.learn(now, &source, &keepsake.identity));
+        if learned == Some(Ok(Learned::New)) {
             self.introduced(now, &source, out);
         }
         let Some(guard) = &mut self.guard else {
@@ -458,7 +458,15 @@ impl Router {
         };
         let message = keepsake.message;
         let opened = guard.open(now, neighbor, &source, kind::MESSAGE, message.clone());
-        if let Err(Failed::NotOpened(NotOpened::Forged | NotOpened::NotOurs)) = &opened {
+        let never_opens = match &opened {
+            Err(Failed::NotOpened(NotOpened::Forged | NotOpened::NotOurs)) => true,
+            // Its origin has no such key, as it says itself in what came with it.
+            Err(Failed::NotOpened(NotOpened::Stranger)) => {
+                is_known || learned.is_some_and(|learned| learned.is_ok())
+            }
+            Ok(_) | Err(Failed::Later | Failed::Bad(_)) => false,
+        };
+        if never_opens {
             self.refuse_kept(now, source.clone(), &kept.custodian, &message);
         }
         let (body, instance) = opened?;
