@@ -500,8 +500,10 @@ fn what_is_cheap_to_open_is_known_beforehand() {
 
 #[test]
 fn the_statement_that_is_known_can_be_handed_on() {
-    let (_, a, b) = pair();
-    let statement = b.statement_of(&node("a")).unwrap();
-    assert_eq!(*statement, a.statement(1).unwrap());
+    let (authority, _, b) = pair();
+    let statement = b.statement_of(&node("a")).unwrap().clone();
+    let mut other = member(&authority, "c");
+    let learned = other.learn(&node("a"), &statement, at(NOW));
+    assert_eq!(learned, Ok(Learned::New));
     assert_eq!(b.statement_of(&node("c")), None);
 }
