@@ -3,6 +3,8 @@
 //!
 //! The links here are plain, so that what is heard on them is what a node on the way has.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::PermissionsExt as _;

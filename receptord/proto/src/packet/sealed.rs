@@ -158,10 +158,7 @@ impl Split {
         match body {
             Body::Message(message) => Some(Self::message(message, 0)),
             Body::Segment(segment) => Some(Self::segment(segment)),
-            Body::Receipt(_)
-            | Body::Custody(_)
-            | Body::Undeliverable(_)
-            | Body::Inquiry(_) => {
+            Body::Receipt(_) | Body::Custody(_) | Body::Undeliverable(_) | Body::Inquiry(_) => {
                 let (kind, hidden) = body.encode();
                 Some(Self {
                     kind,
