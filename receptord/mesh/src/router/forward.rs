@@ -5,7 +5,9 @@ use alloc::collections::{BTreeMap, VecDeque};
 use core::time::Duration;
 
 use receptor_proto::packet::sealed::{Place, Sealed};
-use receptor_proto::packet::{About, Body, Packet, Priority, Undeliverable, kind};
+use receptor_proto::packet::{
+    About, Body, Message, Packet, Priority, Segment, Undeliverable, kind,
+};
 use receptor_proto::{ErrorBody, ErrorCode, NodeId};
 
 use super::echo::EchoRequest;
@@ -21,7 +23,7 @@ const NOTICE_GAP: Duration = Duration::from_millis(20);
 /// How many pairs of source and destination are remembered for that.
 const NOTICES: usize = 1024;
 
-/// What a notice is about whose packet nobody waits for: a receipt, an answer to an echo.
+/// What a notice is about whose packet has no place in a flow: a receipt, an answer to an echo.
 const NOTHING: About = About::Message { epoch: 0, seq: 0 };
 
 /// A packet for this node.
@@ -306,55 +308,19 @@ impl Router {
         } else {
             self.counters.dropped_no_route += 1;
         }
+        let Some(about) = about(packet) else {
+            return;
+        };
         let (source, destination) = (&packet.source, &packet.destination);
-        let plain = kind::plain(packet.kind);
-        let tell = match plain {
-            kind::ECHO => true,
-            kind::MESSAGE | kind::SEGMENT => self.transit.may_notify(now, source, destination),
+        let tell = match about {
+            About::Echo(_) => true,
             // A leaf has no other way to learn that another of its routers may do better.
-            kind::RECEIPT | kind::ECHO_REPLY | kind::CUSTODY | kind::ENTRUSTED | kind::INQUIRY => {
-                self.is_own_leaf(source) && self.transit.may_notify(now, source, destination)
-            }
-            _ => false,
+            NOTHING if !self.is_own_leaf(source) => false,
+            About::Message { .. } => self.transit.may_notify(now, source, destination),
         };
         if !tell {
             return;
         }
-        let body = packet.body.clone();
-        let about = if packet.kind != plain {
-            match (
-                plain,
-                Sealed::decode(body)
-                    .ok()
-                    .and_then(|sealed| sealed.place(plain)),
-            ) {
-                (_, Some(Place { epoch, seq })) => About::Message { epoch, seq },
-                (kind::RECEIPT | kind::CUSTODY | kind::ENTRUSTED | kind::INQUIRY, None) => NOTHING,
-                (_, None) => return,
-            }
-        } else {
-            match Body::decode(plain, body) {
-                Ok(Body::Echo { nonce }) => About::Echo(nonce),
-                Ok(Body::Message(message)) => About::Message {
-                    epoch: message.epoch,
-                    seq: message.seq,
-                },
-                Ok(Body::Segment(segment)) => About::Message {
-                    epoch: segment.epoch,
-                    seq: segment.seq,
-                },
-                Ok(
-                    Body::EchoReply(_)
-                    | Body::Receipt(_)
-                    | Body::Custody(_)
-                    | Body::Entrusted { .. }
-                    | Body::Inquiry(_),
-                ) => NOTHING,
-                Ok(Body::Undeliverable(_) | Body::Kept { .. } | Body::Unknown { .. }) | Err(_) => {
-                    return;
-                }
-            }
-        };
         let body = Body::Undeliverable(Undeliverable {
             code,
             destination: destination.clone(),
@@ -450,5 +416,39 @@ impl Router {
             }
         }
         None
+    }
+}
+
+/// What a notice to the source of a packet that goes no further is about; `None`: it hears nothing.
+fn about(packet: &Packet) -> Option<About> {
+    let body = packet.body.clone();
+    let plain = kind::plain(packet.kind);
+    match plain {
+        kind::ECHO | kind::MESSAGE | kind::SEGMENT if packet.kind == plain => {
+            match Body::decode(plain, body).ok()? {
+                Body::Echo { nonce } => Some(About::Echo(nonce)),
+                Body::Message(Message { epoch, seq, .. })
+                | Body::Segment(Segment { epoch, seq, .. }) => Some(About::Message { epoch, seq }),
+                Body::EchoReply(_)
+                | Body::Undeliverable(_)
+                | Body::Receipt(_)
+                | Body::Kept { .. }
+                | Body::Custody(_)
+                | Body::Entrusted { .. }
+                | Body::Inquiry(_)
+                | Body::Unknown { .. } => None,
+            }
+        }
+        kind::MESSAGE | kind::SEGMENT => {
+            let Place { epoch, seq } = Sealed::decode(body).ok()?.place(plain)?;
+            Some(About::Message { epoch, seq })
+        }
+        kind::RECEIPT
+        | kind::ECHO_REPLY
+        | kind::CUSTODY
+        | kind::ENTRUSTED
+        | kind::INQUIRY
+        | kind::IDENTITY => Some(NOTHING),
+        _ => None,
     }
 }
