@@ -21,6 +21,7 @@ use receptor_proto::frame::{DIGEST_BUCKETS, Frame, MAX_FRAME_FLOOR, SUMMARY_MAX}
 use receptor_proto::lsa::{Lsa, LsaKey, LsaKind, LsaSummary, Version};
 use receptor_proto::{ErrorBody, ErrorCode};
 
+use super::guard::Vouched;
 use super::link::Link;
 use super::lsdb::{Index, Key, Lsdb, OWN, Refusal, SEQ_MAX, Standing};
 use super::{Out, Router};
@@ -441,14 +442,17 @@ impl Router {
             let (standing, key) = self.lsdb.compare(&lsa.key, lsa.version());
             let is_news = matches!(standing, Standing::Unknown | Standing::Newer);
             let is_of_peer = only.as_ref().is_none_or(|peer| *peer == lsa.key.node);
-            // Nothing is done with what takes back what nobody here heard of.
-            let means_nothing = standing == Standing::Unknown && lsa.remaining_s == 0;
-            if is_news
-                && !means_nothing
-                && (is_of_peer || key.is_some_and(|key| key.1 == OWN))
-                && !self.vouch(now, id, &lsa, out)
-            {
-                continue;
+            if is_news && (is_of_peer || key.is_some_and(|key| key.1 == OWN)) {
+                match self.vouch(now, id, &lsa, out) {
+                    Vouched::Yes => {}
+                    // Who takes everything back may never be known here again. What it takes back
+                    // cannot be used before that either, so it need not come again.
+                    Vouched::Waits if standing == Standing::Unknown && lsa.remaining_s == 0 => {
+                        self.acknowledge(now, id, &lsa, None);
+                        continue;
+                    }
+                    Vouched::Waits | Vouched::No => continue,
+                }
             }
             if key.is_some_and(|key| key.1 == OWN) {
                 self.handle_own_lsa(now, id, &lsa, standing, out);

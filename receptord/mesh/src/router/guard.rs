@@ -24,6 +24,7 @@ use self::acquaint::Acquaintances;
 use self::allowance::{Allowances, Rate};
 pub(super) use self::sealed::Opened;
 use self::sealed::Unopened;
+pub(super) use self::signed::Vouched;
 use self::signed::{Disbelieved, Spent};
 use self::waiting::Waiting;
 use super::Router;

@@ -12,7 +12,7 @@ use receptor_mesh::{
     Recipient, Record, Submission, WorkRoom,
 };
 use receptor_proto::frame::Frame;
-use receptor_proto::lsa::{Capability, Lsa};
+use receptor_proto::lsa::{Capability, Lsa, LsaSummary};
 use receptor_proto::packet::{Body, Content, Eof, Message, Packet, Piece};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
@@ -191,6 +191,8 @@ pub(crate) struct Host {
     pub(crate) sent: Vec<Packet>,
     /// Statements of others and its own that it sent.
     pub(crate) stated: Vec<Lsa>,
+    /// Statements that it acknowledged.
+    pub(crate) acknowledged: Vec<LsaSummary>,
     /// The highest that any link's queue was, in bytes.
     pub(crate) queued_most: usize,
 }
@@ -247,6 +249,7 @@ impl Wired {
                 letters: Vec::new(),
                 sent: Vec::new(),
                 stated: Vec::new(),
+                acknowledged: Vec::new(),
                 queued_most: 0,
             }
         };
@@ -889,6 +892,9 @@ impl Wired {
         }
         if let Frame::Lsas(lsas) = &frame {
             self.hosts[at].stated.extend_from_slice(lsas);
+        }
+        if let Frame::LsaAck(summaries) = &frame {
+            self.hosts[at].acknowledged.extend_from_slice(summaries);
         }
         let links = self.wires[wire].links.unwrap();
         let side = usize::from(links[1] == link);

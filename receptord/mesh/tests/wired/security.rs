@@ -263,6 +263,44 @@ fn what_was_taken_back_or_has_expired_cannot_be_said_again_by_others() {
 }
 
 #[test]
+fn nobody_takes_back_what_has_not_been_heard_of_yet() {
+    let mut wired = Wired::secured(&["a", "b", "c"]);
+    let wire = wired.wire(0, 1);
+    wired.run(2000);
+    let garbage = SignedBody {
+        statement: Bytes::new(),
+        lifetime_s: 0,
+        signature: Bytes::from_static(&[7; 8]),
+    };
+    for kind in [LsaKind::IDENTITY, LsaKind::LINKS, LsaKind::CAPABILITIES] {
+        let forged = Lsa {
+            key: LsaKey {
+                node: node("c"),
+                kind,
+            },
+            seq: 1 << 50,
+            instance: 1,
+            remaining_s: 0,
+            body: garbage.join(),
+        };
+        wired.inject_frame(wire, "b", Frame::Lsas(vec![forged]));
+    }
+    wired.run(1000);
+    // Whoever has it of a node that is gone for good need not send it for ever.
+    let acknowledged = &wired.host("b").acknowledged;
+    let of_c = acknowledged
+        .iter()
+        .filter(|said| said.key.node == node("c"));
+    assert_eq!(of_c.count(), 3);
+    wired.wire(1, 2);
+    wired.run(3000);
+    assert!(knows(&mut wired, "a", "c"));
+    wired.submit("a", request(1, "c"));
+    wired.run(1000);
+    assert!(ended_well(&mut wired, "a", 1));
+}
+
+#[test]
 fn statements_that_overtake_their_originators_identity_wait_for_it() {
     let mut wired = Wired::secured_chain(&["a", "b"]);
     let mut other = Wired::secured_chain(&["x", "y"]);
@@ -511,6 +549,22 @@ fn leaves_ask_each_other_who_they_are() {
     wired.submit("x", request(3, "y"));
     wired.run(5000);
     assert!(ended_well(&mut wired, "x", 3));
+}
+
+#[test]
+fn a_leaf_whose_router_does_not_reach_a_node_asks_it_through_another() {
+    let mut wired = Wired::secured(&["a", "b", "leaf", "x"]);
+    wired.configure("leaf", |config| config.router = false);
+    // Of two routers at the same cost the leaf takes `a`, which knows nobody else.
+    wired.wire(0, 2);
+    wired.wire(1, 2);
+    wired.wire(1, 3);
+    wired.run(3000);
+    wired.submit("x", request(1, "leaf"));
+    wired.run(10_000);
+    assert!(ended_well(&mut wired, "x", 1));
+    let asked = |packet: &Packet| packet.kind == kind::IDENTITY && packet.source == node("leaf");
+    assert!(wired.host("b").sent.iter().any(asked));
 }
 
 #[test]

@@ -34,6 +34,17 @@ pub(super) struct Disbelieved(BTreeMap<LsaKey, Version>);
 #[derive(Debug, Default)]
 pub(super) struct Spent(BTreeMap<LsaKey, Lsa>);
 
+/// Whether news may be used and passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::router) enum Vouched {
+    /// It may.
+    Yes,
+    /// It is kept until its originator is known.
+    Waits,
+    /// It may not, or not now; then it comes again.
+    No,
+}
+
 /// What is known of a statement that came.
 enum Proof {
     /// It is its originator's.
@@ -175,53 +186,53 @@ impl Guard {
 }
 
 impl Router {
-    /// Whether news of a neighbor may be used and passed on. What may not be now is kept, or comes again.
+    /// Whether news of a neighbor may be used and passed on.
     pub(in crate::router) fn vouch(
         &mut self,
         now: Instant,
         id: LinkId,
         lsa: &Lsa,
         out: &mut Out,
-    ) -> bool {
+    ) -> Vouched {
         if !self.is_secured() {
-            return true;
+            return Vouched::Yes;
         }
         let Some(peer) = self.links.get(&id).and_then(|link| link.peer.as_ref()) else {
-            return false;
+            return Vouched::No;
         };
         let neighbor = peer.node.clone();
         self.is_introduced(now, &lsa.key.node, Some(&neighbor));
         let Some(guard) = &mut self.guard else {
-            return true;
+            return Vouched::Yes;
         };
         match guard.prove(now, &neighbor, lsa) {
-            Proof::Good => true,
+            Proof::Good => Vouched::Yes,
             Proof::Introduced => {
                 self.introduced(now, &lsa.key.node, out);
-                true
+                Vouched::Yes
             }
             Proof::Waits => {
                 guard.waiting.keep(id, lsa.clone());
-                false
+                Vouched::Waits
             }
-            Proof::Later => false,
+            Proof::Later => Vouched::No,
             Proof::BadAgain => {
                 self.counters.unproved += 1;
-                false
+                Vouched::No
             }
             Proof::Spent(spent) => {
-                self.counters.unproved += 1;
+                self.counters.unproved += u64::from(spent.version() != lsa.version());
                 // Should its originator be alive, it has forgotten what it used to state, and goes above.
                 if let Some(link) = self.links.get_mut(&id) {
                     link.transmit(now, Frame::Lsas(alloc::vec![spent]), out);
                 }
-                false
+                Vouched::No
             }
             Proof::Bad(why) => {
                 self.counters.unproved += 1;
                 let text = alloc::format!("a statement of {} is refused: {why}", lsa.key.node);
                 self.mistake(id, ErrorBody::new(ErrorCode::BadFrame, text), out);
-                false
+                Vouched::No
             }
         }
     }
