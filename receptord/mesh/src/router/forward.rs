@@ -385,6 +385,7 @@ impl Router {
                 && matches!(notice.code, ErrorCode::NoRoute | ErrorCode::NoSuchNode)
             {
                 self.take_detour(now, &source, &notice.destination);
+                self.ask_sooner(now, &notice.destination);
             }
             match body {
                 Body::Undeliverable(Undeliverable { about: NOTHING, .. }) => {}

@@ -129,6 +129,15 @@ impl Router {
         }
     }
 
+    /// There may be another way to this node now: if it is asked who it is, it need not be asked much later.
+    pub(in crate::router) fn ask_sooner(&mut self, now: Instant, node: &NodeId) {
+        let guard = self.guard.as_mut();
+        if let Some(asked) = guard.and_then(|guard| guard.acquaintances.asked.get_mut(node)) {
+            asked.again = asked.again.min(now + ASK_FIRST);
+            self.timers.set_earlier(Timer::Guard, asked.again);
+        }
+    }
+
     /// Says who this node is to one that uses a key that this one has not any more.
     pub(super) fn tell_identity(&mut self, now: Instant, node: &NodeId) {
         let guard = self.guard.as_mut();
