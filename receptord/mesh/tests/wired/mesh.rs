@@ -9,11 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use receptor_mesh::{
     Config, EntryId, Instant, LinkId, LinkInfo, Loaded, Mesh, Output, Payload, PersistToken,
-    Recipient, Record, Submission, WorkRoom,
+    Recipient, Record, Security as _, Submission, WorkRoom,
 };
 use receptor_proto::frame::Frame;
 use receptor_proto::lsa::{Capability, Lsa, LsaSummary};
-use receptor_proto::packet::{Body, Content, Eof, Message, Packet, Piece};
+use receptor_proto::packet::sealed::{Form, Sealed, Split};
+use receptor_proto::packet::{Body, Content, Eof, Message, Packet, Piece, kind};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
 use crate::fake::{Authority, Fake};
@@ -510,6 +511,25 @@ impl Wired {
     pub(crate) fn inject(&mut self, wire: usize, to: &str, source: &str, body: &Body) {
         let packet = Packet::new(node(source), node(to), 30, body);
         self.inject_frame(wire, to, Frame::Packet(packet));
+    }
+
+    /// What a node with a certificate can make of a body for another.
+    pub(crate) fn sealed_by(&mut self, from: &str, to: &str, body: &Body) -> Packet {
+        let (from, to) = (node(from), node(to));
+        let mut fake = Fake::new(self.authority(), &from, u64::MAX);
+        let theirs = Fake::new(self.authority(), &to, u64::MAX).identity();
+        fake.learn(self.now(), &to, &theirs).unwrap();
+        let split = Split::body(body).unwrap();
+        let bound = Sealed::bound(split.kind, Form::Hidden, &split.clear, &[]);
+        let mut out = bound[1..].to_vec();
+        let now = self.now();
+        fake.seal(now, &to, &bound, &split.hidden, &mut out)
+            .unwrap();
+        Packet {
+            kind: kind::SEALED | split.kind,
+            body: out.into(),
+            ..Packet::new(from, to, 30, body)
+        }
     }
 
     /// A frame comes to a node over a wire, whoever made it.

@@ -9,11 +9,11 @@ use receptor_mesh::{Recipient, Record, Submission};
 use receptor_proto::frame::Frame;
 use receptor_proto::lsa::{LinkEntry, LinksBody, Lsa, LsaKey, LsaKind};
 use receptor_proto::packet::sealed::{Identity, Sealed};
-use receptor_proto::packet::{Body, Content, Packet, Receipt, kind};
+use receptor_proto::packet::{Body, Content, Inquiry, Packet, Receipt, kind};
 use receptor_proto::signed::SignedBody;
 use receptor_proto::{ErrorCode, NodeId};
 
-use crate::mesh::{Wired, id, node};
+use crate::mesh::{Disk, Wired, id, node};
 
 const CANARY: &[u8] = b"canary-canary-canary";
 
@@ -31,6 +31,12 @@ fn volatile(work: u128, to: &str) -> Submission {
 
 fn holds(bytes: &[u8]) -> bool {
     bytes.windows(CANARY.len()).any(|window| window == CANARY)
+}
+
+/// Whether the id of work 1 can be read there.
+fn holds_id(bytes: &[u8]) -> bool {
+    let id = 1u128.to_be_bytes();
+    bytes.windows(id.len()).any(|window| window == id)
 }
 
 fn runs(wired: &mut Wired, name: &str, work: u128) -> usize {
@@ -407,6 +413,116 @@ fn nothing_is_believed_that_is_not_sealed() {
     wired.run(20_000);
     assert_eq!(runs(&mut wired, "b", 3), 1);
     assert!(ended_well(&mut wired, "a", 3));
+}
+
+/// A work that runs at `b` for `a`, and the question about it, which `r` does not pass on.
+fn asked_about(shows: bool) -> (Wired, Packet) {
+    let mut wired = Wired::secured(&["a", "r", "b", "m"]);
+    for name in ["a", "r", "b", "m"] {
+        wired.host(name).shows = shows;
+    }
+    wired.wire(0, 1);
+    let last = wired.wire(1, 2);
+    wired.wire(1, 3);
+    wired.run(2000);
+    wired.host("b").busy = true;
+    wired.submit("a", request(1, "b"));
+    wired.run(1000);
+    wired.cut(last);
+    wired.run(1000);
+    wired.join(last);
+    wired.lose_packets(last, "r", true);
+    wired.run(10_000);
+    let question = sealed(&mut wired, "a", kind::INQUIRY).pop().unwrap();
+    (wired, question)
+}
+
+fn reveal(wired: &Wired, question: &Packet) -> Inquiry {
+    match wired.authority().reveal(question) {
+        Some(Body::Inquiry(inquiry)) => inquiry,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Who could say that a work is unknown where it runs would end it for its sender.
+#[test]
+fn nobody_answers_an_inquiry_for_another() {
+    for shows in [false, true] {
+        let (mut wired, question) = asked_about(shows);
+        let asked = reveal(&wired, &question);
+        assert_eq!(asked.works, [id(1)]);
+        // Seals hide even the number that an answer needs.
+        assert_eq!(holds_id(&question.body), shows);
+        let answer = Body::Inquiry(Inquiry {
+            is_reply: true,
+            ..asked
+        });
+        let (first, side) = (wired.wire_between("a", "r"), wired.wire_between("r", "m"));
+        // In the recipient's name without its seal, also as if it had one; in nobody's but its own.
+        let plain = Packet::new(node("b"), node("a"), 30, &answer);
+        let as_sealed = Packet {
+            kind: kind::SEALED | plain.kind,
+            ..plain.clone()
+        };
+        let question_back = Packet {
+            source: node("b"),
+            destination: node("a"),
+            ..question.clone()
+        };
+        for forged in [plain, as_sealed, question_back] {
+            wired.inject_frame(first, "a", Frame::Packet(forged.clone()));
+            wired.inject_frame(side, "r", Frame::Packet(forged));
+        }
+        let of_member = wired.sealed_by("m", "a", &answer);
+        let renamed = Packet {
+            source: node("b"),
+            ..of_member.clone()
+        };
+        for said in [of_member, renamed] {
+            wired.inject_frame(first, "a", Frame::Packet(said));
+        }
+        wired.run(1000);
+        assert!(wired.host("a").ends.is_empty(), "{shows}");
+        // Only the recipient is believed, and the work goes on.
+        let last = wired.wire_between("r", "b");
+        wired.lose_packets(last, "r", false);
+        wired.run(60_000);
+        assert!(wired.host("a").ends.is_empty());
+        wired.finish("b", id(1));
+        wired.run(1000);
+        assert!(ended_well(&mut wired, "a", 1));
+    }
+}
+
+/// What was true of one question may be wrong for the next.
+#[test]
+fn an_answer_to_an_inquiry_is_for_that_one() {
+    let (mut wired, _) = asked_about(false);
+    let (first, last) = (wired.wire_between("a", "r"), wired.wire_between("r", "b"));
+    // The recipient has lost its disk, and says so; the router keeps the answer.
+    wired.kill("b");
+    wired.host("b").disk = Disk::default();
+    wired.start("b");
+    wired.lose_packets(last, "r", false);
+    wired.run(60_000);
+    let answer = sealed(&mut wired, "r", kind::INQUIRY);
+    let answer = answer.into_iter().rfind(|said| said.source == node("b"));
+    let answer = answer.unwrap();
+    let end = wired.host("a").ends[&id(1)].error.clone();
+    assert_eq!(end.map(|error| error.code), Some(ErrorCode::Lost));
+    // The same work again, under the key that it was sent with.
+    wired.host("a").ends.clear();
+    wired.host("a").accepted.clear();
+    wired.submit("a", request(1, "b"));
+    wired.run(1000);
+    wired.cut(last);
+    wired.run(1000);
+    wired.join(last);
+    wired.lose_packets(last, "r", true);
+    wired.run(10_000);
+    wired.inject_frame(first, "a", Frame::Packet(answer));
+    wired.run(1000);
+    assert!(wired.host("a").ends.is_empty());
 }
 
 #[test]
