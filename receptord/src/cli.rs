@@ -67,6 +67,11 @@ pub struct Cli {
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<LogLevel>,
 
+    /// Encrypt links, and sign and seal nothing: what that costs is measured against this. No
+    /// node of a mesh with certificates believes such a one.
+    #[arg(long, hide = true)]
+    pub tls_alone: bool,
+
     /// What to do instead of running.
     #[command(flatten)]
     pub inspect: Inspect,

@@ -175,14 +175,22 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         handles.keys.take(),
     );
     let keyring = Rc::new(keyring);
-    let membership = Membership::new(
-        handles.node_id.clone(),
-        instance,
-        &data_dir,
-        keyring.subscribe(),
-        settings.borrow().security.seal,
-    )
-    .map_err(|error| failed(Exit::Configuration, error))?;
+    let membership = if handles.cli.tls_alone {
+        tracing::warn!(
+            "nothing is signed or sealed, for a measurement: any member can speak for any other"
+        );
+        None
+    } else {
+        Membership::new(
+            handles.node_id.clone(),
+            instance,
+            &data_dir,
+            keyring.subscribe(),
+            settings.borrow().security.seal,
+        )
+        .map_err(|error| failed(Exit::Configuration, error))?
+    };
+    let is_member = membership.is_some();
     let (engine, engine_handle) = Engine::new(
         (mesh, membership),
         store.clone(),
@@ -215,6 +223,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         keeper,
         links: Rc::clone(&links),
         keyring: Rc::clone(&keyring),
+        is_member,
         log: handles.log.clone(),
         host: host_commands.clone(),
         reload,

@@ -77,6 +77,8 @@ pub(crate) struct Context {
     pub(crate) links: Rc<Links>,
     /// Certificates.
     pub(crate) keyring: Rc<Keyring>,
+    /// What this node says is signed, and what it sends sealed.
+    pub(crate) is_member: bool,
     /// The log.
     pub(crate) log: LogHandle,
     /// The plugin host.

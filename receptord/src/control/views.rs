@@ -241,7 +241,7 @@ pub(super) async fn status_reply(context: &Context) -> Result<StatusReply, Engin
         plugins,
         clients: u64::from(context.clients.get()),
         security: context.security().to_owned(),
-        sealed: context.keyring.keys().is_some() && settings.security.seal,
+        sealed: context.is_member && settings.security.seal,
         certificate: context.keyring.keys().map(|keys| certificate_status(&keys)),
         warnings: warnings(context, &peers, &health),
         counters: counter_status(&health, &links),

@@ -42,13 +42,22 @@ fn main() {
     let mut wanted = words;
     wanted.retain(|word| !word.starts_with('-'));
     let bench = Bench::new();
-    let all: [(&str, Measure); 32] = [
+    let all: [(&str, Measure); 36] = [
         ("N1", n1_request_reply),
         ("N1-p99", n1_tail),
+        ("N1-seal", |b| {
+            secure::sealed_over_tls(b, "<= 1.25x", n1_request_reply)
+        }),
         ("N2", secure::n2_request_reply),
         ("N3", n3_requests_in_flight),
         ("N4-128", |b| n4_one_way(b, 128)),
         ("N4-1024", |b| n4_one_way(b, 1024)),
+        ("N4-128-seal", |b| {
+            secure::sealed_over_tls(b, ">= 0.80x", |b| n4_one_way(b, 128))
+        }),
+        ("N4-1024-seal", |b| {
+            secure::sealed_over_tls(b, ">= 0.80x", |b| n4_one_way(b, 1024))
+        }),
         ("N5-64k", large::n5_messages),
         ("N5-1G", large::n5_payload),
         ("N6-128", |b| secure::n6(b, |b| n4_one_way(b, 128))),
@@ -57,6 +66,9 @@ fn main() {
         ("N6-1G", |b| secure::n6(b, large::n5_payload)),
         ("N7", durable::n7_accept),
         ("N8", durable::n8_end_to_end),
+        ("N8-seal", |b| {
+            secure::sealed_over_tls(b, ">= 0.80x", durable::n8_end_to_end)
+        }),
         ("N9", durable::n9_request_reply),
         ("N9-sum", durable::n9_over_all_floors),
         ("N10", kills::n10_kills),
@@ -77,7 +89,7 @@ fn main() {
         ("N20", n20_ping_command),
     ];
     println!(
-        "{:<11} {:<46} {:>24} {:>24} {:>8}  {:<11} {:<11}",
+        "{:<12} {:<46} {:>24} {:>24} {:>8}  {:<11} {:<11}",
         "", "", "ours", "floor", "ratio", "must", "aim"
     );
     for (name, measure) in all {
@@ -85,7 +97,7 @@ fn main() {
         if !wanted.is_empty() && !wanted.iter().any(|w| w == name || w == number) {
             continue;
         }
-        println!("{name:<11} {}", measure(&bench).line());
+        println!("{name:<12} {}", measure(&bench).line());
     }
 }
 
@@ -164,6 +176,10 @@ struct Bench {
     pin: bool,
     /// Links, and those of the floor, are encrypted.
     tls: bool,
+    /// With that, nothing is signed or sealed.
+    tls_alone: bool,
+    /// Floors are measured too.
+    floors: bool,
 }
 
 impl Bench {
@@ -188,6 +204,8 @@ impl Bench {
             rounds: rounds.unwrap_or(5),
             pin,
             tls: false,
+            tls_alone: false,
+            floors: true,
         }
     }
 
@@ -202,6 +220,9 @@ impl Bench {
 
     /// Measures a floor in a process of its own, as ours is, and takes one of its figures.
     fn floor(&self, words: &[&str], figure: &str) -> Option<f64> {
+        if !self.floors {
+            return None;
+        }
         let program = std::env::current_exe().expect("its own name");
         let output = self
             .command(&program)
@@ -284,6 +305,7 @@ impl Chain {
                 if bench.tls {
                     let config = dir.path().join(format!("n{i}.toml"));
                     command.arg("--config").arg(config);
+                    command.args(bench.tls_alone.then_some("--tls-alone"));
                 }
                 command.arg("--log-level=error");
                 // What is meant for this program is none of the daemon's variables.

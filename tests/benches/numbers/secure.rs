@@ -58,6 +58,34 @@ pub(super) fn n2_request_reply(bench: &Bench) -> Row {
     }
 }
 
+/// What signing and sealing cost: another number with TLS, over the same with TLS alone. It tells nothing of the
+/// floor that the number has otherwise, so that one is not measured again.
+pub(super) fn sealed_over_tls(
+    bench: &Bench,
+    must: &'static str,
+    measure: fn(&Bench) -> Row,
+) -> Row {
+    let once = |tls_alone| {
+        measure(&Bench {
+            rounds: 1,
+            tls_alone,
+            floors: false,
+            ..with_tls(bench)
+        })
+    };
+    let mut row = once(false);
+    row.floor = once(true).ours;
+    for _ in 1..bench.rounds {
+        row.ours.extend(once(false).ours);
+        row.floor.extend(once(true).ours);
+    }
+    Row {
+        must,
+        aim: "",
+        ..row
+    }
+}
+
 /// Another number, with TLS on both sides.
 pub(super) fn n6(bench: &Bench, measure: fn(&Bench) -> Row) -> Row {
     Row {

@@ -20,7 +20,9 @@ fn a_mesh_over_web_sockets_carries_everything() {
     let b = mesh.node("b").listen("ws://[::1]:0");
     authority.give("b", 2, crate::authority::VALID);
     let b = b.config(&authority.table("b")).peer(&a).start();
-    let c = mesh.node("c").quiet().peer(&b).start();
+    authority.give("c", 3, crate::authority::VALID);
+    let c = mesh.node("c").quiet().config(&authority.table("c"));
+    let c = c.peer(&b).start();
     c.wait_ping("a");
     a.wait_ping("c");
     assert!(link_to(&b, "a").unwrap()["certificate_expires"].is_u64());
