@@ -747,22 +747,23 @@ impl Delivery {
         let referred: BTreeSet<RemoteId> = requests.chain(sources).collect();
         for at in 0..self.remotes.len() {
             let remote = &mut self.remotes[at];
-            // Where somebody may send again what was heard long ago, the last epoch is never forgotten,
-            // and no earlier one is heard once its time is over.
-            let last = remote.received.keys().last().copied();
-            let stays = last.filter(|_| self.is_secured);
-            let over: Vec<u64> = remote
-                .received
-                .iter()
-                .filter(|(epoch, received)| received.is_over(now) && Some(**epoch) != stays)
-                .map(|(epoch, _)| *epoch)
-                .collect();
+            let over = if self.is_secured {
+                first_epochs_over(remote, now)
+            } else {
+                let over =
+                    |(epoch, received): (&u64, &Received)| received.is_over(now).then_some(*epoch);
+                remote.received.iter().filter_map(over).collect()
+            };
+            for epoch in &over {
+                remote.received.remove(epoch);
+            }
+            if self.is_secured
+                && !over.is_empty()
+                && let Some(first) = close_epochs(remote)
+            {
+                self.numbered.insert((RemoteId(at), first));
+            }
             for epoch in over {
-                remote.received.remove(&epoch);
-                if let Some(last) = stays {
-                    close_epochs(remote, last);
-                    self.numbered.insert((RemoteId(at), last));
-                }
                 self.journal.note(Record::Received {
                     origin: remote.node.clone(),
                     epoch,
@@ -798,14 +799,23 @@ impl Delivery {
     }
 }
 
-/// Once all epochs before the last one are over, none of them is heard again. The record of the last one says so.
-fn close_epochs(remote: &mut Remote, last: u64) {
-    if remote.received.len() == 1
-        && let Some(received) = remote.received.get_mut(&last)
-    {
-        received.raise_floor(1);
-        remote.first_epoch = remote.first_epoch.max(last);
-    }
+/// Where somebody may send again what was heard long ago, the last epoch is never forgotten, and others are in
+/// their order, so that what was forgotten is always before what is known.
+fn first_epochs_over(remote: &Remote, now: Instant) -> Vec<u64> {
+    let last = remote.received.keys().last();
+    let over =
+        |(epoch, received): &(&u64, &Received)| Some(*epoch) != last && received.is_over(now);
+    let first = remote.received.iter().take_while(over);
+    first.map(|(epoch, _)| *epoch).collect()
+}
+
+/// None of the epochs before the first one that is known is heard again. The record of that one, which is given back,
+/// says so.
+fn close_epochs(remote: &mut Remote) -> Option<u64> {
+    let (&first, received) = remote.received.iter_mut().next()?;
+    received.raise_floor(1);
+    remote.first_epoch = remote.first_epoch.max(first);
+    Some(first)
 }
 
 /// A duration as messages carry it, rounded up: what is left of a lifetime is never nothing.

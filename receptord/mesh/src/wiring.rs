@@ -36,6 +36,9 @@ pub(crate) trait Net {
     /// but its routers.
     fn is_on_way(&self, node: &NodeId, destination: &NodeId) -> bool;
 
+    /// Which start of a node its statements are of; 0: none is known.
+    fn stated_start(&self, node: &NodeId) -> u64;
+
     /// The fingerprint of a sealed message in custody; 0 for any other.
     fn fingerprint(&self, message: &Message) -> u64;
 

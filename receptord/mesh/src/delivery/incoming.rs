@@ -42,8 +42,8 @@ impl Delivery {
         }
         // Its origin is done with this epoch, or was set up anew with a clock that is behind, and
         // is told of the later one. Responses are known by their serials.
-        let responds = matches!(message.kind, MessageKind::Response { .. });
-        if message.epoch < self.remotes[from.0].first_epoch && !responds {
+        if message.epoch < self.remotes[from.0].first_epoch && !self.may_answer(cx, from, &message)
+        {
             self.duplicates += 1;
             self.acks(from).received(key);
             return;
@@ -85,6 +85,21 @@ impl Delivery {
         }
     }
 
+    /// Whether this is a response that may be news, though its node was in a later epoch. Where somebody may send
+    /// again what was heard long ago it is one only if its node says that this is its start: the work may
+    /// have been sent before under the same id.
+    fn may_answer(&mut self, cx: &Cx<'_>, from: RemoteId, message: &Message) -> bool {
+        if !matches!(message.kind, MessageKind::Response { .. }) {
+            return false;
+        }
+        if !self.is_secured || cx.net.stated_start(&self.remotes[from.0].node) == message.epoch {
+            return true;
+        }
+        // If it was one all the same, its node forgets the work now.
+        self.inquiries.ask_again(cx.now, from);
+        false
+    }
+
     /// A node says that it is done with its epochs before this one.
     fn move_on(&mut self, cx: &mut Cx<'_>, from: RemoteId, epoch: u64) {
         let remote = &mut self.remotes[from.0];
@@ -121,6 +136,13 @@ impl Delivery {
             self.plan_sweep(cx.now + SWEEP);
         }
         let remote = &mut self.remotes[from.0];
+        if self.is_secured && epoch > remote.first_epoch && !remote.received.contains_key(&epoch) {
+            // Nothing of an epoch is heard once it is forgotten: so it is remembered as long as any message of it
+            // can wait somewhere.
+            for (_, earlier) in remote.received.range_mut(..epoch) {
+                earlier.keep(cx.now + LIFETIME_MOST);
+            }
+        }
         Some(remote.received.entry(epoch).or_default())
     }
 

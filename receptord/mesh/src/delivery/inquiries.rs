@@ -74,6 +74,12 @@ impl Inquiries {
         self.look_at.get_or_insert(now + SETTLE);
     }
 
+    /// What a node said of a work was not heard.
+    pub(super) fn ask_again(&mut self, now: Instant, id: RemoteId) {
+        self.asked.remove(&id);
+        self.ways_changed(now);
+    }
+
     /// When [`Delivery::inquire`] wants to be called.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.look_at.into_iter().chain(self.again_at).min()

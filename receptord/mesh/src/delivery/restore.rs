@@ -617,6 +617,10 @@ impl crate::wiring::Net for NoNet {
         0
     }
 
+    fn stated_start(&self, _node: &NodeId) -> u64 {
+        0
+    }
+
     fn room(&self, _node: &NodeId, _priority: receptor_proto::packet::Priority) -> usize {
         0
     }

@@ -377,6 +377,10 @@ impl Net for Router {
         guard.map_or(0, |(guard, keepsake)| guard.fingerprint(&keepsake.message))
     }
 
+    fn stated_start(&self, node: &NodeId) -> u64 {
+        self.find_stated_start(node)
+    }
+
     fn room(&self, node: &NodeId, priority: Priority) -> usize {
         if *node == self.config.node {
             return usize::MAX;

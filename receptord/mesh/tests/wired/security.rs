@@ -525,6 +525,87 @@ fn an_answer_to_an_inquiry_is_for_that_one() {
     assert!(wired.host("a").ends.is_empty());
 }
 
+/// A key can be used again when its work is forgotten, and then names a work by the same id.
+#[test]
+fn an_answer_of_an_earlier_start_is_not_the_answer_to_a_later_message_of_its_id() {
+    let mut wired = Wired::secured_chain(&["a", "r", "b"]);
+    wired.submit("a", request(1, "b"));
+    wired.run(1000);
+    let answers = sealed(&mut wired, "r", kind::MESSAGE);
+    let answer = answers.into_iter().find(|said| said.source == node("b"));
+    wired.kill("b");
+    wired.start("b");
+    wired.run(3000);
+    wired.submit("a", request(2, "b"));
+    wired.run(1000);
+    wired.host("b").busy = true;
+    wired.host("a").ends.clear();
+    wired.host("a").accepted.clear();
+    wired.submit("a", request(1, "b"));
+    wired.run(1000);
+    let first = wired.wire_between("a", "r");
+    wired.inject_frame(first, "a", Frame::Packet(answer.unwrap()));
+    wired.run(10_000);
+    assert!(wired.host("a").ends.is_empty());
+    wired.finish("b", id(1));
+    wired.run(1000);
+    assert!(ended_well(&mut wired, "a", 1));
+}
+
+#[test]
+fn a_node_that_lost_its_disk_and_whose_clock_is_behind_answers() {
+    let mut wired = Wired::secured_chain(&["a", "r", "b"]);
+    for work in 1..=2 {
+        wired.kill("b");
+        wired.start("b");
+        wired.run(3000);
+        wired.submit("a", request(work, "b"));
+        wired.run(1000);
+    }
+    wired.kill("b");
+    wired.host("b").disk = Disk::default();
+    wired.configure("b", |config| config.instance = 1);
+    wired.start("b");
+    wired.run(3000);
+    wired.submit("a", request(3, "b"));
+    wired.run(3000);
+    assert!(ended_well(&mut wired, "a", 3));
+}
+
+/// Of three starts the first is forgotten before the second.
+#[test]
+fn what_is_forgotten_of_some_starts_of_a_node_is_not_taken_again() {
+    let mut wired = Wired::secured_chain(&["a", "r", "b"]);
+    let living = |work, seconds| Submission {
+        expiry: Duration::from_secs(seconds),
+        ..request(work, "b")
+    };
+    // Nothing is over for `a`, which hears of no receipts.
+    let back = wired.wire_between("a", "r");
+    wired.lose_packets(back, "r", true);
+    wired.submit("a", living(1, 60));
+    wired.run(1000);
+    let packet = sealed(&mut wired, "r", kind::MESSAGE).remove(0);
+    for work in 2..=3 {
+        wired.kill("a");
+        wired.start("a");
+        wired.run(1000);
+        wired.submit("a", living(work, 20 * 24 * 3600));
+        wired.run(1000);
+    }
+    wired.kill("a");
+    let last = wired.wire_between("r", "b");
+    for hours in [3, 40 * 24, 1] {
+        wired.kill("r");
+        wired.run(hours * 3_600_000);
+        wired.start("r");
+        wired.run(3000);
+        wired.inject_frame(last, "b", Frame::Packet(packet.clone()));
+        wired.run(1000);
+        assert_eq!(runs(&mut wired, "b", 1), 1, "{hours}");
+    }
+}
+
 #[test]
 fn a_volatile_message_is_not_taken_again_by_a_later_start() {
     let mut wired = Wired::secured_chain(&["a", "r", "b"]);

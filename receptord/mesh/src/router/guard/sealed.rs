@@ -177,13 +177,15 @@ impl Router {
             let hop_limit = self.config.hop_limit;
             return self.send_own(Packet::with_message(own, to.clone(), hop_limit, message));
         }
-        let stated = self
-            .lsdb
-            .find(to)
-            .and_then(|index| self.lsdb.node(index))
-            .map_or(0, |node| node.instance());
-        let split = Split::message(message, instance.max(stated));
+        let split = Split::message(message, instance.max(self.find_stated_start(to)));
         self.post_split(now, to, &split, message.priority())
+    }
+
+    /// Which start of a node its statements are of; 0: none is known.
+    pub(in crate::router) fn find_stated_start(&self, node: &NodeId) -> u64 {
+        let index = self.lsdb.find(node);
+        let node = index.and_then(|index| self.lsdb.node(index));
+        node.map_or(0, |node| node.instance())
     }
 
     /// Sends a body of this node.
