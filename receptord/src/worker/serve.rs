@@ -50,8 +50,10 @@ use super::sweep;
 use crate::by_id::ById;
 use crate::task;
 
-/// Bytes of the buffer for lines that stay allocated: what a pipe holds.
-const LINES_KEPT: usize = 64 * 1024;
+/// Bytes on their way to the plugin beyond which nothing further is handed over: twice what a pipe
+/// holds, so that the plugin always has something to read, and what it does not read yet does not lie
+/// in memory twice.
+const AHEAD_MAX: usize = 128 * 1024;
 /// Ids of ended jobs that are remembered, so that a word too many about one is not taken for a word
 /// about a job that never was.
 const REMEMBERED: usize = 64;
@@ -159,7 +161,6 @@ pub(super) async fn run(task: Task) -> ServerEnd {
         jobs: ById::default(),
         bundles: Bundles::default(),
         part_id: String::new(),
-        lines: Vec::new(),
         look_at: None,
         ended: VecDeque::new(),
         outbox: VecDeque::new(),
@@ -303,8 +304,6 @@ struct Serving<'a> {
     bundles: Bundles,
     /// Room to write the id of a part.
     part_id: String,
-    /// Jobs handed over and not written to the pipe yet.
-    lines: Vec<u8>,
     /// No job has to be looked at for the time's sake before this. Deadlines that moved away or
     /// are gone with their job are found out then; looking at all jobs for every message
     /// would cost more than everything else.
@@ -329,7 +328,7 @@ impl Serving<'_> {
             self.take_new().await;
             self.obey().await;
             self.hand_over_parts().await;
-            self.hand_over();
+            self.process.flush();
             self.tell_room();
             if let Err(problem) = self.read().await {
                 let what = problem.message.clone();
@@ -518,7 +517,7 @@ impl Serving<'_> {
             }
             (Some(reason), Stage::Executing) => self.end(work, Why::Cancel(reason)),
             (None, Stage::Ready(_)) if control.may_start() => {
-                if self.bundles.is_behind() {
+                if self.bundles.is_behind() || self.is_ahead() {
                     self.bundles.wait(work);
                 } else {
                     self.begin_job(work).await;
@@ -534,7 +533,7 @@ impl Serving<'_> {
             return;
         };
         let now = self.now;
-        match execute(entry, &mut self.lines, now) {
+        match execute(entry, self.process.outgoing(), now) {
             Ok(()) => {
                 let silent_at = now + self.task.config.times.ping_after;
                 let deadline = entry.running.deadline();
@@ -544,13 +543,18 @@ impl Serving<'_> {
         }
     }
 
-    /// Writes the jobs that were handed over to the pipe.
-    fn hand_over(&mut self) {
-        if !self.lines.is_empty() {
-            self.process.send(&self.lines);
-            self.lines.clear();
-            self.lines.shrink_to(LINES_KEPT);
+    /// Whether so much is on its way to the plugin that what is next has to wait. There will then
+    /// be an event when there is room.
+    fn is_ahead(&mut self) -> bool {
+        if self.process.unsent() < AHEAD_MAX {
+            return false;
         }
+        self.process.flush();
+        if self.process.unsent() < AHEAD_MAX {
+            return false;
+        }
+        self.process.tell_sent(AHEAD_MAX / 2);
+        true
     }
 
     /// Understands what was read, as far as there is room for what it says.
@@ -565,7 +569,7 @@ impl Serving<'_> {
         if self.bundles.is_behind() {
             // Places that were given back are for those who wait.
             self.hand_over_parts().await;
-            self.hand_over();
+            self.process.flush();
         }
         self.tell_room();
         result
@@ -696,8 +700,7 @@ impl Serving<'_> {
 
     /// Begins to end one job.
     fn end(&mut self, work: MessageId, why: Why) {
-        // The plugin must know of the job before it is told to end it.
-        self.hand_over();
+        self.process.flush();
         let alone = self.jobs.len() == 1 && self.bundles.is_empty();
         let hears = self.hello.has(feature::CANCEL) && self.hears();
         let Some(job) = self.jobs.get_mut(&work) else {
