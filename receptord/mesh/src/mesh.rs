@@ -405,10 +405,12 @@ impl Mesh {
         self.delivery.outlives_a_restart(work)
     }
 
-    /// The plugin has begun with a dispatched work.
-    pub fn work_started(&mut self, now: Instant, work: MessageId) {
+    /// The plugin has begun with a dispatched work. With `idempotent` it says that the work may be
+    /// run again after a crash of this node: then what is sent of an attempt is on the disk first, so
+    /// that what the next one says comes behind all of it.
+    pub fn work_started(&mut self, now: Instant, work: MessageId, idempotent: bool) {
         self.delivery
-            .work_started(now, &mut self.router, work, &mut self.out);
+            .work_started(now, &mut self.router, work, idempotent, &mut self.out);
         self.settle(now);
     }
 
