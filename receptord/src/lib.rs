@@ -13,6 +13,8 @@ pub mod exit;
 mod instance;
 mod link;
 pub mod log;
+pub mod policy;
+mod raw;
 mod results;
 pub mod run;
 mod spooler;

@@ -30,12 +30,14 @@ extern crate alloc;
 mod api;
 mod delivery;
 mod mesh;
+mod policy;
 mod router;
 mod time;
 mod wiring;
 
 pub use api::*;
 pub use mesh::Mesh;
+pub use policy::{Denied, Policy, use_denied};
 
 /// The largest frame that a node takes, in bytes including its length; what its hello says.
 pub const MAX_FRAME: usize = receptor_proto::frame::MAX_FRAME_FLOOR;

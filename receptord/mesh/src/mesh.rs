@@ -7,6 +7,7 @@
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -17,11 +18,12 @@ use receptor_proto::wire::DecodeError;
 use receptor_proto::{Directive, ErrorBody, MessageId, NodeId};
 
 use crate::delivery::Delivery;
+use crate::policy::Gate;
 use crate::router::{Local, Router};
 use crate::wiring::Net;
 use crate::{
     Config, Counters, EchoId, EntryId, Instant, LinkId, LinkInfo, LinkView, LoadToken, Loaded,
-    NoSuchWork, NodeView, Output, Payload, PersistToken, Reachability, Record, RouteView,
+    NoSuchWork, NodeView, Output, Payload, PersistToken, Policy, Reachability, Record, RouteView,
     Submission, SubmitError, WaitingView, WorkRoom, WorkView,
 };
 
@@ -164,6 +166,15 @@ impl Mesh {
     /// This node's free metadata, for «any» recipients.
     pub fn set_metadata(&mut self, now: Instant, metadata: BTreeMap<String, String>) {
         self.router.set_metadata(now, metadata);
+        self.settle(now);
+    }
+
+    /// Who may do what here from now on; before the first call everything is permitted. Links that it
+    /// does not permit are closed. Of works only those are refused that have not arrived.
+    pub fn set_policy(&mut self, now: Instant, policy: Arc<dyn Policy>) {
+        let gate = Gate::new(policy);
+        self.delivery.set_gate(gate.clone());
+        self.router.set_gate(now, gate, &mut self.out);
         self.settle(now);
     }
 

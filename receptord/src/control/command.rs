@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::outlet::Tag;
+use crate::policy::Right;
 
 /// A command as it stands in its line.
 pub(super) struct Command<'a> {
@@ -49,6 +50,34 @@ pub(super) enum Request {
     DeadLetters,
     DeadLetterRetry(DeadLetterCommand),
     DeadLetterDrop(IdPrefix),
+}
+
+impl Request {
+    /// What a client needs for it.
+    pub(super) fn needs(&self) -> Right {
+        match self {
+            Self::Ping(_)
+            | Self::Traceroute(_)
+            | Self::Status(_)
+            | Self::Nodes
+            | Self::Routes
+            | Self::Links
+            | Self::Capabilities
+            | Self::Plugins
+            | Self::LogLevel(LogLevelCommand { level: None })
+            | Self::Works(_)
+            | Self::Spool(_)
+            | Self::DeadLetters => Right::Look,
+            // Of what others have sent; of its own, see `rights`.
+            Self::Cancel(_) | Self::Release(_) => Right::Administer,
+            Self::Reload
+            | Self::PluginRestart(_)
+            | Self::LogLevel(LogLevelCommand { level: Some(_) })
+            | Self::SpoolDrop(_)
+            | Self::DeadLetterRetry(_)
+            | Self::DeadLetterDrop(_) => Right::Administer,
+        }
+    }
 }
 
 /// The commands that Go Receptor knows: their errors are `ERROR:` lines.

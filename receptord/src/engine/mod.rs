@@ -23,6 +23,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use receptor_mesh::{
@@ -154,6 +155,8 @@ impl Engine {
             }
         });
         let mut mesh = Mesh::new(config, now, records);
+        let rules = Arc::clone(&settings.borrow().rules);
+        mesh.set_policy(now, rules);
         for (record, written) in recovered.unfinished() {
             if let Record::Incoming {
                 entry,
@@ -415,6 +418,7 @@ impl Engine {
                 }
             }
             Input::SetMetadata(metadata) => self.mesh.set_metadata(self.now, metadata),
+            Input::SetRules(rules) => self.mesh.set_policy(self.now, rules),
             Input::Submit(submits) => {
                 for submit in submits {
                     self.submit(submit);
@@ -600,7 +604,8 @@ impl Engine {
                         .get(&link)
                         .map_or("", |entry| entry.address.as_str())
                 };
-                self.events.tell(&event, address);
+                let rules = &self.settings.borrow().rules;
+                self.events.tell(&event, address, rules);
                 // So rare that a sync in between is no matter.
                 if let Event::Behind { start, .. } = event
                     && let Err(error) =

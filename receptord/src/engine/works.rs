@@ -11,9 +11,10 @@
 //! is taken apart here, a part whenever there is a place for one.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use receptor_mesh::{EntryId, Payload, WorkRoom};
+use receptor_mesh::{Denied, EntryId, Payload, WorkRoom, use_denied};
 use receptor_proto::bundle::Bundle;
 use receptor_proto::lsa::Capability;
 use receptor_proto::packet::{self, Content, Eof, SEGMENT_MAX};
@@ -401,12 +402,13 @@ impl Engine {
             ..
         } = &*job;
         let work = *work;
-        let permitted = self.settings.borrow().permits(sender, directive.as_str());
-        if !permitted {
-            let node = self.mesh.config().node.clone();
-            tracing::warn!(%work, %sender, %directive, "work refused: no [[allow]] rule permits it");
-            let text = format!("{node} does not permit {directive} to {sender}");
-            let error = ErrorBody::new(ErrorCode::PermissionDenied, text);
+        // The core asks of what arrives. What an earlier start took may not be permitted any more.
+        let rules = Arc::clone(&self.settings.borrow().rules);
+        if !rules.may_use(sender.as_str(), directive.as_str()).says {
+            let (sender, directive) = (sender.clone(), directive.clone());
+            let error = use_denied(&self.mesh.config().node, &sender, &directive);
+            self.events
+                .denied(&Denied::Work { sender, directive }, &rules);
             return self.end_work(work, error);
         }
         tracing::debug!(%work, %sender, %directive, attempt, "work");

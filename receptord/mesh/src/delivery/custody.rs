@@ -292,6 +292,12 @@ impl Delivery {
             }
             return;
         }
+        if !self.gate.may_pass(&origin, &recipient) {
+            let name = (origin, recipient, message.epoch, message.seq);
+            let to = name.0.clone();
+            self.keeper.say(to, Holding::Refused, &name, true);
+            return;
+        }
         if cx.net.path(&recipient) != 0 {
             let (from, to) = (origin.clone(), recipient.clone());
             let packet = Packet::with_message(from, to, self.hop_limit, &message);

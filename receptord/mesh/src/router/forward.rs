@@ -11,7 +11,7 @@ use super::echo::EchoRequest;
 use super::link::{Link, State};
 use super::queue::{Queued, class};
 use super::{Local, Out, Router};
-use crate::{Instant, LinkId};
+use crate::{Denied, Event, Instant, LinkId, Output};
 
 /// Least time between two notices to one source about one destination, echoes excepted: one is
 /// enough to stop a flow, and a full queue must not fill the way back.
@@ -135,6 +135,14 @@ impl Router {
         }
         if !self.config.router {
             self.refuse(now, &packet, ErrorCode::NoRoute);
+            self.drop_packet(Some(id));
+            return false;
+        }
+        let (source, destination) = (&packet.source, &packet.destination);
+        if !self.gate.may_pass(source, destination) {
+            let (from, to) = (source.clone(), destination.clone());
+            out.push_back(Output::Event(Event::Denied(Denied::Transit { from, to })));
+            self.refuse(now, &packet, ErrorCode::PermissionDenied);
             self.drop_packet(Some(id));
             return false;
         }
@@ -303,6 +311,8 @@ impl Router {
         let (source, destination) = (&packet.source, &packet.destination);
         let tell = match packet.kind {
             kind::ECHO => true,
+            // Each such notice ends the message that it is about.
+            kind::MESSAGE | kind::SEGMENT if code == ErrorCode::PermissionDenied => true,
             kind::MESSAGE | kind::SEGMENT => self.transit.may_notify(now, source, destination),
             // A leaf has no other way to learn that another of its routers may do better.
             kind::RECEIPT | kind::ECHO_REPLY | kind::CUSTODY | kind::ENTRUSTED | kind::INQUIRY => {

@@ -50,6 +50,7 @@ use self::origin::Own;
 use self::pace::Pace;
 use self::spf::{Route, Spf};
 use self::timers::{Timer, Timers};
+use crate::policy::Gate;
 use crate::wiring::Net;
 use crate::{Config, Counters, Event, Instant, LinkId, Output, Reachability};
 
@@ -110,6 +111,7 @@ pub(crate) struct Router {
 
     transit: Transit,
     echoes: Echoes,
+    gate: Gate,
 }
 
 impl Router {
@@ -140,6 +142,7 @@ impl Router {
             detours: BTreeMap::new(),
             transit: Transit::default(),
             echoes: Echoes::default(),
+            gate: Gate::default(),
             config,
         };
         router.refresh(now);
