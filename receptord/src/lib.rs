@@ -10,6 +10,7 @@ mod control;
 pub mod data_dir;
 mod engine;
 pub mod exit;
+pub mod fuzz;
 mod instance;
 mod link;
 pub mod log;

@@ -9,6 +9,7 @@
 mod environment;
 mod error;
 mod fragment;
+pub(crate) mod fuzz;
 mod level;
 mod merge;
 mod pattern;

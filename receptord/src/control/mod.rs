@@ -13,6 +13,7 @@
 mod client;
 mod command;
 mod echo;
+pub(crate) mod fuzz;
 mod outlet;
 mod quiet;
 mod results;

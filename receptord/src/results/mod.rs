@@ -19,6 +19,7 @@
 mod disk;
 mod ending;
 mod frame;
+pub(crate) mod fuzz;
 mod history;
 mod letters;
 mod reader;
