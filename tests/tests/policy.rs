@@ -282,6 +282,129 @@ fn what_is_not_forwarded_ends_and_says_so() {
     assert_eq!(logged(&relay, "neighbor up"), 3);
 }
 
+#[test]
+fn policy_test_names_the_rule_of_the_daemon_and_of_a_file() {
+    const RULES: &str = "node-id = \"a\"
+
+[[allow]]
+from = [\"controller*\"]
+directive = [\"echo:*\"]
+
+[[allow-link]]
+node = [\"x\"]
+deny = true
+
+[[allow-transit]]
+from = [\"controller\"]
+to = [\"edge-*\"]
+
+[[allow-control]]
+user = [\"61003\"]
+may = \"look\"
+
+[[allow-control]]
+user = [\"61004\"]
+may = \"nothing\"
+";
+    let mesh = Mesh::new();
+    let node = mesh.node("a").config(RULES).start();
+    let file = node.config_path().display().to_string();
+    let at = |line: u32| Some(format!("{file}:{line}"));
+    let ask = |args: &[&str], permitted: bool, kind: &str, rule: &Option<String>| {
+        let args = [&["policy", "test"][..], args].concat();
+        for more in [&[][..], &["--config", &file]] {
+            let output = ctl(&node, &[&args[..], more, &["--json"]].concat());
+            let code = if permitted { 0 } else { 1 };
+            assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
+            let reply: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(reply["permitted"], permitted, "{reply}");
+            assert_eq!(reply["kind"], kind, "{reply}");
+            assert_eq!(reply["rule"].as_str(), rule.as_deref(), "{reply}");
+            // For people the same on one line.
+            let output = ctl(&node, &[&args[..], more].concat());
+            assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
+            let shown = text(&output.stdout);
+            assert_eq!(shown.lines().count(), 1, "{shown}");
+            assert!(shown.contains(rule.as_deref().unwrap_or(kind)), "{shown}");
+        }
+    };
+    let echo = ["--directive", "echo:echo"];
+    ask(
+        &[&["--from", "controller-1"], &echo[..]].concat(),
+        true,
+        "allow",
+        &at(3),
+    );
+    ask(
+        &[&["--from", "controller-1", "--to", "a"], &echo[..]].concat(),
+        true,
+        "allow",
+        &at(3),
+    );
+    ask(
+        &[&["--from", "edge-1"], &echo[..]].concat(),
+        false,
+        "allow",
+        &None,
+    );
+    ask(&["--link", "x"], false, "allow-link", &at(7));
+    ask(&["--link", "y"], false, "allow-link", &None);
+    ask(
+        &["--from", "edge-1", "--to", "controller"],
+        true,
+        "allow-transit",
+        &at(11),
+    );
+    ask(
+        &["--from", "edge-1", "--to", "edge-2"],
+        false,
+        "allow-transit",
+        &None,
+    );
+    ask(&["--user", "61003"], true, "allow-control", &at(15));
+    ask(&["--user", "61004"], false, "allow-control", &at(19));
+    let root = ctl(&node, &["policy", "test", "--user", "root"]);
+    let always = "may administer: root and the daemon's own user always may\n";
+    assert_eq!(text(&root.stdout), always);
+
+    // What it says is what is in force, also after a reload; the file can be ahead of that.
+    fs::write(node.config_path(), "node-id = \"a\"\n").unwrap();
+    let question = ["policy", "test", "--link", "y"];
+    assert_eq!(ctl(&node, &question).status.code(), Some(1));
+    let of_file = [&question[..], &["--config", &file]].concat();
+    assert_eq!(ctl(&node, &of_file).status.code(), DONE);
+    assert_eq!(ctl(&node, &["reload"]).status.code(), DONE);
+    let output = ctl(&node, &question);
+    assert_eq!(
+        text(&output.stdout),
+        "permitted: there is no [[allow-link]] rule\n"
+    );
+
+    // Without a daemon; and what is wrong.
+    fs::write(node.config_path(), "[[allow-link]]\nnode = [\"a b\"]\n").unwrap();
+    let output = ctl(&node, &of_file);
+    assert_eq!(output.status.code(), Some(78), "{output:?}");
+    assert!(
+        stderr(&output).contains(&format!("{file}:2: allow-link[0].node")),
+        "{output:?}"
+    );
+    for wrong in [
+        &["policy", "test"][..],
+        &["policy", "test", "--from", "x"],
+        &["policy", "test", "--link", "x", "--directive", "a:b"],
+        &["policy", "test", "--link", "x", "--user", "0"],
+        &["policy", "test", "--from", "x", "--to", "a"],
+        &["policy", "test", "--user", "no such user"],
+    ] {
+        let output = ctl(&node, wrong);
+        assert_ne!(output.status.code(), DONE, "{output:?}");
+        assert!(
+            output.stdout.is_empty() && !output.stderr.is_empty(),
+            "{output:?}"
+        );
+    }
+}
+
 /// A user without rights of its own, who has a copy of receptorctl.
 struct Stranger<'a> {
     at: &'a Daemon,

@@ -8,6 +8,7 @@ mod offline;
 mod ops;
 mod ping;
 mod plugin;
+mod policy;
 mod send;
 mod spool;
 mod status;
@@ -17,7 +18,7 @@ mod work;
 use receptor_proto::control::Envelope;
 use serde::Deserialize;
 
-use crate::args::{Cli, Command, Config, DeadLetter, Global, Plugin, Spool, Work};
+use crate::args::{Cli, Command, Config, DeadLetter, Global, Plugin, Policy, Spool, Work};
 use crate::client::{Answer, Connection, Deadline, PATIENCE};
 use crate::exit::{Exit, Failure};
 use crate::output::Out;
@@ -62,6 +63,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
             crate::check::run(&args, context.global.json, context.global.timeout)
         }
         Command::Plugin(Plugin::Restart { name }) => plugin::restart(&context, name),
+        Command::Policy(Policy::Test(args)) => policy::test(&context, &args),
         Command::Config(Config::Check { file }) => config::check(file.as_deref()),
         Command::Reload => ops::reload(&context),
         Command::LogLevel(args) => ops::log_level(&context, args.level),

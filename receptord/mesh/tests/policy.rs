@@ -14,8 +14,9 @@ use receptor_mesh::{
     Config, Denied, Event, Instant, LinkId, LinkInfo, Mesh, Output, Payload, Policy, Recipient,
     Record, Submission,
 };
+use receptor_proto::frame::Frame;
 use receptor_proto::lsa::Capability;
-use receptor_proto::packet::Content;
+use receptor_proto::packet::{About, Body, Content, Packet, Undeliverable};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
 const LINK: LinkId = LinkId(1);
@@ -245,4 +246,51 @@ fn what_may_be_used_is_taken() {
     let dispatched = |output: &Output| matches!(output, Output::Dispatch { .. });
     assert!(pair.there.iter().any(dispatched));
     assert_eq!(pair.denials(), 0);
+}
+
+#[test]
+fn a_node_that_is_not_on_the_way_cannot_end_a_message() {
+    let mut pair = Pair::new();
+    let now = at(pair.now);
+    let work = MessageId::from_u128(1);
+    let submission = Submission {
+        id: work,
+        recipient: Recipient::Node(node("there")),
+        directive: Directive::new("echo:run").unwrap(),
+        content: Content::None,
+        payload: Payload::Inline(Bytes::new()),
+        volatile: false,
+        respond: true,
+        expiry: Duration::from_secs(3600),
+        repeatable: false,
+    };
+    pair.meshes[0].submit(now, submission).unwrap();
+    let mut place = None;
+    while let Some(output) = pair.meshes[0].poll_output() {
+        match output {
+            Output::Persist { token, .. } => pair.meshes[0].handle_persisted(now, token),
+            // Lost on its way.
+            Output::Transmit {
+                frame: Frame::Packet(packet),
+                ..
+            } => {
+                if let Ok(Body::Message(message)) = Body::decode(packet.kind, packet.body) {
+                    place = Some((message.epoch, message.seq));
+                }
+            }
+            _ => {}
+        }
+    }
+    let (epoch, seq) = place.unwrap();
+    let lie = Body::Undeliverable(Undeliverable {
+        code: ErrorCode::PermissionDenied,
+        destination: node("there"),
+        about: About::Message { epoch, seq },
+    });
+    let packet = Packet::new(node("liar"), node("here"), 9, &lie);
+    pair.meshes[0].handle_frame(now, LINK, Frame::Packet(packet));
+    pair.run(60_000);
+    assert!(pair.ends.is_empty(), "{:?}", pair.ends);
+    let dispatched = |output: &&Output| matches!(output, Output::Dispatch { .. });
+    assert_eq!(pair.there.iter().filter(dispatched).count(), 1);
 }

@@ -5,8 +5,8 @@
 
 use receptor_proto::control::{
     CancelCommand, DeadLetterCommand, Envelope, LogLevelCommand, PingCommand, PluginRestartCommand,
-    ReleaseCommand, SpoolCommand, SpoolDropCommand, StatusCommand, TAG_MAX, TracerouteCommand,
-    WorksCommand,
+    PolicyCommand, ReleaseCommand, SpoolCommand, SpoolDropCommand, StatusCommand, TAG_MAX,
+    TracerouteCommand, WorksCommand,
 };
 use receptor_proto::{ErrorBody, ErrorCode, IdPrefix};
 use serde::de::DeserializeOwned;
@@ -42,6 +42,7 @@ pub(super) enum Request {
     Plugins,
     PluginRestart(PluginRestartCommand),
     LogLevel(LogLevelCommand),
+    Policy(PolicyCommand),
     Cancel(IdPrefix),
     Release(IdPrefix),
     Works(Option<IdPrefix>),
@@ -65,6 +66,7 @@ impl Request {
             | Self::Capabilities
             | Self::Plugins
             | Self::LogLevel(LogLevelCommand { level: None })
+            | Self::Policy(_)
             | Self::Works(_)
             | Self::Spool(_)
             | Self::DeadLetters => Right::Look,
@@ -93,6 +95,7 @@ pub(super) fn is_go(name: &str) -> bool {
             | "plugins"
             | "plugin-restart"
             | "log-level"
+            | "policy"
             | "cancel"
             | "release"
             | "works"
@@ -204,6 +207,10 @@ pub(super) fn request(name: &str, form: Form<'_>) -> Result<Request, ErrorBody> 
                 },
                 _ => return Err(invalid("log-level takes one level")),
             },
+        }),
+        "policy" => Request::Policy(match form {
+            Form::Json(line) => from_json(line)?,
+            Form::Words(_) => return Err(invalid("policy needs JSON")),
         }),
         "cancel" => Request::Cancel(match form {
             Form::Json(line) => from_json::<CancelCommand>(line)?.id,

@@ -28,7 +28,7 @@ use super::rights::Visitor;
 use super::socket::Socket;
 use super::{Context, echo, results, send, views};
 use crate::engine::{EngineGone, Input, Query, Quiet};
-use crate::policy::Right;
+use crate::policy::{Right, explain};
 use crate::task;
 
 /// Tagged commands other than sends that one client may have running at once.
@@ -519,6 +519,11 @@ async fn answer(
         Request::LogLevel(command) => {
             let level = context.log_level(command.level.as_deref())?;
             tagged(tag, &LogLevelReply { level })
+        }
+        Request::Policy(question) => {
+            let own = nix::unistd::geteuid().as_raw();
+            let rules = &context.settings.borrow().rules;
+            tagged(tag, &explain(rules, Some(&context.node), own, &question)?)
         }
         Request::Cancel(work) => {
             let reason = CancelReason::User;

@@ -12,6 +12,7 @@
 //! | `[[allow-transit]]` | the core, of each packet on its way | is it forwarded |
 //! | `[[allow-control]]` | sessions, of each command | may this user give it |
 
+mod explain;
 pub(crate) mod log;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use std::fmt;
 
 use receptor_proto::{Directive, NodeId};
 
+pub use self::explain::explain;
 use crate::config::{Pattern, Source};
 
 /// The names of the kinds, as they stand in configuration files.

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use proptest::prelude::*;
+use receptor_proto::ErrorCode;
+use receptor_proto::control::PolicyCommand;
 
 use super::*;
 
@@ -185,4 +187,45 @@ proptest! {
             None => prop_assert!(!answer.says),
         }
     }
+}
+
+#[test]
+fn questions_that_are_none_or_several_are_refused() {
+    let node = |name: &str| Some(NodeId::new(name).unwrap());
+    let own = node("here");
+    let ask = |question: &PolicyCommand| explain(&Rules::default(), own.as_ref(), 7, question);
+    let directive = Some(Directive::new("a:b").unwrap());
+    let empty = PolicyCommand::default;
+    for bad in [
+        empty(),
+        PolicyCommand {
+            from: node("x"),
+            ..empty()
+        },
+        PolicyCommand {
+            from: node("x"),
+            to: node("here"),
+            ..empty()
+        },
+        PolicyCommand {
+            directive: directive.clone(),
+            ..empty()
+        },
+        PolicyCommand {
+            from: node("x"),
+            directive: directive.clone(),
+            link: node("y"),
+            ..empty()
+        },
+    ] {
+        let error = ask(&bad).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidRequest, "{bad:?}");
+    }
+    let good = PolicyCommand {
+        from: node("x"),
+        to: node("here"),
+        directive,
+        ..empty()
+    };
+    assert_eq!(ask(&good).unwrap().kind, "allow");
 }

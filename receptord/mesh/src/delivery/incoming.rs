@@ -722,12 +722,9 @@ impl Delivery {
             return;
         };
         let on_way = self.may_have(cx, to, said);
-        if notice.code == ErrorCode::PermissionDenied {
-            if on_way {
-                self.on_transit_denied(cx, to, said, (epoch, seq));
-            } else {
-                self.mistakes += 1;
-            }
+        // Of others it is as if they had no way: a lie costs time, and no message that is kept.
+        if notice.code == ErrorCode::PermissionDenied && on_way {
+            self.on_transit_denied(cx, to, said, (epoch, seq));
             return;
         }
         let certain = self.takes_custody && on_way;
