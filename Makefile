@@ -4,8 +4,17 @@ CARGO ?= cargo
 PYTHON ?= python3
 VENV := .venv
 
+# `make fuzz`: which targets, and seconds for each.
+FUZZ_TARGETS ?= $(sort $(basename $(notdir $(wildcard tests/fuzz/targets/*.rs))))
+FUZZ_SECONDS ?= 60
+FUZZ_DIR := $(CURDIR)/target/fuzz
+# What libFuzzer needs to see of a program; as `cargo fuzz -s none` has it, on stable Rust.
+FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
+
 .DEFAULT_GOAL := help
-.PHONY: help build demo test venv lint sim bench bench-spool clean
+.PHONY: help build demo test venv lint sim bench bench-spool fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -43,6 +52,20 @@ bench: build ## benchmarks, each beside its floor
 
 bench-spool: ## the spool beside embedded stores and a bare file, on the disk of TMPDIR (5 GB)
 	$(CARGO) run --release --locked --manifest-path receptord/spool/compare/Cargo.toml
+
+fuzz: ## libFuzzer on every target: FUZZ_TARGETS="words neighbor" FUZZ_SECONDS=600; what it finds is in target/fuzz
+	RECEPTOR_FUZZ=0 RECEPTOR_FUZZ_SEEDS=$(FUZZ_DIR)/seeds $(CARGO) test --quiet -p receptor-fuzz --test replay --locked
+	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --profile fuzz --target-dir $(FUZZ_DIR) --locked \
+		--target $$(rustc -vV | sed -n 's/^host: //p') -p receptor-fuzz --features libfuzzer \
+		$(FUZZ_TARGETS:%=--bin fuzz_%)
+	failed=; for target in $(FUZZ_TARGETS); do \
+		mkdir -p $(FUZZ_DIR)/found/$$target tests/fuzz/corpus/$$target; \
+		echo "== $$target"; \
+		$(FUZZ_DIR)/*/fuzz/fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 \
+			-max_len=8192 -print_final_stats=1 -artifact_prefix=$(FUZZ_DIR)/$$target- \
+			$(FUZZ_DIR)/found/$$target $(FUZZ_DIR)/seeds/$$target tests/fuzz/corpus/$$target || failed="$$failed $$target"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed; the inputs are in $(FUZZ_DIR)"; exit 1; fi
 
 clean: ## everything that was built
 	$(CARGO) clean

@@ -144,6 +144,9 @@ pub(crate) enum Command {
     /// Look after the configuration
     #[command(subcommand)]
     Config(Config),
+    /// Ask what the rules permit
+    #[command(subcommand)]
+    Policy(Policy),
     /// Have receptord read its configuration again
     ///
     /// Says what is in force now and what needs a restart. A wrong configuration changes nothing, and is
@@ -576,6 +579,53 @@ pub(crate) enum Config {
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Policy {
+    Test(PolicyTest),
+}
+
+/// Say what the rules of this node permit, and which of them decides.
+///
+/// Asks the running receptord, or with --config the configuration in a file. With --from and --directive: whether that node
+/// may use that directive here. With --from and --to another node: whether this node forwards between the two. Exits 0 when
+/// it is permitted, and 1 when it is not, or when the user may do nothing.
+#[derive(Debug, Args)]
+#[command(
+    group = ArgGroup::new("who").required(true),
+    group = ArgGroup::new("what").args(["directive", "to"]).multiple(true),
+    after_help = "Examples:
+  receptorctl policy test --from controller-1 --directive runner:execute
+  receptorctl policy test --from controller-1 --to edge-7
+  receptorctl policy test --link edge-7
+  receptorctl policy test --user alice
+  receptorctl policy test --config ./receptord.toml --from edge-7 --directive shell:run"
+)]
+pub(crate) struct PolicyTest {
+    /// The node that asks for something
+    #[arg(long, value_name = "NODE", group = "who", requires = "what")]
+    pub(crate) from: Option<NodeId>,
+
+    /// What it asks for: PLUGIN:ACTION
+    #[arg(long, value_name = "P:A", conflicts_with_all = ["link", "user"])]
+    pub(crate) directive: Option<Directive>,
+
+    /// Whom it asks; this node if not given
+    #[arg(long, value_name = "NODE", conflicts_with_all = ["link", "user"])]
+    pub(crate) to: Option<NodeId>,
+
+    /// The node that would be a neighbor
+    #[arg(long, value_name = "NODE", group = "who")]
+    pub(crate) link: Option<NodeId>,
+
+    /// The user of the control socket, by name or number
+    #[arg(long, value_name = "USER", group = "who")]
+    pub(crate) user: Option<String>,
+
+    /// Ask this configuration file, and the drop-ins beside it, in place of the running receptord
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// Show or set how much receptord logs.

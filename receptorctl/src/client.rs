@@ -380,6 +380,10 @@ pub(crate) fn error_in(line: &[u8]) -> Option<ErrorBody> {
     }
     if let Some(text) = line.strip_prefix(b"ERROR: ") {
         let text = String::from_utf8_lossy(text);
+        let denied = ErrorCode::PermissionDenied;
+        if let Some(text) = text.strip_prefix(&format!("{denied}: ")) {
+            return Some(ErrorBody::new(denied, text));
+        }
         let code = if text.contains("nknown command") {
             ErrorCode::UnknownCommand
         } else {

@@ -76,7 +76,7 @@ pub struct Cli {
     #[command(flatten)]
     pub inspect: Inspect,
 
-    /// With --check-config or --print-config: look for configuration files below DIR, not /
+    /// With --check-config, --print-config or --test-policy: look for configuration files below DIR, not /
     #[arg(long, value_name = "DIR", requires = "Inspect")]
     pub root: Option<PathBuf>,
 }
@@ -105,7 +105,7 @@ fn after_help() -> String {
 }
 
 /// Ways to look at the configuration without starting.
-#[derive(Args, Clone, Copy, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 #[group(multiple = false)]
 pub struct Inspect {
     /// Check the configuration and exit: 0 when it is right, 78 when it is not
@@ -115,6 +115,10 @@ pub struct Inspect {
     /// Print the configuration in force, with the origin of each value, and exit
     #[arg(long)]
     pub print_config: bool,
+
+    /// Answer a question to the rules, as the control socket's command policy takes it, by this configuration, and exit
+    #[arg(long, value_name = "JSON")]
+    pub test_policy: Option<String>,
 }
 
 /// What a node is for.

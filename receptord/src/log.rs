@@ -62,6 +62,9 @@ pub mod id {
     /// A client of the control socket was refused: a limit, or no permission.
     pub const CLIENT_REFUSED: &str = "100137028ce44ed9a66f04389d8a95f5";
 
+    /// A message or packet of another node was refused: no rule permits it.
+    pub const DENIED: &str = "5c0e6f9be1a94f0c8d21b7d2a3f46e17";
+
     /// Every kind with its name, for the journal and for tests.
     pub const ALL: &[(&str, &str)] = &[
         ("STARTED", STARTED),
@@ -75,6 +78,7 @@ pub mod id {
         ("DEAD_LETTER", DEAD_LETTER),
         ("PLUGIN_REFUSED", PLUGIN_REFUSED),
         ("CLIENT_REFUSED", CLIENT_REFUSED),
+        ("DENIED", DENIED),
     ];
 }
 

@@ -9,12 +9,13 @@ use std::io::{self, Write as _};
 
 use clap::Parser as _;
 use nix::sys::stat::{Mode, umask};
-use receptord::cli::Cli;
+use receptord::cli::{Cli, Inspect};
 use receptord::config::{ConfigError, Environment, Loaded, load};
 use receptord::data_dir::DataDir;
 use receptord::exit::Exit;
 use receptord::keyring::Keys;
 use receptord::log;
+use receptord::policy::explain;
 use receptord::run::{Handles, run};
 use receptord::systemd::{Notifier, Passed};
 use receptord::task;
@@ -32,7 +33,12 @@ fn start(cli: Cli) -> Result<Exit, Exit> {
     let passed = Passed::take_all().map_err(|error| tell(Exit::Unavailable, &error))?;
     let environment = Environment::of_process();
     let loaded = load(&cli, &environment).map_err(|error| tell(Exit::Configuration, &error))?;
-    let inspects = cli.inspect.check_config || cli.inspect.print_config;
+    let Inspect {
+        check_config,
+        print_config,
+        test_policy,
+    } = &cli.inspect;
+    let inspects = *check_config || *print_config || test_policy.is_some();
     let keys = keys(&loaded, inspects).map_err(|error| tell(Exit::Configuration, &error))?;
     if inspects {
         return Ok(inspect(&cli, &loaded));
@@ -114,21 +120,41 @@ fn keys(loaded: &Loaded, inspects: bool) -> Result<Option<Keys>, ConfigError> {
     }
 }
 
-/// `--check-config` and `--print-config`, after the configuration was found to be right.
+/// `--check-config`, `--print-config` and `--test-policy`, after the configuration was found to be right.
 fn inspect(cli: &Cli, loaded: &Loaded) -> Exit {
     for warning in &loaded.warnings {
         complain(&format!("warning: {warning}"));
     }
     if cli.inspect.print_config {
-        match io::stdout().write_all(loaded.print().as_bytes()) {
-            // A reader that has seen enough, such as `head`, is no failure.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                return tell(Exit::Unavailable, &error);
+        return print(&loaded.print());
+    }
+    if let Some(question) = &cli.inspect.test_policy {
+        let settings = &loaded.settings;
+        let answer = serde_json::from_str(question)
+            .map_err(|error| error.to_string())
+            .and_then(|question| {
+                // As which user the daemon would run is not known.
+                let answer = explain(&settings.rules, settings.node_id.as_ref(), 0, &question);
+                answer.map_err(|error| error.message)
+            })
+            .and_then(|answer| serde_json::to_string(&answer).map_err(|error| error.to_string()));
+        return match answer {
+            Ok(line) => print(&format!("{line}\n")),
+            Err(error) => {
+                complain(&format!("--test-policy: {error}"));
+                Exit::Usage
             }
-            Ok(()) | Err(_) => {}
-        }
+        };
     }
     Exit::Ok
+}
+
+fn print(text: &str) -> Exit {
+    match io::stdout().write_all(text.as_bytes()) {
+        // A reader that has seen enough, such as `head`, is no failure.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => tell(Exit::Unavailable, &error),
+        Ok(()) | Err(_) => Exit::Ok,
+    }
 }
 
 /// Tells a failure before there is a log.

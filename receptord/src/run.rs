@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -25,7 +26,7 @@ use crate::config::{
     self, Apply, Change, ConfigError, DEFAULT_COST, Environment, LinkUrl, Listen, MAX_LINKS,
     NodeId, Settings,
 };
-use crate::control::{Context, ControlError, ControlSocket, ReloadRequest};
+use crate::control::{Context, ControlError, ControlSocket, ReloadRequest, Rights};
 use crate::data_dir::DataDir;
 use crate::engine::{Engine, EngineHandle, HostLink, Input};
 use crate::exit::Exit;
@@ -230,6 +231,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         draining: Cell::new(false),
         clients: Cell::new(0),
         level: RefCell::new(None),
+        rights: Rights::default(),
     };
     let context = Rc::new(context);
     let control = control.map(|socket| socket.serve(Rc::clone(&context)));
@@ -455,7 +457,9 @@ impl Daemon {
         };
         *self.settings.borrow_mut() = settings.clone();
         allow_open_files(&settings);
+        let rules = Input::SetRules(Arc::clone(&settings.rules));
         let metadata = Input::SetMetadata(settings.capabilities.clone());
+        let _ = self.engine.send(rules).await;
         let _ = self.engine.send(metadata).await;
         let config = HostConfig::from_settings(
             self.handles.node_id.clone(),

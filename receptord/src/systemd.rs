@@ -3,15 +3,15 @@
 //! Owns the descriptors that were passed in, by name, and the messages of `sd_notify`. All
 //! of it does nothing when there is no service manager. Never decides when to say what:
 //! readiness belongs to `run`, the watchdog to the loop that owns the core.
-//!
-//! The only module of the daemon with `unsafe` code: adopting passed descriptors.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+
+use crate::raw;
 
 /// Descriptors that the service manager passed: sockets of `.socket` units.
 #[derive(Debug, Default)]
@@ -25,26 +25,10 @@ impl Passed {
     ///
     /// # Errors
     ///
-    /// When a second thread runs already, because then the environment cannot be changed;
-    /// when `LISTEN_FDS` names descriptors that are not open or `LISTEN_FDNAMES` does not fit.
-    #[expect(
-        unsafe_code,
-        reason = "the environment and raw descriptors of this process"
-    )]
+    /// As [`raw::passed_descriptors`].
     pub fn take_all() -> io::Result<Self> {
-        if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-            return Err(io::Error::other(
-                "descriptors must be taken before any thread is started",
-            ));
-        }
-        // SAFETY: this is the only thread, so nobody else reads or writes the environment.
-        let passed = unsafe { sd_notify::listen_fds_with_names_and_unset_env() }?;
         let mut by_name: BTreeMap<String, Vec<OwnedFd>> = BTreeMap::new();
-        for (fd, name) in passed {
-            // SAFETY: the descriptor is open, as setting close-on-exec has just shown; it
-            // belongs to this process by the contract of LISTEN_PID; and the variables are
-            // gone, so it is adopted only once.
-            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        for (fd, name) in raw::passed_descriptors()? {
             by_name.entry(name).or_default().push(fd);
         }
         Ok(Self { by_name })

@@ -10,6 +10,7 @@ use clap::Parser as _;
 use proptest::prelude::*;
 use receptord::cli::Cli;
 use receptord::config::{self, Apply, ConfigError, DEFAULT_FILE, Environment, Loaded, Settings};
+use receptord::policy::{Person, Right};
 
 const ETC: &str = "/etc/receptor/receptord.toml.d";
 const RUN: &str = "/run/receptor/receptord.toml.d";
@@ -457,6 +458,22 @@ fn what_is_wrong_is_told_with_file_line_key_value_and_what_was_expected() {
             "[[allow]]\nfrom = [\"a b\", \"*\"]\ndirective = [\"runner\"]\n",
         ),
         ("empty rules", "allow = []\n"),
+        (
+            "rule that fits nothing",
+            "[[allow]]\nfrom = []\ndirective = [\"*\"]\n",
+        ),
+        (
+            "rules with wrong keys and patterns",
+            "[[allow-link]]\nnodes = [\"a\"]\n\n[[allow-transit]]\nfrom = [\"a b\"]\nto = []\n",
+        ),
+        (
+            "rule about nobody",
+            "[[allow-control]]\nmay = \"look\"\n\n[[allow-control]]\nuser = []\nmay = \"all\"\n",
+        ),
+        (
+            "rules by the name of the settings",
+            "[[link]]\nnode = [\"a\"]\n\n[[control]]\nuser = [\"0\"]\n",
+        ),
         ("text for a list", "[plugins]\ndirs = \"/opt/plugins\"\n"),
         ("plugin name", "[plugins.Runner]\na = 1\n"),
         ("plugin's time", "[plugins.runner]\ntimeout = 60\n"),
@@ -692,7 +709,9 @@ proptest! {
         ports in proptest::collection::btree_set(1u16.., 0..4),
         metadata in proptest::collection::btree_map("[a-z. ]{1,6}", any_text(), 0..4),
         plugin in proptest::collection::btree_map(any_text(), (any_text(), any::<i64>(), -1e9..1e9), 0..4),
-        patterns in proptest::collection::vec("[a-z*?]{1,6}", 0..3),
+        patterns in proptest::collection::vec("[a-z*?]{1,6}", 1..3),
+        denies in any::<bool>(),
+        may in "nothing|look|send|administer",
     ) {
         let mut text = format!("router = {router}\n");
         for port in ports {
@@ -708,7 +727,11 @@ proptest! {
         }
         text += "[[allow]]\nfrom = [";
         text += &patterns.iter().map(|pattern| quoted(pattern)).collect::<Vec<_>>().join(", ");
-        text += "]\ndirective = [\"*\"]\n";
+        text += &format!("]\ndirective = [\"*\"]\ndeny = {denies}\n");
+        for rule in ["[[allow-link]]\nnode", "[[allow-transit]]\nfrom = [\"*\"]\nto"] {
+            text += &format!("{rule} = [{}]\ndeny = {denies}\n", quoted(&patterns[0]));
+        }
+        text += &format!("[[allow-control]]\nuser = [\"0\", \"*\"]\nmay = \"{may}\"\n[[allow-control]]\ngroup = [\"0\"]\nmay = \"{may}\"\n");
 
         let (settings, again) = printed_and_read_again(&text);
         prop_assert_eq!(settings, again);
@@ -798,6 +821,28 @@ fn the_example_in_the_readme_is_right() {
     assert!(error.unwrap_err().to_string().contains("allow-plaintext"));
 }
 
+#[test]
+fn the_rules_in_the_readme_say_what_it_says() {
+    let readme = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"));
+    let (_, section) = readme.split_once("## Say who may do what").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let lines = section.lines().filter_map(|line| line.strip_prefix("    "));
+    let lines = lines.filter(|line| !line.starts_with("receptorctl"));
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let rules = Root::new().with(DEFAULT_FILE, &text).settings().rules;
+    assert!(!rules.may_use("controller-old", "runner:execute").says);
+    assert!(rules.may_use("controller-1", "runner:execute").says);
+    assert!(!rules.may_use("controller-1", "shell:run").says);
+    assert!(rules.may_link("relay-1").says && !rules.may_link("edge-1").says);
+    assert!(rules.may_pass("edge-1", "controller").says);
+    let right = |uid, gids: &[u32]| {
+        let gids = gids.to_vec();
+        rules.right(&Person { uid, gids }, 1).says
+    };
+    assert_eq!(right(1000, &[0]), Right::Administer);
+    assert_eq!(right(1000, &[1000]), Right::Look);
+}
+
 /// The file that packages install, and what its comments promise.
 mod shipped {
     use super::*;
@@ -852,7 +897,11 @@ mod shipped {
             .settings();
         assert_eq!(settings.listen.len(), 2);
         assert_eq!(settings.control.group.as_deref(), Some("receptor"));
-        assert!(settings.node_id.is_some() && settings.tls.is_some() && settings.allow.is_some());
+        assert!(
+            settings.node_id.is_some()
+                && settings.tls.is_some()
+                && !settings.rules.allow.is_empty()
+        );
         assert_eq!(settings.plugins.plugin.len(), 1);
     }
 }

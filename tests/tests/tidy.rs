@@ -91,6 +91,15 @@ fn crates_depend_only_on_what_they_may() {
         // Preloaded into daemons: nothing of theirs.
         ("receptor-power", &[]),
         ("receptor-mesh", &["receptor-proto"]),
+        (
+            "receptor-fuzz",
+            &[
+                "receptor-mesh",
+                "receptor-proto",
+                "receptor-spool",
+                "receptord",
+            ],
+        ),
         ("receptor-plugin", &["receptor-proto"]),
         ("receptor-plugin-echo", &["receptor-plugin"]),
         ("receptor-plugin-runner", &["receptor-plugin"]),
@@ -205,6 +214,49 @@ fn nothing_is_left_undone_in_silence() {
             assert!(!text.contains(word), "{path} contains {word}");
         }
     }
+}
+
+#[test]
+fn unsafe_code_is_where_it_is_said_to_be() {
+    let may = BTreeMap::from([
+        (
+            "receptord/src/systemd.rs",
+            "descriptors that the service manager passes",
+        ),
+        (
+            "tests/power/src/lib.rs",
+            "takes the place of functions of the C library",
+        ),
+        (
+            "receptord/mesh/tests/backlog.rs",
+            "an allocator that counts",
+        ),
+    ]);
+    let is_code = |line: &str| {
+        let code = line.split("//").next().unwrap_or_default();
+        code.match_indices("unsafe").any(|(at, word)| {
+            let before = code[..at].chars().next_back();
+            let starts = before.is_none_or(|c| !(c.is_alphanumeric() || "_-".contains(c)));
+            // What follows where it is the language's word: a block, an item, an attribute's list.
+            let follows = ["{", "fn ", "impl ", "extern ", "trait ", "("];
+            let after = code[at + word.len()..].trim_start();
+            starts && (after.is_empty() || follows.iter().any(|word| after.starts_with(word)))
+        })
+    };
+    let mut found = BTreeSet::new();
+    for file in files() {
+        if file.extension().is_none_or(|name| name != "rs") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).expect("sources are UTF-8");
+        let path = file.strip_prefix(root()).expect("it is below the root");
+        let path = path.to_string_lossy().into_owned();
+        if path != "tests/tests/tidy.rs" && text.lines().any(is_code) {
+            assert!(may.contains_key(&*path), "{path} has code that is not safe");
+            found.insert(path);
+        }
+    }
+    assert_eq!(found.len(), may.len(), "some have none any more: {found:?}");
 }
 
 #[test]

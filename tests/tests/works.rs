@@ -271,3 +271,43 @@ fn a_start_reads_no_kept_results() {
         assert_eq!(result["data"].as_str().map(str::len), Some(SIZE), "{id}");
     }
 }
+
+#[test]
+fn what_was_released_is_not_kept_by_a_restart_of_its_sender() {
+    /// What a response takes where it is kept, and more.
+    const LINE_LEAST: u64 = 50;
+    let mesh = Mesh::new();
+    let mut a = mesh.node("a").start();
+    let script = "seq 1 200\nwhile ! [ -e \"$runs-go\" ]; do sleep 0.05; done\nseq 1 200\n";
+    let (b, runs) = with_plugin(&mesh, "talk", script);
+    let b = b.peer(&a).start();
+    wait_plugin(&a, "talk");
+    let id = detach(&a, "talk:run", &json!({}));
+    wait_for("what it has said is kept", || {
+        let status = status(&a, &id, "sent")?;
+        let is_kept = status["kept_bytes"].as_u64().unwrap() > 200 * LINE_LEAST;
+        (status["responses"] == 200 && is_kept).then_some(())
+    });
+    let released = ask(&a, &json!({"command": "release", "id": id}));
+    assert_eq!(released["released"], id, "{released}");
+    let entries = |a: &Daemon| {
+        let status = a.control().json("status");
+        status["receptor"]["spool"]["entries"].as_u64().unwrap()
+    };
+    let kept = a.data_dir().join("kept");
+    // Of both nodes the request, and the response that was taken last.
+    wait_for("it is forgotten", || {
+        let files = fs::read_dir(&kept).unwrap().count();
+        (files == 0 && entries(&a) <= 2 && entries(&b) <= 2).then_some(())
+    });
+    a.kill();
+    a.restart();
+    fs::write(format!("{}-go", runs.display()), "").unwrap();
+    wait_state(&a, &id, "sent", "succeeded");
+    wait_for("nothing is on its way", || (entries(&a) == 0).then_some(()));
+    // All of it may have come once more, if the end of it was not noted.
+    for file in fs::read_dir(&kept).unwrap() {
+        let text = fs::read_to_string(file.unwrap().path()).unwrap();
+        assert!(text.contains("\n{\"serial\":1,"), "half of it: {text}");
+    }
+}

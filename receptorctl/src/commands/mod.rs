@@ -9,6 +9,7 @@ mod offline;
 mod ops;
 mod ping;
 mod plugin;
+mod policy;
 mod send;
 mod spool;
 mod status;
@@ -18,7 +19,7 @@ mod work;
 use receptor_proto::control::Envelope;
 use serde::Deserialize;
 
-use crate::args::{Cert, Cli, Command, Config, DeadLetter, Global, Plugin, Spool, Work};
+use crate::args::{Cert, Cli, Command, Config, DeadLetter, Global, Plugin, Policy, Spool, Work};
 use crate::client::{Answer, Connection, Deadline, PATIENCE};
 use crate::exit::{Exit, Failure};
 use crate::output::Out;
@@ -66,6 +67,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Cert(Cert::InitCa(args)) => cert::init_ca(&args),
         Command::Cert(Cert::Issue(args)) => cert::issue(&args),
         Command::Cert(Cert::Show { file }) => cert::show(&file, context.global.json),
+        Command::Policy(Policy::Test(args)) => policy::test(&context, &args),
         Command::Config(Config::Check { file }) => config::check(file.as_deref()),
         Command::Reload => ops::reload(&context),
         Command::LogLevel(args) => ops::log_level(&context, args.level),

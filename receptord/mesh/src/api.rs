@@ -13,7 +13,7 @@ use receptor_proto::packet::{ActiveWork, CancelReason, Content, Eof, Message, Pi
 pub use receptor_proto::record::{EntryId, Record};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
-use crate::Instant;
+use crate::{Denied, Instant};
 
 /// Who this node is and how it behaves. Every limit has its default in [`Config::new`].
 #[derive(Debug, Clone)]
@@ -512,6 +512,9 @@ pub enum Event {
         /// Why.
         reason: ErrorBody,
     },
+    /// The [`crate::Policy`] says no; whoever asked is told, unless it wants no answer. Comes for each
+    /// message and packet: rate-limit these.
+    Denied(Denied),
     /// A peer sent something that makes no sense. Rate-limit these.
     PeerMistake {
         /// Over which link.

@@ -60,6 +60,7 @@ use core::time::Duration;
 use receptor_proto::packet::{ActiveWork, Body};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
+use crate::policy::Gate;
 use crate::wiring::Net;
 use crate::{Config, Counters, EntryId, Instant, Limits, Output, Record};
 use cancels::Early;
@@ -159,6 +160,7 @@ pub(crate) struct Delivery {
     instance: u64,
     hop_limit: u8,
     limits: Limits,
+    gate: Gate,
     remotes: Vec<Remote>,
     by_node: BTreeMap<NodeId, RemoteId>,
     /// The one looked up last: packets come in bursts.
@@ -239,6 +241,7 @@ impl Delivery {
             instance: config.instance,
             hop_limit: config.hop_limit,
             limits: config.limits.clone(),
+            gate: Gate::default(),
             remotes: Vec::new(),
             by_node: BTreeMap::new(),
             last: OWN,
@@ -451,6 +454,10 @@ impl Delivery {
     /// Works accepted and not finished: how many, and the oldest.
     pub(crate) fn active_works(&self, now: Instant) -> (u64, Vec<ActiveWork>) {
         self.works.view(now)
+    }
+
+    pub(crate) fn set_gate(&mut self, gate: Gate) {
+        self.gate = gate;
     }
 
     pub(crate) fn new_entry(&mut self) -> EntryId {

@@ -30,6 +30,7 @@ extern crate alloc;
 mod api;
 mod delivery;
 mod mesh;
+mod policy;
 mod router;
 mod security;
 mod time;
@@ -37,6 +38,7 @@ mod wiring;
 
 pub use api::*;
 pub use mesh::Mesh;
+pub use policy::{Denied, Policy, use_denied};
 pub use security::{Changes, Disbelief, Learned, NotOpened, Security, Stranger};
 
 /// The largest frame that a node takes, in bytes including its length; what its hello says.

@@ -8,6 +8,7 @@
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -18,12 +19,13 @@ use receptor_proto::wire::DecodeError;
 use receptor_proto::{Directive, ErrorBody, MessageId, NodeId};
 
 use crate::delivery::Delivery;
+use crate::policy::Gate;
 use crate::router::{Local, Router};
 use crate::wiring::Net;
 use crate::{
     Config, Counters, EchoId, EntryId, Instant, LinkId, LinkInfo, LinkView, LoadToken, Loaded,
-    NoSuchWork, NodeView, Output, Payload, PersistToken, Reachability, Record, RouteView, Security,
-    Submission, SubmitError, WaitingView, WorkRoom, WorkView,
+    NoSuchWork, NodeView, Output, Payload, PersistToken, Policy, Reachability, Record, RouteView,
+    Security, Submission, SubmitError, WaitingView, WorkRoom, WorkView,
 };
 
 /// One node.
@@ -197,6 +199,15 @@ impl Mesh {
     /// This node's free metadata, for «any» recipients.
     pub fn set_metadata(&mut self, now: Instant, metadata: BTreeMap<String, String>) {
         self.router.set_metadata(now, metadata);
+        self.settle(now);
+    }
+
+    /// Who may do what here from now on; before the first call everything is permitted. Links that it
+    /// does not permit are closed. Of works only those are refused that have not arrived.
+    pub fn set_policy(&mut self, now: Instant, policy: Arc<dyn Policy>) {
+        let gate = Gate::new(policy);
+        self.delivery.set_gate(gate.clone());
+        self.router.set_gate(now, gate, &mut self.out);
         self.settle(now);
     }
 
@@ -438,10 +449,12 @@ impl Mesh {
         self.delivery.outlives_a_restart(work)
     }
 
-    /// The plugin has begun with a dispatched work.
-    pub fn work_started(&mut self, now: Instant, work: MessageId) {
+    /// The plugin has begun with a dispatched work. With `idempotent` it says that the work may be
+    /// run again after a crash of this node: then what is sent of an attempt is on the disk first, so
+    /// that what the next one says comes behind all of it.
+    pub fn work_started(&mut self, now: Instant, work: MessageId, idempotent: bool) {
         self.delivery
-            .work_started(now, &mut self.router, work, &mut self.out);
+            .work_started(now, &mut self.router, work, idempotent, &mut self.out);
         self.settle(now);
     }
 

@@ -215,7 +215,7 @@ fn working(works: u64) -> Mesh {
         let Output::Dispatch { work, .. } = output else {
             panic!("{output:?}");
         };
-        mesh.work_started(at(0), work);
+        mesh.work_started(at(0), work, false);
     }
     let started = drain(&mut mesh, at(0)).len() as u64;
     assert_eq!(started, works);

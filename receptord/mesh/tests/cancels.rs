@@ -12,7 +12,9 @@ use receptor_mesh::{
     Submission,
 };
 use receptor_proto::frame::Frame;
-use receptor_proto::packet::{Body, CancelReason, Content, Message, MessageKind, Packet, Receipt};
+use receptor_proto::packet::{
+    Body, CancelReason, Content, Eof, Message, MessageKind, Packet, Receipt,
+};
 use receptor_proto::{Directive, MessageId, NodeId};
 
 const LINK: LinkId = LinkId(1);
@@ -87,6 +89,8 @@ impl Host {
                 self.mesh.handle_persisted(at(self.now), token);
             } else if let Output::Remove { entry } = output {
                 self.kept.remove(&entry);
+            } else if let Output::Deliver { work, serial, .. } = output {
+                self.mesh.consumed(at(self.now), work, serial);
             }
         }
     }
@@ -134,6 +138,20 @@ fn packet(message: &Message) -> Frame {
         30,
         message,
     ))
+}
+
+fn submission(respond: bool) -> Submission {
+    Submission {
+        id: id(1),
+        recipient: Recipient::Node(node("there")),
+        directive: Directive::new("a:b").unwrap(),
+        content: Content::Bytes,
+        payload: Payload::Inline(Bytes::new()),
+        volatile: false,
+        respond,
+        expiry: DAY,
+        repeatable: false,
+    }
 }
 
 /// Two neighbors that know of each other.
@@ -221,17 +239,7 @@ fn a_cancel_is_forgotten_when_its_origin_says_that_the_request_came() {
 fn who_cancels_before_the_receipt_of_the_request_says_when_it_has_come() {
     for late in [false, true] {
         let mut pair = pair();
-        let submission = Submission {
-            id: id(1),
-            recipient: Recipient::Node(node("there")),
-            directive: Directive::new("a:b").unwrap(),
-            content: Content::Bytes,
-            payload: Payload::Inline(Bytes::new()),
-            volatile: false,
-            respond: true,
-            expiry: DAY,
-            repeatable: false,
-        };
+        let submission = submission(true);
         let start = pair.0.now;
         pair.0.mesh.submit(at(start), submission).unwrap();
         pair.0.drain();
@@ -261,23 +269,48 @@ fn who_cancels_before_the_receipt_of_the_request_says_when_it_has_come() {
     }
 }
 
+/// The end of the work comes ahead of the receipt of its request, whose cancel the recipient has.
+#[test]
+fn an_end_that_comes_ahead_of_the_receipt_says_that_the_request_has_come() {
+    let mut pair = pair();
+    let here = &mut pair.0;
+    let submission = submission(true);
+    here.mesh.submit(at(here.now), submission).unwrap();
+    here.drain();
+    here.mesh
+        .cancel(at(here.now), id(1), CancelReason::User)
+        .unwrap();
+    here.drain();
+    here.frames.clear();
+    let receipt = Body::Receipt(Receipt {
+        epoch: INSTANCE,
+        received: vec![(2, 2)],
+        instance: INSTANCE,
+        ..Receipt::default()
+    });
+    let receipt = Packet::new(node("there"), node("here"), 30, &receipt);
+    here.hear(Frame::Packet(receipt));
+    let end = MessageKind::Response {
+        serial: 1,
+        eof: Some(Eof {
+            code: 1,
+            error: None,
+        }),
+    };
+    let end = message(1, 0, 1, end, DAY_MS);
+    let end = Packet::with_message(node("there"), node("here"), 30, &end);
+    here.hear(Frame::Packet(end));
+    here.run_until(here.now + SOON_MS);
+    assert_eq!(cancels(&here.frames).last(), Some(&0), "it has come");
+}
+
 /// The recipient has the cancel, and says nothing of the request, whose receipt was lost: the
 /// origin must still say that it had come, also when it was restarted in between.
 #[test]
 fn a_restart_does_not_forget_that_a_cancel_may_be_remembered() {
     let mut pair = pair();
     let start = pair.0.now;
-    let submission = Submission {
-        id: id(1),
-        recipient: Recipient::Node(node("there")),
-        directive: Directive::new("a:b").unwrap(),
-        content: Content::Bytes,
-        payload: Payload::Inline(Bytes::new()),
-        volatile: false,
-        respond: false,
-        expiry: DAY,
-        repeatable: false,
-    };
+    let submission = submission(false);
     let here = &mut pair.0;
     here.mesh.submit(at(start), submission).unwrap();
     here.drain();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use receptor_mesh::{
     Config, EntryId, Instant, LinkId, LinkInfo, Mesh, Output, Payload, PersistToken, Recipient,
-    Record, Submission,
+    Record, Submission, WorkRoom,
 };
 use receptor_proto::frame::Frame;
 use receptor_proto::packet::{Content, Eof};
@@ -60,8 +60,16 @@ impl Disk {
     }
 }
 
-/// One node, with a client that takes what comes and a plugin that does not say that its action
-/// is idempotent.
+/// What an attempt at an idempotent work says while its node still runs.
+#[derive(Clone, Copy)]
+enum Says {
+    /// One thing, and then another.
+    Two,
+    /// These, and then that it is done.
+    All,
+}
+
+/// One node, with a client that takes what comes and a plugin that answers at once.
 struct Host {
     name: &'static str,
     starts: u64,
@@ -70,6 +78,9 @@ struct Host {
     frames: Vec<Frame>,
     accepted: usize,
     runs: usize,
+    /// Of each attempt, when its plugin says that its action is idempotent.
+    says: Option<Says>,
+    texts: Vec<Bytes>,
     ends: Vec<Eof>,
 }
 
@@ -83,6 +94,8 @@ impl Host {
             frames: Vec::new(),
             accepted: 0,
             runs: 0,
+            says: None,
+            texts: Vec::new(),
             ends: Vec::new(),
         };
         host.start(0);
@@ -140,23 +153,47 @@ impl Host {
         } else if let Output::Remove { entry } = output {
             self.disk.log.push(Change::Remove(entry));
         } else if let Output::Dispatch { work, attempt, .. } = output {
-            if attempt == 1 {
-                self.mesh.work_started(at(now), work);
+            if attempt == 1 || self.says.is_some() {
+                let idempotent = self.says.is_some();
+                self.mesh.work_started(at(now), work, idempotent);
             } else {
                 let error = ErrorBody::new(ErrorCode::Interrupted, "its node went down");
                 self.end(now, work, Some(error));
             }
         } else if let Output::Start { work } = output {
             self.runs += 1;
-            self.end(now, work, None);
+            match self.says {
+                Some(says) => self.say(now, work, says),
+                None => self.end(now, work, None),
+            }
         } else if let Output::Accepted { .. } = output {
             self.accepted += 1;
         } else if let Output::Deliver {
-            work, serial, eof, ..
+            work,
+            serial,
+            payload: Payload::Inline(text),
+            eof,
+            ..
         } = output
         {
+            self.texts.push(text);
             self.ends.extend(eof);
             self.mesh.consumed(at(now), work, serial);
+        }
+    }
+
+    fn say(&mut self, now: u64, work: MessageId, says: Says) {
+        for text in ["one", "two"] {
+            let text = format!("{text} of run {}", self.runs);
+            let payload = Payload::Inline(Bytes::from(text));
+            let room = self
+                .mesh
+                .work_data(at(now), work, Content::Text, None, payload);
+            assert_eq!(room, Ok(WorkRoom::Open));
+        }
+        match says {
+            Says::Two => {}
+            Says::All => self.end(now, work, None),
         }
     }
 
@@ -364,4 +401,43 @@ fn a_power_loss_of_both_before_they_wrote_the_answer_does_not_run_it_again() {
         Some(&ErrorCode::Interrupted)
     );
     assert_eq!(pair.origin.ends.len(), 2, "one end after the restart");
+}
+
+/// A worker's node crashes while an idempotent work says something, of which nothing is written but
+/// what `written` asks for; then it is run again.
+fn check_second_attempt(first: Says, written: bool) {
+    let mut pair = Pair::new();
+    pair.worker.says = Some(first);
+    pair.origin.submit(pair.now, 1);
+    pair.carry();
+    if written {
+        pair.worker.write(pair.now);
+        pair.carry();
+    }
+    pair.worker.says = Some(Says::All);
+    pair.worker.start(pair.now);
+    pair.connect();
+    for _ in 0..4 {
+        pair.worker.write(pair.now);
+        pair.origin.write(pair.now);
+        pair.run_for(LONG);
+    }
+    let texts = &pair.origin.texts;
+    let run = |run: usize| ["one", "two"].map(|text| Bytes::from(format!("{text} of run {run}")));
+    let end = [Bytes::from_static(ANSWER)];
+    let mut expected = run(pair.worker.runs).to_vec();
+    expected.extend(end);
+    assert!(texts.ends_with(&expected), "{texts:?}");
+    let before = &texts[..texts.len() - expected.len()];
+    assert!(run(1).starts_with(before), "{texts:?}");
+    assert_eq!(pair.origin.ends.len(), 1);
+    assert!(!pair.origin.keeps() && !pair.worker.keeps());
+}
+
+#[test]
+fn what_a_second_attempt_says_is_whole_and_behind_what_the_first_said() {
+    check_second_attempt(Says::Two, false);
+    check_second_attempt(Says::Two, true);
+    check_second_attempt(Says::All, false);
+    check_second_attempt(Says::All, true);
 }

@@ -330,7 +330,7 @@ fn responses_of_a_node_without_its_memory_are_taken() {
     let asked = |output: &Output| matches!(output, Output::Dispatch { work, .. } if *work == id(2));
     assert!(pair.told_here.iter().any(asked));
     let now = at(pair.now);
-    pair.here.work_started(now, id(2));
+    pair.here.work_started(now, id(2), false);
     for _ in 0..3 {
         let payload = Payload::Inline(Bytes::from_static(b"x"));
         pair.here

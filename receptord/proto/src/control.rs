@@ -541,6 +541,54 @@ pub struct LogLevelReply {
     pub level: String,
 }
 
+/// `{"command":"policy","from":"controller","directive":"runner:execute"}`: what the rules of this node say.
+/// One of `from`, `link` and `user` is there; with `from` also `directive` or `to`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PolicyCommand {
+    /// The node that asks for work, or that a packet is from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<NodeId>,
+    /// What it would use here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directive: Option<Directive>,
+    /// To whom its packet is; if that is another node than this one, this asks whether this one forwards it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<NodeId>,
+    /// The node that would be a neighbor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<NodeId>,
+    /// The user who would use the control socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<PolicyUser>,
+}
+
+/// A user of the control socket, by numbers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PolicyUser {
+    /// User id.
+    pub uid: u32,
+    /// Group ids.
+    #[serde(default)]
+    pub gids: Vec<u32>,
+}
+
+/// The answer to `policy`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PolicyReply {
+    /// Which rules were asked: `allow`, `allow-link`, `allow-transit` or `allow-control`.
+    pub kind: String,
+    /// Whether it is permitted; of a user, whether it may do anything.
+    pub permitted: bool,
+    /// What a user may do: `nothing`, `look`, `send` or `administer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub right: Option<String>,
+    /// Where the rule stands that decided, when one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// Why, for people.
+    pub because: String,
+}
+
 /// The answer to `reload`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ReloadReply {

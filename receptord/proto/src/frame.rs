@@ -19,7 +19,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::error::{CODE_MAX, ErrorCode};
 use crate::id::NodeId;
-use crate::lsa::{Lsa, LsaSummary};
+use crate::lsa::{LSA_MIN, Lsa, LsaSummary};
 use crate::packet::Packet;
 use crate::wire::{DecodeError, Reader, Writer, bytes_len, varint_len};
 
@@ -305,7 +305,7 @@ impl Frame {
                 }
             }
             kind::LSAS => {
-                let count = r.count(8, "LSAs")?;
+                let count = r.count(LSA_MIN, "LSAs")?;
                 let mut lsas = Vec::new();
                 for _ in 0..count {
                     lsas.push(Lsa::decode(&mut r)?);

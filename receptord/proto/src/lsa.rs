@@ -21,6 +21,9 @@ use crate::wire::{DecodeError, Reader, Writer, bytes_len, varint_len};
 /// The largest LSA body, in bytes: room for a router with 500 leaves of long names. Fits a
 /// frame of the smallest [`crate::frame::MAX_FRAME_FLOOR`].
 pub const LSA_BODY_MAX: usize = 60 * 1024;
+/// The fewest bytes of an LSA in a frame: a name of one letter, a kind, three small numbers and
+/// an empty body.
+pub(crate) const LSA_MIN: usize = 7;
 /// The most links in one LSA.
 pub const LINKS_MAX: usize = 4096;
 /// The most plugins that one node advertises.

@@ -8,10 +8,10 @@ use receptor_proto::control::{
     CancelCommand, CancelReply, CapabilitiesReply, DeadLetterCommand, DeadLettersReply, DropReply,
     Envelope, ErrorReply, KEY_MAX, LINE_MAX, LinksReply, LogLevelCommand, LogLevelReply,
     NodesReply, PingCommand, PingReply, PluginRestartCommand, PluginStatus, PluginsReply,
-    ReleaseCommand, ReleaseReply, ReloadReply, ResultsCommand, RetryReply, RoutesReply,
-    SendCommand, SendReply, SpoolCommand, SpoolDropCommand, SpoolReply, StatusCommand, StatusReply,
-    TAG_MAX, TraceHop, TracerouteCommand, WorkState, WorksCommand, WorksReply, keyed_id,
-    parse_greeting,
+    PolicyCommand, PolicyReply, ReleaseCommand, ReleaseReply, ReloadReply, ResultsCommand,
+    RetryReply, RoutesReply, SendCommand, SendReply, SpoolCommand, SpoolDropCommand, SpoolReply,
+    StatusCommand, StatusReply, TAG_MAX, TraceHop, TracerouteCommand, WorkState, WorksCommand,
+    WorksReply, keyed_id, parse_greeting,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -102,6 +102,7 @@ fn every_command_is_understood_and_shown() {
             "dead-letter-retry" | "dead-letter-drop" => same::<DeadLetterCommand>(&rest),
             "plugin-restart" => same::<PluginRestartCommand>(&rest),
             "log-level" => same::<LogLevelCommand>(&rest),
+            "policy" => same::<PolicyCommand>(&rest),
             "nodes" | "routes" | "links" | "capabilities" | "plugins" | "reload"
             | "dead-letters" => {
                 assert_eq!(rest, "{}", "{example}");
@@ -110,7 +111,7 @@ fn every_command_is_understood_and_shown() {
         }
         seen.insert(envelope.command);
     }
-    assert_eq!(seen.len(), 21, "{seen:?}");
+    assert_eq!(seen.len(), 22, "{seen:?}");
 }
 
 #[test]
@@ -138,11 +139,12 @@ fn every_reply_is_understood_and_shown() {
             "plugin-restart" => same::<PluginStatus>(example),
             "reload" => same::<ReloadReply>(example),
             "log-level" => same::<LogLevelReply>(example),
+            "policy" => same::<PolicyReply>(example),
             other => panic!("{other} is not known"),
         }
         seen.insert(name);
     }
-    assert_eq!(seen.len(), 20, "{seen:?}");
+    assert_eq!(seen.len(), 21, "{seen:?}");
 }
 
 #[test]

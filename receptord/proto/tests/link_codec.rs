@@ -606,3 +606,24 @@ fn a_size_that_no_payload_has_is_refused() {
         Err(DecodeError::TooLarge { what, size, limit })
     );
 }
+
+#[test]
+fn the_shortest_statement_is_read() {
+    let lsa = Lsa {
+        key: LsaKey {
+            node: NodeId::new("a").unwrap(),
+            kind: LsaKind::LINKS,
+        },
+        seq: 1,
+        instance: 1,
+        remaining_s: 0,
+        body: Bytes::new(),
+    };
+    for count in [1, 3] {
+        let frame = Frame::Lsas(vec![lsa.clone(); count]);
+        assert_eq!(
+            Frame::decode(encoded(&frame).split_off(4).into()),
+            Ok(frame)
+        );
+    }
+}

@@ -13,7 +13,8 @@
 //! ```
 //!
 //! A later value replaces an earlier one, also when it is a list. Tables combine key by
-//! key. `[[listen]]`, `[[peer]]` and `[[allow]]` blocks add up over the files; a block with
+//! key. `[[listen]]`, `[[peer]]` and the rules' blocks, `[[allow]]` and its like, add up over the files, those
+//! of the main file first; a block with
 //! the URL of one in an earlier file changes that one. Listeners or peers from the
 //! environment replace all of those from files, and those from the command line replace
 //! both: who runs a second daemon by hand does not want the installed one's ports.
@@ -29,6 +30,7 @@ use super::error::{Problem, did_you_mean};
 use super::fragment::{self, Item, Source, Table, Value, quote};
 use super::url::LinkUrl;
 use crate::cli::{Cli, Role};
+use crate::policy::KINDS;
 
 /// The main configuration file when `--config` names no other.
 pub const DEFAULT_FILE: &str = "/etc/receptor/receptord.toml";
@@ -44,7 +46,7 @@ pub const DROP_IN_DIRS: [&str; 3] = [
 const MAX_DROP_INS: usize = 1000;
 
 /// Top-level lists of blocks, which add up over files.
-const BLOCKS: [&str; 3] = ["listen", "peer", "allow"];
+const BLOCKS: [&str; 6] = ["listen", "peer", KINDS[0], KINDS[1], KINDS[2], KINDS[3]];
 
 /// All layers as one table.
 pub(super) struct Merged {

@@ -9,11 +9,13 @@
 mod environment;
 mod error;
 mod fragment;
+pub(crate) mod fuzz;
 mod level;
 mod merge;
 mod pattern;
 mod print;
 mod read;
+mod rules;
 mod section;
 mod settings;
 mod units;
@@ -30,7 +32,7 @@ pub use self::pattern::Pattern;
 pub use self::print::{Apply, Change};
 pub use self::read::{DEFAULT_COST, MAX_LINKS};
 pub use self::settings::{
-    Allow, CONTROL_GROUP, Control, Link, Listen, Log, Peer, Plugin, Plugins, Routing,
+    CONTROL_GROUP, Control, Link, Listen, Log, Peer, Plugin, Plugins, Routing,
     STANDARD_PLUGIN_DIRS, Settings, Shutdown, Spool, TLS_DIR, Tls, TlsFile,
 };
 pub use self::url::{Bind, Host, LinkUrl};

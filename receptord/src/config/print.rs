@@ -10,10 +10,11 @@ use std::fmt::Write as _;
 use receptor_identity::Fingerprint;
 use serde_json::Value as Json;
 
-use super::Loaded;
 use super::fragment::quote as text;
 use super::settings::{Listen, Peer, Plugin, Settings, TlsFile};
 use super::units::{format_bytes, format_duration, format_mode};
+use super::{Loaded, Pattern};
+use crate::policy::{Principal, Rule, Rules};
 
 /// What it takes for a changed value to be in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +110,7 @@ fn blocks(settings: &Settings) -> Vec<Block> {
         control,
         capabilities,
         plugins,
-        allow,
+        rules,
         spool,
         log,
         shutdown,
@@ -225,20 +226,7 @@ fn blocks(settings: &Settings) -> Vec<Block> {
         }
         blocks.push(block);
     }
-    for (index, rule) in allow.iter().flatten().enumerate() {
-        let list = |patterns: &[super::Pattern]| {
-            let texts: Vec<String> = patterns
-                .iter()
-                .map(|pattern| text(pattern.as_str()))
-                .collect();
-            format!("[{}]", texts.join(", "))
-        };
-        let mut block = Block::new("allow")
-            .set(AtOnce, "from", list(&rule.from))
-            .set(AtOnce, "directive", list(&rule.directive));
-        block.index = Some(index);
-        blocks.push(block);
-    }
+    blocks.extend(rule_blocks(rules));
     blocks.extend([
         Block::new("spool")
             .set(Restart, "max-bytes", text(&format_bytes(spool.max_bytes)))
@@ -274,6 +262,52 @@ fn blocks(settings: &Settings) -> Vec<Block> {
         Block::new("shutdown").set(AtOnce, "drain-timeout", time(shutdown.drain_timeout)),
     ]);
     blocks
+}
+
+/// One block for each rule.
+fn rule_blocks(rules: &Rules) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let mut push = |kind: &str, index: usize, mut block: Block| {
+        block.name = kind.to_owned();
+        block.index = Some(index);
+        blocks.push(block);
+    };
+    let patterns = |list: &[Pattern]| texts(list.iter().map(Pattern::as_str));
+    let people =
+        |list: &[Principal]| (!list.is_empty()).then(|| texts(list.iter().map(Principal::written)));
+    for (index, Rule { whom, says, .. }) in rules.allow.iter().enumerate() {
+        let block = Block::new("")
+            .set(AtOnce, "from", patterns(&whom.from))
+            .set(AtOnce, "directive", patterns(&whom.directive))
+            .set(AtOnce, "deny", (!says).to_string());
+        push("allow", index, block);
+    }
+    for (index, Rule { whom, says, .. }) in rules.link.iter().enumerate() {
+        let block = Block::new("")
+            .set(AtOnce, "node", patterns(&whom.node))
+            .set(AtOnce, "deny", (!says).to_string());
+        push("allow-link", index, block);
+    }
+    for (index, Rule { whom, says, .. }) in rules.transit.iter().enumerate() {
+        let block = Block::new("")
+            .set(AtOnce, "from", patterns(&whom.from))
+            .set(AtOnce, "to", patterns(&whom.to))
+            .set(AtOnce, "deny", (!says).to_string());
+        push("allow-transit", index, block);
+    }
+    for (index, Rule { whom, says, .. }) in rules.control.iter().enumerate() {
+        let block = Block::new("")
+            .set(AtOnce, "user", people(&whom.user))
+            .set(AtOnce, "group", people(&whom.group))
+            .set(AtOnce, "may", text(says.as_str()));
+        push("allow-control", index, block);
+    }
+    blocks
+}
+
+fn texts<'a>(list: impl Iterator<Item = &'a str>) -> String {
+    let quoted: Vec<String> = list.map(text).collect();
+    format!("[{}]", quoted.join(", "))
 }
 
 fn link_block(name: &str, index: usize, url: &str, cost: u32, allow_plaintext: bool) -> Block {
@@ -397,7 +431,7 @@ impl Loaded {
 
 impl Settings {
     /// What differs, key by key, and what it takes for each change to be in force. The
-    /// blocks of `listen`, `peer` and `allow` are compared as one list each.
+    /// blocks of `listen`, `peer` and each kind of rule are compared as one list each.
     #[must_use]
     pub fn diff(old: &Self, new: &Self) -> Vec<Change> {
         let (old, new) = (flat(old), flat(new));

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use receptor_identity::Fingerprint;
@@ -18,11 +19,11 @@ use serde_json::{Map, Value as Json};
 use super::environment::Environment;
 use super::error::Problem;
 use super::fragment::{Item, Source, Table, Value};
-use super::pattern::Pattern;
+use super::rules;
 use super::section::{Report, Section};
 use super::settings::{
-    Allow, Control, Link, Listen, Log, Peer, Plugin, Plugins, Routing, Security, Settings,
-    Shutdown, Spool, TLS_DIR, Tls, TlsFile,
+    Control, Link, Listen, Log, Peer, Plugin, Plugins, Routing, Security, Settings, Shutdown,
+    Spool, TLS_DIR, Tls, TlsFile,
 };
 use super::units;
 use super::url::{LinkUrl, MAX_UNIX_PATH};
@@ -36,9 +37,7 @@ pub const MAX_LINKS: u32 = 65_536;
 
 /// Listeners, peers and rules of each kind. A hub is *listened to* by thousands of nodes;
 /// thousands of outgoing links from one node are a mistake.
-const MAX_BLOCKS: usize = 1000;
-/// Patterns in one list of a rule.
-const MAX_PATTERNS: usize = 1000;
+pub(super) const MAX_BLOCKS: usize = 1000;
 /// Configured plugin directories; each is watched and searched.
 const MAX_PLUGIN_DIRS: usize = 32;
 /// Bytes of JSON of one plugin's table: half of the hello that carries it.
@@ -95,7 +94,7 @@ pub(super) fn read(table: Table, env: &Environment, report: &mut Report) -> Sett
         control: read_control(&mut root, env, r),
         capabilities: read_capabilities(&mut root, r),
         plugins: read_plugins(&mut root, r),
-        allow: read_allow(&mut root, r),
+        rules: Arc::new(rules::read(&mut root, r)),
         spool: read_spool(&mut root, r),
         log: read_log(&mut root, r),
         shutdown: read_shutdown(&mut root, r),
@@ -619,49 +618,6 @@ fn json(value: &Value) -> Option<Json> {
             Json::Object(table.iter().map(pair).collect::<Option<_>>()?)
         }
     })
-}
-
-fn read_allow(root: &mut Section, r: &mut Report) -> Option<Vec<Allow>> {
-    let blocks = root.blocks(r, "allow", MAX_BLOCKS);
-    if blocks.is_empty() && r.origins.contains_key("allow") {
-        r.refuse("allow", "is empty: leave it out to allow every node everything, or write [[allow]] with from = [] and directive = [] to allow nobody anything");
-    }
-    let mut rules = Vec::new();
-    for mut block in blocks {
-        let mut patterns = |key, example: &str, directive: bool| {
-            let parse = |text: &str| pattern(text, directive);
-            let list = block.texts(r, key, MAX_PATTERNS, parse);
-            if list.is_none()
-                && !r
-                    .problems
-                    .iter()
-                    .any(|problem| problem.key == block.key(key))
-            {
-                let message = format!("is missing: expected {key} = [\"{example}\"] or the like");
-                r.problems.push(Problem::new(
-                    block.source().clone(),
-                    block.key(key),
-                    message,
-                ));
-            }
-            list
-        };
-        let from = patterns("from", "controller*", false);
-        let directive = patterns("directive", "runner:*", true);
-        block.finish(r);
-        if let (Some(from), Some(directive)) = (from, directive) {
-            rules.push(Allow { from, directive });
-        }
-    }
-    (!rules.is_empty()).then_some(rules)
-}
-
-fn pattern(text: &str, directive: bool) -> Result<Pattern, String> {
-    // Without a colon it could never match, which is not what its author meant.
-    if directive && text != "*" && text.matches(':').count() != 1 {
-        return Err("expected plugin:action, such as \"runner:*\", or \"*\"".to_owned());
-    }
-    text.parse()
 }
 
 fn read_spool(root: &mut Section, r: &mut Report) -> Spool {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::error::{Problem, did_you_mean};
 use super::fragment::{Item, Source, Table, Value};
 use super::units;
+use crate::policy::KINDS;
 
 const EXPECTED_TEXT: &str = "expected text in quotes";
 
@@ -403,7 +404,13 @@ impl Section {
 
     fn inner(&self, report: &mut Report, name: String, item: Item) -> Option<Self> {
         let Value::Table(table) = item.value else {
-            let message = format!("{}: expected a table, [{name}]", item.value.quoted());
+            let rules = format!("allow-{name}");
+            let hint = if KINDS.contains(&rules.as_str()) {
+                format!("; rules are [[{rules}]] blocks")
+            } else {
+                String::new()
+            };
+            let message = format!("{}: expected a table, [{name}]{hint}", item.value.quoted());
             report
                 .problems
                 .push(Problem::new(item.source, name, message));

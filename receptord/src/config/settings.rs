@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use receptor_identity::Fingerprint;
@@ -15,10 +16,10 @@ use serde_json::{Map, Value as Json};
 use super::environment::Environment;
 use super::fragment::Table;
 use super::level::LogLevel;
-use super::pattern::Pattern;
 use super::read::read;
 use super::section::Report;
 use super::url::LinkUrl;
+use crate::policy::Rules;
 
 /// Where plugins are looked for after the configured directories, in this order. The last
 /// one is set at build for distributions that use libexec.
@@ -65,9 +66,8 @@ pub struct Settings {
     pub capabilities: BTreeMap<String, String>,
     /// Plugins and the work they do.
     pub plugins: Plugins,
-    /// Who may use what here; `None` when there is no rule: every authenticated node may
-    /// use everything.
-    pub allow: Option<Vec<Allow>>,
+    /// Who may do what here.
+    pub rules: Arc<Rules>,
     /// The store of messages.
     pub spool: Spool,
     /// Logging.
@@ -223,29 +223,6 @@ pub struct Plugin {
     pub config: Map<String, Json>,
 }
 
-/// A rule: these nodes may use these directives here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Allow {
-    /// Senders, by node id.
-    pub from: Vec<Pattern>,
-    /// Directives, `plugin:action`.
-    pub directive: Vec<Pattern>,
-}
-
-impl Allow {
-    /// Whether this rule lets `sender` use `directive`.
-    #[must_use]
-    pub fn permits(&self, sender: &NodeId, directive: &str) -> bool {
-        self.from
-            .iter()
-            .any(|pattern| pattern.matches(sender.as_str()))
-            && self
-                .directive
-                .iter()
-                .any(|pattern| pattern.matches(directive))
-    }
-}
-
 /// The store of messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spool {
@@ -330,35 +307,5 @@ impl Settings {
             },
             ..self
         }
-    }
-
-    /// Whether a node may use a directive here.
-    #[must_use]
-    pub fn permits(&self, sender: &NodeId, directive: &str) -> bool {
-        self.allow
-            .as_ref()
-            .is_none_or(|rules| rules.iter().any(|rule| rule.permits(sender, directive)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rules_permit_what_one_of_them_names() {
-        let mut settings = Settings::builtin();
-        let controller: NodeId = "controller-1".parse().unwrap();
-        let other: NodeId = "edge".parse().unwrap();
-        assert!(settings.permits(&other, "runner:execute"));
-        settings.allow = Some(vec![Allow {
-            from: vec!["controller*".parse().unwrap()],
-            directive: vec!["runner:*".parse().unwrap()],
-        }]);
-        assert!(settings.permits(&controller, "runner:execute"));
-        assert!(!settings.permits(&controller, "shell:run"));
-        assert!(!settings.permits(&other, "runner:execute"));
-        settings.allow = Some(Vec::new());
-        assert!(!settings.permits(&controller, "runner:execute"));
     }
 }

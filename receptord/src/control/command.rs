@@ -5,14 +5,15 @@
 
 use receptor_proto::control::{
     CancelCommand, DeadLetterCommand, Envelope, LogLevelCommand, PingCommand, PluginRestartCommand,
-    ReleaseCommand, SpoolCommand, SpoolDropCommand, StatusCommand, TAG_MAX, TracerouteCommand,
-    WorksCommand,
+    PolicyCommand, ReleaseCommand, SpoolCommand, SpoolDropCommand, StatusCommand, TAG_MAX,
+    TracerouteCommand, WorksCommand,
 };
 use receptor_proto::{ErrorBody, ErrorCode, IdPrefix};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::outlet::Tag;
+use crate::policy::Right;
 
 /// A command as it stands in its line.
 pub(super) struct Command<'a> {
@@ -41,6 +42,7 @@ pub(super) enum Request {
     Plugins,
     PluginRestart(PluginRestartCommand),
     LogLevel(LogLevelCommand),
+    Policy(PolicyCommand),
     Cancel(IdPrefix),
     Release(IdPrefix),
     Works(Option<IdPrefix>),
@@ -49,6 +51,35 @@ pub(super) enum Request {
     DeadLetters,
     DeadLetterRetry(DeadLetterCommand),
     DeadLetterDrop(IdPrefix),
+}
+
+impl Request {
+    /// What a client needs for it.
+    pub(super) fn needs(&self) -> Right {
+        match self {
+            Self::Ping(_)
+            | Self::Traceroute(_)
+            | Self::Status(_)
+            | Self::Nodes
+            | Self::Routes
+            | Self::Links
+            | Self::Capabilities
+            | Self::Plugins
+            | Self::LogLevel(LogLevelCommand { level: None })
+            | Self::Policy(_)
+            | Self::Works(_)
+            | Self::Spool(_)
+            | Self::DeadLetters => Right::Look,
+            // Of what others have sent; of its own, see `rights`.
+            Self::Cancel(_) | Self::Release(_) => Right::Administer,
+            Self::Reload
+            | Self::PluginRestart(_)
+            | Self::LogLevel(LogLevelCommand { level: Some(_) })
+            | Self::SpoolDrop(_)
+            | Self::DeadLetterRetry(_)
+            | Self::DeadLetterDrop(_) => Right::Administer,
+        }
+    }
 }
 
 /// The commands that Go Receptor knows: their errors are `ERROR:` lines.
@@ -64,6 +95,7 @@ pub(super) fn is_go(name: &str) -> bool {
             | "plugins"
             | "plugin-restart"
             | "log-level"
+            | "policy"
             | "cancel"
             | "release"
             | "works"
@@ -175,6 +207,10 @@ pub(super) fn request(name: &str, form: Form<'_>) -> Result<Request, ErrorBody> 
                 },
                 _ => return Err(invalid("log-level takes one level")),
             },
+        }),
+        "policy" => Request::Policy(match form {
+            Form::Json(line) => from_json(line)?,
+            Form::Words(_) => return Err(invalid("policy needs JSON")),
         }),
         "cancel" => Request::Cancel(match form {
             Form::Json(line) => from_json::<CancelCommand>(line)?.id,

@@ -13,14 +13,17 @@
 mod client;
 mod command;
 mod echo;
+pub(crate) mod fuzz;
 mod outlet;
 mod quiet;
 mod results;
+mod rights;
 mod send;
 mod session;
 mod socket;
 mod views;
 
+pub(crate) use self::rights::Rights;
 pub(crate) use self::send::new_id;
 
 use std::cell::{Cell, RefCell};
@@ -39,11 +42,14 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
+use self::rights::Visitor;
 use crate::config::{CONTROL_GROUP, Control, Settings};
 use crate::engine::{EngineGone, EngineHandle};
 use crate::keyring::Keyring;
 use crate::link::Links;
 use crate::log::LogHandle;
+use crate::policy::Person;
+use crate::raw;
 use crate::results::Keeper;
 use crate::spooler::Store;
 use crate::task;
@@ -91,6 +97,8 @@ pub(crate) struct Context {
     pub(crate) clients: Cell<u32>,
     /// What was set with `log-level`, when it was.
     pub(crate) level: RefCell<Option<String>>,
+    /// What is remembered of clients' rights.
+    pub(crate) rights: Rights,
 }
 
 impl Context {
@@ -357,12 +365,18 @@ impl Server {
             return;
         }
         tracing::debug!(uid, gid, pid, "client");
+        let mut gids = raw::peer_groups(&stream).unwrap_or_else(|error| {
+            tracing::debug!(uid, pid, %error, "a client's groups are not known, but the first");
+            Vec::new()
+        });
+        gids.push(gid);
+        let visitor = Visitor::new(Person { uid, gids }, pid);
         let place = Place::take(&self.context, &self.by_user, uid);
         let span = tracing::info_span!("client", uid, pid);
         let context = Rc::clone(&self.context);
         let run = async move {
             let _place = place;
-            session::run(stream, context).await;
+            session::run(stream, visitor, context).await;
         };
         task::spawn("control-client", run.instrument(span));
     }

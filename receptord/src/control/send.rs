@@ -40,10 +40,15 @@ pub(super) async fn prepare(
             return Err(error.into());
         }
     };
-    // What there is no room for is refused before its first byte.
+    // What cannot be taken is refused before its first byte.
     if let Some(size) = command.size.filter(|size| *size > SEGMENT_MAX as u64) {
-        let store = &session.context.store;
-        if let Err(error) = store.room_for(checked.recipient.clone(), size).await {
+        let room = if command.volatile {
+            Err(too_large_for_volatile())
+        } else {
+            let store = &session.context.store;
+            store.room_for(checked.recipient.clone(), size).await
+        };
+        if let Err(error) = room {
             return Err(refuse_rest(session, Some(size), error).await);
         }
     }

@@ -24,9 +24,11 @@ use super::client::{ClientInput, LineError};
 use super::command::{Command, Form, Request, from_json, id_word, invalid, is_go, parse, request};
 use super::outlet::{Ended, Outlet, Running, Sending, Tag, error_line, tagged};
 use super::quiet::{Gathering, Kind, gathers};
+use super::rights::Visitor;
 use super::socket::Socket;
 use super::{Context, echo, results, send, views};
 use crate::engine::{EngineGone, Input, Query, Quiet};
+use crate::policy::{Right, explain};
 use crate::task;
 
 /// Tagged commands other than sends that one client may have running at once.
@@ -43,7 +45,7 @@ const HANG_UP_CHECK: Duration = Duration::from_secs(10);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Serves one client until it is gone.
-pub(super) async fn run(stream: UnixStream, context: Rc<Context>) {
+pub(super) async fn run(stream: UnixStream, visitor: Visitor, context: Rc<Context>) {
     let stream = match Socket::new(stream) {
         Ok(stream) => Rc::new(stream),
         Err(error) => {
@@ -58,6 +60,7 @@ pub(super) async fn run(stream: UnixStream, context: Rc<Context>) {
         input: ClientInput::new(Rc::clone(&stream)),
         submits: Vec::new(),
         gathering: Gathering::default(),
+        visitor,
     };
     outlet.line(greeting(&context.node).into_bytes()).await;
     let mut write = std::pin::pin!(outlet.write(&stream, &context.store, &context.engine));
@@ -140,6 +143,7 @@ pub(super) struct Session {
     pub(super) input: ClientInput,
     pub(super) submits: Vec<crate::engine::Submit>,
     gathering: Gathering,
+    visitor: Visitor,
 }
 
 /// How a command failed.
@@ -169,7 +173,7 @@ impl Session {
     async fn commands(&mut self) -> Result<End, EngineGone> {
         loop {
             let known = self.gathering.repeats(self.input.ahead());
-            if known > 0 {
+            if known > 0 && self.visitor.right(&self.context) >= Right::Send {
                 self.input.skip(known);
             }
             let line = match self.input.ready_line() {
@@ -265,7 +269,9 @@ impl Session {
             return self.results(command).await;
         }
         let Command { name, tag, form } = command;
-        let request = request(&name, form)?;
+        let mut request = request(&name, form)?;
+        self.visitor
+            .check_request(&self.context, &name, &mut request)?;
         let (context, outlet) = (Rc::clone(&self.context), Rc::clone(&self.outlet));
         let go = is_go(&name);
         if tag.is_none() {
@@ -299,7 +305,9 @@ impl Session {
         if !command.quiet {
             self.part().await?;
         }
-        let refusal = if self.context.draining.get() {
+        let refusal = if let Err(denied) = self.visitor.check(&self.context, "send", Right::Send) {
+            Some(denied)
+        } else if self.context.draining.get() {
             let text = "this node is about to stop and takes no message any more";
             Some(ErrorBody::new(ErrorCode::Draining, text))
         } else if !command.quiet && self.outlet.in_flight() >= SENDS_MAX {
@@ -318,6 +326,7 @@ impl Session {
         let detach = command.detach;
         let submit = send::prepare(self, command).await?;
         let work = submit.submission.id;
+        self.visitor.sends(&self.context, work);
         let keyed = submit.digest.is_some();
         if keyed && self.outlet.is_sending(work) {
             let text = "a message with this key is under way on this connection";
@@ -425,6 +434,7 @@ impl Session {
                 follow: true,
             },
         };
+        self.visitor.check(&self.context, "results", Right::Send)?;
         let running = match &tag {
             Some(_) => Some(self.may_run()?),
             None => None,
@@ -510,6 +520,11 @@ async fn answer(
             let level = context.log_level(command.level.as_deref())?;
             tagged(tag, &LogLevelReply { level })
         }
+        Request::Policy(question) => {
+            let own = nix::unistd::geteuid().as_raw();
+            let rules = &context.settings.borrow().rules;
+            tagged(tag, &explain(rules, Some(&context.node), own, &question)?)
+        }
         Request::Cancel(work) => {
             let reason = CancelReason::User;
             let cancel = |reply| Input::Cancel {
@@ -564,6 +579,10 @@ fn only(reply: &impl Serialize, fields: &[String]) -> serde_json::Value {
 
 fn failure_line(tag: Option<&RawValue>, go: bool, error: ErrorBody) -> Vec<u8> {
     if go && tag.is_none() {
+        if error.code == ErrorCode::PermissionDenied {
+            // The one that programs have to tell from others.
+            return go_error(&format!("{}: {}", error.code, error.message));
+        }
         go_error(&error.message)
     } else {
         error_line(tag, error)

@@ -5,10 +5,12 @@
 
 use std::time::{Duration, Instant};
 
-use receptor_mesh::{Event, LinkId};
+use receptor_mesh::{Denied, Event, LinkId};
 use receptor_proto::{ErrorCode, NodeId};
 
 use crate::log::id;
+use crate::policy::Rules;
+use crate::policy::log::Denials;
 
 /// Log lines about peers' mistakes in one [`WINDOW`].
 const MISTAKES_MAX: u32 = 10;
@@ -30,6 +32,7 @@ pub(super) struct EventLog {
     window: Instant,
     mistakes: u32,
     twins: Vec<Twin>,
+    denials: Denials,
 }
 
 /// A node id that two running nodes have.
@@ -48,12 +51,18 @@ impl Default for EventLog {
             window: Instant::now(),
             mistakes: 0,
             twins: Vec::new(),
+            denials: Denials::default(),
         }
     }
 }
 
 impl EventLog {
-    pub(super) fn tell<'a>(&mut self, event: &Event, address: impl Fn(LinkId) -> &'a str) {
+    pub(super) fn tell<'a>(
+        &mut self,
+        event: &Event,
+        address: impl Fn(LinkId) -> &'a str,
+        rules: &Rules,
+    ) {
         match event {
             Event::NeighborUp {
                 link,
@@ -80,6 +89,11 @@ impl EventLog {
                 reason,
                 by_peer,
             } => {
+                if let (ErrorCode::PermissionDenied, Some(node), false) =
+                    (&reason.code, node, by_peer)
+                {
+                    return self.link_denied(node, address(*link), rules);
+                }
                 if !self.may_tell() {
                     return;
                 }
@@ -116,6 +130,7 @@ impl EventLog {
                 let code = &reason.code;
                 tracing::warn!(%work, %code, "a message that was given up is not kept: {}", reason.message);
             }
+            Event::Denied(denied) => self.denied(denied, rules),
             Event::PeerMistake { link, reason } => {
                 if !self.may_tell() {
                     return;
@@ -124,6 +139,34 @@ impl EventLog {
                 let code = &reason.code;
                 tracing::warn!(link = link.0, address, %code, "the peer made a mistake: {}", reason.message);
             }
+        }
+    }
+
+    /// A node is not let to what it asks for.
+    pub(super) fn denied(&mut self, denied: &Denied, rules: &Rules) {
+        match denied {
+            Denied::Work { sender, directive } => {
+                let what = format!("work {sender} {directive}");
+                if let Some(more) = self.denials.note(what, Instant::now()) {
+                    let because = rules.may_use(sender.as_str(), directive.as_str()).because;
+                    tracing::warn!(message_id = id::DENIED, %sender, %directive, more, "message refused: {because}");
+                }
+            }
+            Denied::Transit { from, to } => {
+                let what = format!("transit {from} {to}");
+                if let Some(more) = self.denials.note(what, Instant::now()) {
+                    let because = rules.may_pass(from.as_str(), to.as_str()).because;
+                    tracing::warn!(message_id = id::DENIED, %from, %to, more, "packet not forwarded: {because}");
+                }
+            }
+        }
+    }
+
+    fn link_denied(&mut self, node: &NodeId, address: &str, rules: &Rules) {
+        let what = format!("link {node}");
+        if let Some(more) = self.denials.note(what, Instant::now()) {
+            let because = rules.may_link(node.as_str()).because;
+            tracing::warn!(message_id = id::LINK_REFUSED, %node, address, more, "link refused: {because}");
         }
     }
 

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use receptor_mesh::{
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::mailbox::Mailbox;
 use super::quiet::Quiet;
 use crate::link::Outbox;
+use crate::policy::Rules;
 use crate::task;
 
 /// Inputs that may wait for the engine. A reader that finds no room waits, and with it its
@@ -89,6 +91,8 @@ pub(crate) enum Input {
     OtherKeys,
     /// This node's metadata changed.
     SetMetadata(BTreeMap<String, String>),
+    /// Who may do what here, from now on.
+    SetRules(Arc<Rules>),
     /// Messages of one client, in order.
     Submit(Vec<Submit>),
     /// A client wants a work ended.

@@ -23,6 +23,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use receptor_mesh::{
@@ -158,6 +159,8 @@ impl Engine {
             None => Mesh::new(config, now, records),
             Some(membership) => Mesh::secured(config, now, records, Box::new(membership)),
         };
+        let rules = Arc::clone(&settings.borrow().rules);
+        mesh.set_policy(now, rules);
         for (record, written) in recovered.unfinished() {
             if let Record::Incoming {
                 entry,
@@ -420,6 +423,7 @@ impl Engine {
             }
             Input::SetMetadata(metadata) => self.mesh.set_metadata(self.now, metadata),
             Input::OtherKeys => self.mesh.recheck_security(self.now),
+            Input::SetRules(rules) => self.mesh.set_policy(self.now, rules),
             Input::Submit(submits) => {
                 for submit in submits {
                     self.submit(submit);
@@ -605,7 +609,8 @@ impl Engine {
                         .get(&link)
                         .map_or("", |entry| entry.address.as_str())
                 };
-                self.events.tell(&event, address);
+                let rules = &self.settings.borrow().rules;
+                self.events.tell(&event, address, rules);
                 // So rare that a sync in between is no matter.
                 if let Event::Behind { start, .. } = event
                     && let Err(error) =

@@ -11,9 +11,10 @@
 //! is taken apart here, a part whenever there is a place for one.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use receptor_mesh::{EntryId, Payload, WorkRoom};
+use receptor_mesh::{Denied, EntryId, Payload, WorkRoom, use_denied};
 use receptor_proto::bundle::Bundle;
 use receptor_proto::lsa::Capability;
 use receptor_proto::packet::{self, Content, Eof, SEGMENT_MAX};
@@ -24,7 +25,12 @@ use tokio::sync::mpsc;
 use super::Engine;
 use crate::by_id::ById;
 use crate::control::new_id;
-use crate::worker::{Admission, Command, Job, JobPayload, Report, ReportPayload, WINDOW_RESULTS};
+use crate::worker::{
+    Admission, Admitted, Command, Job, JobPayload, Report, ReportPayload, WINDOW_RESULTS,
+};
+
+/// A place for a bundle: it is volatile, and never run again.
+const BUNDLE: Admitted = Admitted { idempotent: false };
 
 /// The plugin host, as the engine reaches it.
 #[derive(Debug)]
@@ -185,7 +191,7 @@ impl Works {
 
     /// Gives as many works of a plugin to the host as it takes. Those that got a place at once are
     /// returned.
-    fn admit(&mut self, plugin: &str) -> Vec<MessageId> {
+    fn admit(&mut self, plugin: &str) -> Vec<(MessageId, Admitted)> {
         let mut started = Vec::new();
         while let Some(queue) = self.queues.get_mut(plugin)
             && let Some(job) = queue.held.front()
@@ -195,28 +201,27 @@ impl Works {
                 let Some(first) = self.admit_part(plugin) else {
                     break;
                 };
-                started.extend(first);
+                started.extend(first.map(|bundle| (bundle, BUNDLE)));
                 continue;
             }
             let admitted = try_admit(&self.admission, job);
             let waits = is_bundle && self.admission.bundles_wait(plugin);
-            if !admitted && (waits || queue.at_host >= self.admission.may_wait(plugin)) {
+            if admitted.is_none() && (waits || queue.at_host >= self.admission.may_wait(plugin)) {
                 break;
             }
             let Some(mut job) = queue.held.pop_front() else {
                 break;
             };
-            job.admitted = admitted;
+            job.admitted = admitted.is_some();
             if let Some(work) = self.table.get_mut(&job.work) {
                 work.run = self.gone + self.pending.len() as u64;
-                if !admitted {
+                if admitted.is_none() {
                     work.queued_for = Some(plugin.to_owned());
                 }
             }
-            if admitted {
-                started.push(job.work);
-            } else {
-                queue.at_host += 1;
+            match admitted {
+                Some(admitted) => started.push((job.work, admitted)),
+                None => queue.at_host += 1,
             }
             self.pending.push_back(Command::Run(job));
         }
@@ -397,12 +402,13 @@ impl Engine {
             ..
         } = &*job;
         let work = *work;
-        let permitted = self.settings.borrow().permits(sender, directive.as_str());
-        if !permitted {
-            let node = self.mesh.config().node.clone();
-            tracing::warn!(%work, %sender, %directive, "work refused: no [[allow]] rule permits it");
-            let text = format!("{node} does not permit {directive} to {sender}");
-            let error = ErrorBody::new(ErrorCode::PermissionDenied, text);
+        // The core asks of what arrives. What an earlier start took may not be permitted any more.
+        let rules = Arc::clone(&self.settings.borrow().rules);
+        if !rules.may_use(sender.as_str(), directive.as_str()).says {
+            let (sender, directive) = (sender.clone(), directive.clone());
+            let error = use_denied(&self.mesh.config().node, &sender, &directive);
+            self.events
+                .denied(&Denied::Work { sender, directive }, &rules);
             return self.end_work(work, error);
         }
         tracing::debug!(%work, %sender, %directive, attempt, "work");
@@ -419,11 +425,11 @@ impl Engine {
         let queues = &self.works.queues;
         if (queues.is_empty() || !queues.contains_key(plugin))
             && !(is_bundle && self.works.admission.is_one_each(plugin))
-            && try_admit(&self.works.admission, &job)
+            && let Some(Admitted { idempotent }) = try_admit(&self.works.admission, &job)
         {
             job.admitted = true;
             self.works.command(Command::Run(job));
-            self.mesh.work_started(self.now, work);
+            self.mesh.work_started(self.now, work, idempotent);
             return;
         }
         let plugin = plugin.to_owned();
@@ -434,8 +440,8 @@ impl Engine {
 
     /// Lets the host have what it has a place for.
     fn admit(&mut self, plugin: &str) {
-        for work in self.works.admit(plugin) {
-            self.mesh.work_started(self.now, work);
+        for (work, Admitted { idempotent }) in self.works.admit(plugin) {
+            self.mesh.work_started(self.now, work, idempotent);
         }
     }
 
@@ -514,11 +520,11 @@ impl Engine {
 
     pub(super) fn report(&mut self, report: Report) {
         match report {
-            Report::Started { work, .. } => {
+            Report::Started { work, idempotent } => {
                 if self.works.bundle_of(work).is_some() {
                     self.works.start(work);
                 } else {
-                    self.mesh.work_started(self.now, work);
+                    self.mesh.work_started(self.now, work, idempotent);
                 }
                 if let Some(plugin) = self.works.left_queue(work) {
                     self.admit(&plugin);
@@ -783,13 +789,15 @@ impl Engine {
 
 /// Takes a place for a work if there is one. One that was cut short goes to the host without,
 /// unless it is known that it may be run again: the host can find out.
-fn try_admit(admission: &Admission, job: &Job) -> bool {
+fn try_admit(admission: &Admission, job: &Job) -> Option<Admitted> {
     let directive = &job.directive;
     if job.content == Content::Bundle {
-        return admission.try_admit_bundle(directive);
+        return admission.try_admit_bundle(directive).then_some(BUNDLE);
     }
-    (job.attempt == 1 || admission.is_idempotent(directive) == Some(true))
-        && admission.try_admit(directive).is_some()
+    if job.attempt > 1 && admission.is_idempotent(directive) != Some(true) {
+        return None;
+    }
+    admission.try_admit(directive)
 }
 
 /// Removes the file of a report that nobody waits for.

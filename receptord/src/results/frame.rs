@@ -202,8 +202,8 @@ pub(super) fn scan<F: Read + Seek>(mut file: BufReader<F>, check_from: u64) -> i
     while summary.end.is_none()
         && let Some((frame, length)) = line::<Frame>(&mut file)?
     {
-        let length = length + frame.follows();
-        if frame.serial != summary.last + 1 || summary.length + length > size {
+        let length = length.saturating_add(frame.follows());
+        if frame.serial != summary.last + 1 || summary.length.saturating_add(length) > size {
             break;
         }
         if frame.serial < check_from {
@@ -256,7 +256,7 @@ pub(super) fn next(file: &mut impl BufRead) -> io::Result<Option<(Read1, u64)>> 
     let Some((frame, length)) = line::<Frame>(file)? else {
         return Ok(None);
     };
-    let length = length + frame.follows();
+    let length = length.saturating_add(frame.follows());
     let bytes = payload(file, &frame)?;
     Ok(bytes.map(|bytes| (Read1 { frame, bytes }, length)))
 }
@@ -345,6 +345,24 @@ mod tests {
             }
         }
         assert!(read(&bytes[..ends[0] - 1], 1).is_err());
+    }
+
+    #[test]
+    fn a_size_that_no_file_has_is_damage() {
+        let (bytes, ends) = file();
+        let sizes = [u64::MAX, u64::MAX - 100, 1 << 63];
+        for size in sizes.map(|size| format!("\"size\":{size},")) {
+            let mut damaged = bytes[..ends[1]].to_vec();
+            let line =
+                String::from_utf8_lossy(&bytes[ends[1]..ends[2]]).replace("\"size\":19,", &size);
+            assert!(line.contains(&size), "{line}");
+            damaged.extend_from_slice(line.as_bytes());
+            for check_from in [1, u64::MAX] {
+                let summary = read(&damaged, check_from).unwrap();
+                assert_eq!((summary.last, summary.length), (1, ends[1] as u64));
+            }
+            assert!(next(&mut &damaged[ends[1]..]).unwrap().is_none());
+        }
     }
 
     #[test]

@@ -123,7 +123,9 @@ impl DeadLetters {
                 fs::remove_file(&path)?;
             }
         }
-        let bytes = letters.values().map(|letter| letter.size).sum();
+        let sizes = letters.values().map(|letter| letter.size);
+        // What a file says of itself can be anything.
+        let bytes = sizes.fold(0, u64::saturating_add);
         Ok(Self {
             disk: Disk::new(dir),
             bytes: Rc::new(Cell::new(bytes)),
@@ -174,7 +176,7 @@ impl DeadLetters {
         self.take_out(letter.id);
         let result = match result {
             Ok(()) => {
-                self.bytes.set(self.bytes.get() + letter.size);
+                self.bytes.set(self.bytes.get().saturating_add(letter.size));
                 self.letters.borrow_mut().insert(letter.id, letter);
                 self.bound();
                 Ok(())

@@ -19,6 +19,7 @@
 mod disk;
 mod ending;
 mod frame;
+pub(crate) mod fuzz;
 mod history;
 mod letters;
 mod reader;
@@ -284,6 +285,11 @@ impl Keeper {
             work.told = work.told.min(response.serial - 1);
             return;
         };
+        if work.last == 0 && response.serial > 1 && !work.has_file {
+            // Those before it were let go before a restart, which knows no more than that. Without them
+            // the others are of use to nobody.
+            work.dropped = true;
+        }
         work.last = serial;
         if !work.is_let_go() {
             let mut response = response.clone();

@@ -40,8 +40,25 @@ enum Found {
     Whole { length: u64, bytes: u64 },
     /// What could be read of it.
     Read(Box<Summary>),
-    /// A write that was never reported, or a file that was set aside.
+    /// Its first line is damaged.
+    Headless,
+    /// A write that was never reported.
     Nothing,
+}
+
+impl Found {
+    /// Sets aside what a disk has damaged. Only of a file that was not written to since it was opened:
+    /// what is read of one that is being written looks damaged too.
+    fn set_damaged_aside(&self, dir: &Path, id: MessageId) -> io::Result<()> {
+        match self {
+            // What is whole is used, and written on behind it.
+            Self::Read(summary) if summary.is_damaged => {
+                set_aside(dir, id, |from, to| fs::copy(from, to).map(|_| ()))
+            }
+            Self::Headless => set_aside(dir, id, |from, to| fs::rename(from, to)),
+            Self::Whole { .. } | Self::Read(_) | Self::Nothing => Ok(()),
+        }
+    }
 }
 
 /// A file to look at.
@@ -74,18 +91,14 @@ impl Look {
                 };
                 let file = BufReader::new(File::open(&path)?);
                 match frame::scan(file, check_from) {
-                    Ok(summary) => {
-                        if summary.is_damaged {
-                            // What is whole is used, and written on behind it.
-                            set_aside(dir, self.id, |from, to| fs::copy(from, to).map(|_| ()))?;
-                        }
-                        Ok(Found::Read(Box::new(summary)))
-                    }
+                    Ok(summary) => Ok(Found::Read(Box::new(summary))),
                     Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                        if frame::has_line(&mut BufReader::new(File::open(&path)?))? {
-                            set_aside(dir, self.id, |from, to| fs::rename(from, to))?;
-                        }
-                        Ok(Found::Nothing)
+                        let is_whole = frame::has_line(&mut BufReader::new(File::open(&path)?))?;
+                        Ok(if is_whole {
+                            Found::Headless
+                        } else {
+                            Found::Nothing
+                        })
                     }
                     Err(error) => Err(error),
                 }
@@ -304,6 +317,10 @@ impl Keeper {
             return;
         }
         work.unread = None;
+        let found = found.and_then(|found| {
+            found.set_damaged_aside(self.0.disk.dir(), id)?;
+            Ok(found)
+        });
         match found {
             Ok(Found::Whole { length, bytes }) => {
                 (work.length, work.bytes) = (length, bytes);
@@ -326,7 +343,7 @@ impl Keeper {
                 }
                 tracing::trace!(work = %id, length, "kept responses were looked at");
             }
-            Ok(Found::Nothing) => {
+            Ok(Found::Headless | Found::Nothing) => {
                 self.unlink(table, id);
                 if matches!(look.how, Unread::Orphan) {
                     table.forget(id);
@@ -451,7 +468,10 @@ mod tests {
             how,
             apart: Vec::new(),
         };
-        look.look(dir, 1).unwrap()
+        let found = look.look(dir, 1).unwrap();
+        assert_eq!(set_aside(dir), None, "somebody may be writing to it");
+        found.set_damaged_aside(dir, ID).unwrap();
+        found
     }
 
     fn set_aside(dir: &Path) -> Option<Vec<u8>> {
@@ -464,7 +484,7 @@ mod tests {
         let (mut bytes, _) = file();
         bytes[3] ^= 0x80;
         let found = look(dir.path(), &bytes, Unread::Open);
-        assert!(matches!(found, Found::Nothing));
+        assert!(matches!(found, Found::Headless));
         assert_eq!(set_aside(dir.path()), Some(bytes));
     }
 
@@ -481,6 +501,7 @@ mod tests {
             };
             assert_eq!((summary.last, summary.length), (1, ends[1] as u64));
             assert_eq!(set_aside(dir.path()), Some(bytes));
+            fs::remove_dir_all(dir.path().join(CORRUPT)).unwrap();
         }
     }
 

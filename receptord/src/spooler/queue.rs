@@ -115,7 +115,8 @@ impl Trouble {
 
     /// The same, unless it is known of this entry that it is damaged. False: it is.
     pub(super) fn add_once(&mut self, damage: SpoolDamage) -> bool {
-        let is_new = self.parts.iter().all(|part| part.entry != damage.entry);
+        let same = |part: &SpoolDamage| part.entry.is_some() && part.entry == damage.entry;
+        let is_new = !self.parts.iter().any(same);
         if is_new {
             self.add(damage);
         }

@@ -164,7 +164,7 @@ async fn exited(process: &mut Process) {
     }
 }
 
-fn read(line: &[u8], plugin: &Executable) -> Result<PluginHello, String> {
+pub(super) fn read(line: &[u8], plugin: &Executable) -> Result<PluginHello, String> {
     let hello = match PluginMessage::decode(line) {
         Ok(PluginMessage::Hello(hello)) => hello,
         Ok(_) => {

@@ -145,7 +145,7 @@ impl Instruction {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, String> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, String> {
         let mut instruction = Self::default();
         for field in bytes.split(|byte| *byte == 0).filter(|f| !f.is_empty()) {
             let (key, value) = split(field).ok_or("a field without a value")?;

@@ -29,9 +29,10 @@ use tokio::task::spawn_blocking;
 use super::api::JobPayload;
 use super::outcome::error;
 
-/// Largest payload of arbitrary bytes that goes into a line, in base64, in bytes. Above it a file is
-/// cheaper for both sides.
-const MAX_BASE64: u64 = 16 * 1024;
+/// Largest payload of arbitrary bytes that goes into a line, in base64, in bytes: what comes in one
+/// piece. A file is cheaper for both sides only above it, because it has to be made and removed
+/// (on ext4 the slower the more files were removed in the last seconds).
+const MAX_BASE64: u64 = receptor_proto::packet::SEGMENT_MAX as u64;
 /// Room that the rest of an `execute` line may take, in bytes.
 const LINE_ROOM: usize = 8 * 1024;
 /// Bytes read at once when a file is checked or copied.

@@ -27,6 +27,7 @@ mod config;
 mod describe;
 mod discover;
 pub mod exec;
+pub(crate) mod fuzz;
 mod host;
 mod job;
 mod job_dir;

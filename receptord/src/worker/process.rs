@@ -14,7 +14,7 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf as _, BytesMut};
+use bytes::BytesMut;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::unix::pipe;
@@ -36,6 +36,8 @@ const SMALL_READ: usize = 8 * 1024;
 const LARGE_READ: usize = 64 * 1024;
 /// Unsent bytes beyond which a plugin is not told anything small any more.
 const UNSENT_MAX: usize = 256 * 1024;
+/// Bytes of the buffer for unsent lines that stay allocated once all are written.
+const UNSENT_KEPT: usize = 256 * 1024;
 /// A parked helper that nobody needed for this long is let go: an idle node holds no process.
 const PARKED: Duration = Duration::from_secs(60);
 /// Starts that may wait for the starting thread; whoever wants one more waits for it.
@@ -112,7 +114,8 @@ impl Spawner {
             dir: instruction.dir.clone(),
             child: raw.child,
             stdin: Some(raw.stdin),
-            unsent: BytesMut::new(),
+            outgoing: Vec::new(),
+            sent: 0,
             close_when_sent: false,
             tell_sent: None,
             stdout: Some(raw.stdout),
@@ -265,7 +268,9 @@ pub(super) struct Process {
     dir: PathBuf,
     child: Child,
     stdin: Option<pipe::Sender>,
-    unsent: BytesMut,
+    /// Whole lines, of which the pipe has taken the first `sent` bytes.
+    outgoing: Vec<u8>,
+    sent: usize,
     close_when_sent: bool,
     tell_sent: Option<usize>,
     stdout: Option<pipe::Receiver>,
@@ -305,34 +310,39 @@ impl Process {
     /// Queues bytes for stdin and writes what the pipe takes at once. Nothing happens when the
     /// plugin has closed its end: its exit will tell.
     pub(super) fn send(&mut self, bytes: &[u8]) {
-        let Some(stdin) = &self.stdin else { return };
-        let mut bytes = bytes;
-        if self.unsent.is_empty() {
-            match stdin.try_write(bytes) {
-                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => {
-                    self.stdin = None;
-                    return;
-                }
-            }
+        self.outgoing.extend_from_slice(bytes);
+        self.flush();
+    }
+
+    /// The queue for stdin: for whole lines to be added to. [`Self::flush`] writes them.
+    pub(super) fn outgoing(&mut self) -> &mut Vec<u8> {
+        &mut self.outgoing
+    }
+
+    /// Writes what the pipe takes at once of what is queued.
+    pub(super) fn flush(&mut self) {
+        if self.has_unsent() && self.write().is_err() {
+            self.stdin = None;
         }
-        self.unsent.extend_from_slice(bytes);
+        if self.stdin.is_none() {
+            self.outgoing.clear();
+            self.sent = 0;
+        }
     }
 
     /// Whether the plugin has not taken all that was sent to it.
     pub(super) fn has_unsent(&self) -> bool {
-        !self.unsent.is_empty()
+        self.unsent() > 0
     }
 
     /// Whether the plugin has so much to read that a further message would be of no use.
     pub(super) fn is_choked(&self) -> bool {
-        self.unsent.len() > UNSENT_MAX
+        self.unsent() > UNSENT_MAX
     }
 
     /// Bytes that the pipe has not taken.
     pub(super) fn unsent(&self) -> usize {
-        self.unsent.len()
+        self.outgoing.len() - self.sent
     }
 
     /// Lets [`Self::next`] tell once when fewer bytes than this are unsent.
@@ -343,7 +353,7 @@ impl Process {
     /// Closes stdin when everything is written.
     pub(super) fn close_stdin(&mut self) {
         self.close_when_sent = true;
-        if self.unsent.is_empty() {
+        if !self.has_unsent() {
             self.stdin = None;
         }
     }
@@ -375,7 +385,7 @@ impl Process {
     /// Reads stdout only if `read`. Can be dropped at any await without a loss.
     pub(super) async fn next(&mut self, read: bool) -> Event {
         loop {
-            let writes = self.stdin.is_some() && !self.unsent.is_empty();
+            let writes = self.stdin.is_some() && self.has_unsent();
             // Not biased: a flood on one pipe must not keep the others from their turn.
             tokio::select! {
                 count = read_some(&mut self.stdout, self.lines.buffer(), &self.read), if read => {
@@ -386,11 +396,11 @@ impl Process {
                     return Event::Output;
                 }
                 ready = writable(self.stdin.as_ref()), if writes => {
-                    if ready.is_err() || self.write().is_err() {
+                    if ready.is_err() {
                         self.stdin = None;
-                        self.unsent.clear();
                     }
-                    if self.tell_sent.is_some_and(|below| self.unsent.len() < below) {
+                    self.flush();
+                    if self.tell_sent.is_some_and(|below| self.unsent() < below) {
                         self.tell_sent = None;
                         return Event::Sent;
                     }
@@ -419,17 +429,24 @@ impl Process {
         let Some(stdin) = &self.stdin else {
             return Ok(());
         };
-        match stdin.try_write(&self.unsent) {
-            Ok(written) => self.unsent.advance(written),
+        let unsent = self.outgoing.get(self.sent..).unwrap_or_default();
+        match stdin.try_write(unsent) {
+            Ok(written) => self.sent += written,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error),
         }
-        if self.unsent.is_empty() {
+        if !self.has_unsent() {
+            self.outgoing.clear();
+            self.sent = 0;
             // A large payload must not leave its buffer behind for the rest of a job.
-            self.unsent = BytesMut::new();
+            self.outgoing.shrink_to(UNSENT_KEPT);
             if self.close_when_sent {
                 self.stdin = None;
             }
+        } else if self.sent > self.unsent() {
+            // What is moved is less than what was written since the last time.
+            self.outgoing.drain(..self.sent);
+            self.sent = 0;
         }
         Ok(())
     }

@@ -15,43 +15,39 @@
 //! cancel costs the process, and with it the other jobs.
 
 mod bundle;
+mod ends;
+mod said;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use receptor_proto::packet::Content;
-use receptor_proto::plugin::{
-    Cancel, Data, ExecuteRef, HostMessage, MAX_LINE, Ping, PluginHello, PluginMessage, Shutdown,
-    feature,
-};
+use receptor_proto::plugin::{Data, ExecuteRef, PluginHello, feature};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 use tokio::sync::mpsc::error::TrySendError;
 
-use self::bundle::{Bundles, done_at_once, is_part};
+use self::bundle::Bundles;
 use super::alarm::Alarm;
 use super::api::{Job, JobPayload, Report};
 use super::config::{HostConfig, PluginConfig};
-use super::describe::{
-    Executable, Purpose, closed_error, exit_error, host_hello, let_go, make_dir, own_config,
-    put_down, read_hello, start,
-};
-use super::job::MAX_LOG;
+use super::describe::{Executable, Purpose, host_hello, make_dir, own_config, read_hello, start};
 use super::job_dir::{Given, Handover, Prepared, at_once};
-use super::lines::Lines;
-use super::outcome::{Outcome, cut, describe, error, protocol_error};
+use super::outcome::{Outcome, error};
 use super::process::{Event, Process};
-use super::running::{Changes, Control, Flaw, Places, Running, Terms, Why, flaw_error};
+use super::running::{Changes, Control, Places, Running, Terms, Why};
 use super::shared::{Shared, TaskEnd};
 use super::sweep;
 use crate::by_id::ById;
 use crate::task;
 
-/// Bytes of the buffer for lines that stay allocated: what a pipe holds.
-const LINES_KEPT: usize = 64 * 1024;
+/// Bytes on their way to the plugin beyond which nothing further is handed over: twice what a pipe
+/// holds, so that the plugin always has something to read, and what it does not read yet does not lie
+/// in memory twice.
+const AHEAD_MAX: usize = 128 * 1024;
 /// Ids of ended jobs that are remembered, so that a word too many about one is not taken for a word
 /// about a job that never was.
 const REMEMBERED: usize = 64;
@@ -159,7 +155,6 @@ pub(super) async fn run(task: Task) -> ServerEnd {
         jobs: ById::default(),
         bundles: Bundles::default(),
         part_id: String::new(),
-        lines: Vec::new(),
         look_at: None,
         ended: VecDeque::new(),
         outbox: VecDeque::new(),
@@ -303,8 +298,6 @@ struct Serving<'a> {
     bundles: Bundles,
     /// Room to write the id of a part.
     part_id: String,
-    /// Jobs handed over and not written to the pipe yet.
-    lines: Vec<u8>,
     /// No job has to be looked at for the time's sake before this. Deadlines that moved away or
     /// are gone with their job are found out then; looking at all jobs for every message
     /// would cost more than everything else.
@@ -329,7 +322,7 @@ impl Serving<'_> {
             self.take_new().await;
             self.obey().await;
             self.hand_over_parts().await;
-            self.hand_over();
+            self.process.flush();
             self.tell_room();
             if let Err(problem) = self.read().await {
                 let what = problem.message.clone();
@@ -518,7 +511,7 @@ impl Serving<'_> {
             }
             (Some(reason), Stage::Executing) => self.end(work, Why::Cancel(reason)),
             (None, Stage::Ready(_)) if control.may_start() => {
-                if self.bundles.is_behind() {
+                if self.bundles.is_behind() || self.is_ahead() {
                     self.bundles.wait(work);
                 } else {
                     self.begin_job(work).await;
@@ -534,7 +527,7 @@ impl Serving<'_> {
             return;
         };
         let now = self.now;
-        match execute(entry, &mut self.lines, now) {
+        match execute(entry, self.process.outgoing(), now) {
             Ok(()) => {
                 let silent_at = now + self.task.config.times.ping_after;
                 let deadline = entry.running.deadline();
@@ -544,186 +537,18 @@ impl Serving<'_> {
         }
     }
 
-    /// Writes the jobs that were handed over to the pipe.
-    fn hand_over(&mut self) {
-        if !self.lines.is_empty() {
-            self.process.send(&self.lines);
-            self.lines.clear();
-            self.lines.shrink_to(LINES_KEPT);
+    /// Whether so much is on its way to the plugin that what is next has to wait. There will then
+    /// be an event when there is room.
+    fn is_ahead(&mut self) -> bool {
+        if self.process.unsent() < AHEAD_MAX {
+            return false;
         }
-    }
-
-    /// Understands what was read, as far as there is room for what it says.
-    async fn read(&mut self) -> Result<(), ErrorBody> {
-        if let Some((work, data, since)) = self.held.take() {
-            self.data(work, data, since).await;
+        self.process.flush();
+        if self.process.unsent() < AHEAD_MAX {
+            return false;
         }
-        // Out of the process, so that a line can be understood where it lies.
-        let mut lines = self.process.take_lines();
-        let result = self.read_lines(&mut lines).await;
-        self.process.put_lines(lines);
-        if self.bundles.is_behind() {
-            // Places that were given back are for those who wait.
-            self.hand_over_parts().await;
-            self.hand_over();
-        }
-        self.tell_room();
-        result
-    }
-
-    async fn read_lines(&mut self, lines: &mut Lines) -> Result<(), ErrorBody> {
-        while self.may_read() {
-            match lines.next_in_place(MAX_LINE) {
-                Ok(Some(line)) => {
-                    if let Some(id) = done_at_once(line)
-                        && is_part(id)
-                        && self.part_is_done(id)
-                    {
-                        continue;
-                    }
-                    self.message(line).await?;
-                }
-                Ok(None) => return Ok(()),
-                Err(long) => {
-                    let what = format!("a line is longer than {MAX_LINE} bytes");
-                    return Err(protocol_error(self.name, &what, Some(&long.start)));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn message(&mut self, line: &[u8]) -> Result<(), ErrorBody> {
-        let broken = |what: &str| protocol_error(self.name, what, Some(line));
-        let message = match PluginMessage::decode(line) {
-            Ok(message) => message,
-            Err(problem) => return Err(broken(&format!("a line is no message: {problem}"))),
-        };
-        let now = self.now;
-        // Only what is about a job has one.
-        let mut about = MessageId::from_u128(0);
-        if let Some(id) = message.id() {
-            if is_part(id) {
-                let id = id.to_owned();
-                self.part_message(&id, message);
-                return Ok(());
-            }
-            let work = work_of(id);
-            match work.and_then(|work| self.jobs.get_mut(&work)) {
-                Some(job) if matches!(job.stage, Stage::Executing) => {
-                    job.running.heard(now);
-                    about = job.running.work;
-                }
-                Some(_) | None if work.is_some_and(|work| self.ended.contains(&work)) => {
-                    tracing::warn!(plugin = self.name, job = id, "a message about an ended job");
-                    return Ok(());
-                }
-                Some(_) | None => return Err(broken(&format!("there is no job {id:?}"))),
-            }
-        }
-        match message {
-            PluginMessage::Data(data) => self.data(about, data, now).await,
-            PluginMessage::Status(status) => {
-                if let Some(job) = self.jobs.get_mut(&about) {
-                    job.running.set_status(status);
-                    self.plan(now);
-                }
-            }
-            PluginMessage::Log(log) => {
-                let text = cut(log.message, MAX_LOG);
-                self.process.stderr.log(log.level, &text, now);
-            }
-            PluginMessage::Done(done) => {
-                let outcome = Outcome::Done {
-                    code: done.code,
-                    result: done.result,
-                };
-                self.said(about, outcome).await;
-            }
-            PluginMessage::Error(failed) => {
-                self.said(about, Outcome::of_plugin(failed.error)).await;
-            }
-            PluginMessage::Pong(pong) => self.ping.answered |= pong.nonce == self.ping.nonce,
-            PluginMessage::Hello(_) => return Err(broken("a second hello")),
-            PluginMessage::Ready(ready) => {
-                let plugin = self.name.to_owned();
-                self.task.shared.ends.push(TaskEnd::Ready { plugin, ready });
-            }
-            // Newer plugins may say more than is known here.
-            PluginMessage::Unknown { .. } => {}
-        }
-        Ok(())
-    }
-
-    async fn data(&mut self, work: MessageId, data: Data, since: Instant) {
-        let Some(job) = self.jobs.get_mut(&work) else {
-            // It ended while its result waited for room.
-            return;
-        };
-        if !job.running.control.has_room() {
-            if job.running.why.is_none() {
-                job.running.heard(self.now);
-                self.held = Some((work, data, since));
-            } else {
-                job.running.lose_result();
-            }
-            return;
-        }
-        match job.running.result(data.body, &self.places).await {
-            Ok(report) => self.emit(report),
-            Err(Flaw::Quota(max)) => self.end(work, Why::Results(max)),
-            Err(flaw) => {
-                let problem = flaw_error(self.name, flaw);
-                self.end(work, Why::Broken(problem));
-            }
-        }
-    }
-
-    async fn said(&mut self, work: MessageId, outcome: Outcome) {
-        let judged = self
-            .jobs
-            .get(&work)
-            .map(|job| job.running.judge(Some(outcome)));
-        if let Some(outcome) = judged.flatten() {
-            self.finish(work, outcome).await;
-        }
-    }
-
-    /// The time to look at the jobs comes at this moment at the latest.
-    fn plan(&mut self, at: Instant) {
-        self.look_at = Some(self.look_at.map_or(at, |planned| planned.min(at)));
-    }
-
-    /// Begins to end one job.
-    fn end(&mut self, work: MessageId, why: Why) {
-        // The plugin must know of the job before it is told to end it.
-        self.hand_over();
-        let alone = self.jobs.len() == 1 && self.bundles.is_empty();
-        let hears = self.hello.has(feature::CANCEL) && self.hears();
-        let Some(job) = self.jobs.get_mut(&work) else {
-            return;
-        };
-        if job.running.why.is_some() {
-            return;
-        }
-        let grace = self.task.config.times.cancel_grace;
-        let mut stop_at = Instant::now() + grace;
-        if hears {
-            let cancel = HostMessage::Cancel(Cancel {
-                id: job.running.id.clone(),
-                reason: why.reason(),
-                grace_ms: millis(grace),
-            });
-            if let Ok(line) = cancel.to_line() {
-                self.process.send(&line);
-            }
-        } else if alone {
-            // It cannot be told, and there is nobody to spare.
-            stop_at = Instant::now();
-        }
-        job.stop_at = Some(stop_at);
-        job.running.why = Some(why);
-        self.plan(stop_at);
+        self.process.tell_sent(AHEAD_MAX / 2);
+        true
     }
 
     /// A job has reached its end.
@@ -760,175 +585,6 @@ impl Serving<'_> {
             Ok(()) => {}
             Err(TrySendError::Full(report)) => self.outbox.push_back(report),
             Err(TrySendError::Closed(_)) => self.task.server.close(),
-        }
-    }
-
-    /// Statuses, limits of time and pings.
-    fn look_at_jobs(&mut self, now: Instant) {
-        self.look_at = None;
-        let mut overdue = Vec::new();
-        for (work, job) in &mut self.jobs {
-            if !matches!(job.stage, Stage::Executing) {
-                continue;
-            }
-            if let Some(report) = job.running.take_status(now) {
-                // The latest wins, so that one that finds no room may be lost.
-                let _ = self.task.shared.reports.try_send(report);
-            }
-            if let Some(why) = job.running.overdue(now) {
-                overdue.push((*work, why));
-            }
-        }
-        for (work, why) in overdue {
-            self.end(work, why);
-        }
-        self.look_at_parts(now);
-        self.keep_pinging(now);
-        let jobs = self.jobs.values();
-        let jobs = jobs.filter(|job| matches!(job.stage, Stage::Executing));
-        let jobs = jobs.flat_map(|job| [job.running.deadline(), job.stop_at]);
-        let bundles = self.bundles.deadline();
-        self.look_at = jobs
-            .chain([self.ping_at(), bundles, self.look_at])
-            .flatten()
-            .min();
-    }
-
-    /// The job whose results nobody takes.
-    fn look_at_held(&mut self, now: Instant) {
-        if let Some((work, _, since)) = &self.held
-            && now >= *since + self.task.config.times.serve_stall
-        {
-            let work = *work;
-            self.held = None;
-            if let Some(job) = self.jobs.get_mut(&work) {
-                job.running.lose_result();
-            }
-            self.end(work, Why::Stalled);
-            // There may be more to read in the buffer, which no event will tell.
-            self.task.server.changes.wake();
-        }
-    }
-
-    fn ping_at(&self) -> Option<Instant> {
-        let executing = self
-            .jobs
-            .values()
-            .filter(|j| matches!(j.stage, Stage::Executing));
-        let silent = executing.map(|job| job.running.last_heard());
-        let silent = silent.chain(self.bundles.silent_since()).min()?;
-        let since = self.ping.sent.map_or(silent, |sent| sent.max(silent));
-        Some(since + self.task.config.times.ping_after)
-    }
-
-    fn keep_pinging(&mut self, now: Instant) {
-        if self.ping_at().is_none_or(|at| now < at) {
-            return;
-        }
-        if self.ping.sent.is_some() && !self.ping.answered && !self.ping.warned {
-            self.ping.warned = true;
-            tracing::warn!(
-                plugin = self.name,
-                pid = self.process.pid(),
-                "a job is silent and the plugin does not answer a ping: perhaps it hangs"
-            );
-        }
-        self.ping.nonce += 1;
-        self.ping.sent = Some(now);
-        self.ping.answered = false;
-        let ping = HostMessage::Ping(Ping {
-            nonce: self.ping.nonce,
-        });
-        if let Ok(line) = ping.to_line()
-            && self.hears()
-        {
-            self.process.send(&line);
-        }
-    }
-
-    fn deadline(&self, idle_at: Option<Instant>) -> Option<Instant> {
-        let stall = self.task.config.times.serve_stall;
-        let held = self.held.as_ref().map(|(_, _, since)| *since + stall);
-        [self.look_at, held, idle_at].into_iter().flatten().min()
-    }
-
-    /// The process has ended, or closed its stdout for good.
-    async fn exited(&mut self) -> ServerEnd {
-        // What it said before it died may still be in the pipe.
-        let drained = Instant::now() + self.task.config.times.drain;
-        while self.process.is_open() && Instant::now() < drained {
-            tokio::select! {
-                _ = self.process.next(true) => {}
-                () = self.alarm.wait(Some(drained)) => {}
-            }
-            self.now = Instant::now();
-            if self.read().await.is_err() {
-                break;
-            }
-            if !self.may_read() {
-                // Results without room are lost with the process.
-                break;
-            }
-        }
-        let lingers = self.process.status().is_none();
-        self.process.kill_if_alive().await;
-        let was_clean = self.process.status().is_some_and(|status| status.success());
-        if self.jobs.is_empty() && self.bundles.is_empty() && was_clean {
-            return ServerEnd::Stopped;
-        }
-        let problem = if lingers {
-            closed_error(self.process, self.name)
-        } else {
-            exit_error(self.process, self.name)
-        };
-        self.fail_all(&problem).await;
-        ServerEnd::Crashed(problem.message)
-    }
-
-    /// A job was told to end and did not.
-    async fn give_up(&mut self) -> ServerEnd {
-        tracing::warn!(
-            plugin = self.name,
-            pid = self.process.pid(),
-            "a job ignores its cancel: the process is ended, with all of its jobs"
-        );
-        self.task.server.close();
-        put_down(self.process, self.task.config.times.term_grace).await;
-        let how = describe(self.process.status());
-        let name = self.name;
-        let problem = error(
-            ErrorCode::PluginExit,
-            format!("{name} {how}: it was ended because another of its works ignored its cancel"),
-        );
-        self.fail_all(&problem).await;
-        ServerEnd::Stopped
-    }
-
-    async fn fail_all(&mut self, problem: &ErrorBody) {
-        let works: BTreeMap<MessageId, Option<Why>> = self
-            .jobs
-            .iter()
-            .map(|(work, job)| (*work, job.running.why.clone()))
-            .collect();
-        for (work, why) in works {
-            let problem = why.map_or_else(|| problem.clone(), |why| why.error());
-            self.finish(work, Outcome::Failed(problem)).await;
-        }
-        self.fail_bundles(problem);
-    }
-
-    /// Lets an idle process go.
-    async fn part(&mut self) {
-        self.task.server.close();
-        let times = &self.task.config.times;
-        let shutdown = HostMessage::Shutdown(Shutdown {
-            grace_ms: millis(times.shutdown_grace),
-        });
-        if let Ok(line) = shutdown.to_line() {
-            self.process.send(&line);
-        }
-        if let_go(self.process, times.shutdown_grace).await == super::describe::Parting::Lingered {
-            put_down(self.process, times.term_grace).await;
         }
     }
 }

@@ -493,6 +493,15 @@ def exit_clean(job, payload):
     os._exit(0)
 
 
+@action(payload="none")
+def hold(job, payload):
+    """Reads nothing until there is a file "go" in its directory."""
+    say(type="data", id=job, data={"directory": os.getcwd()})
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    say(type="done", id=job, code=0)
+
+
 LATER = []
 
 

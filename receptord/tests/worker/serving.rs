@@ -229,6 +229,44 @@ fn a_served_work_is_cancelled_alone() {
 }
 
 #[test]
+fn works_wait_at_the_host_while_the_plugin_does_not_read() {
+    run(async {
+        let mut rig = Rig::new(&["serve", "plain"], |config| {
+            config.times.cancel_grace = Duration::from_secs(3600);
+        })
+        .await;
+        let held = rig.send("serve:hold", "").await;
+        rig.until_data(held, 1).await;
+        let directory = rig.work(held).unwrap().json(0)["directory"].clone();
+        // All that it takes at once, and more than the pipe and the host's queue for it hold.
+        let mut works = Vec::new();
+        for n in 0..7 {
+            let payload = format!("\"{n} {}\"", "x".repeat(60_000));
+            works.push(rig.send("serve:good", &payload).await);
+        }
+        let last = works.pop().unwrap();
+        rig.until(|rig| rig.work(last).is_some_and(|work| work.started.is_some()))
+            .await;
+        // Meanwhile the others are handed over, as far as they are.
+        rig.run("plain:good", "1").await.result();
+        // The plugin does not know of it: nobody has to be asked or ended.
+        rig.cancel(last).await;
+        assert_eq!(rig.finish(last).await.code(), "cancelled");
+        assert!(rig.work(works[0]).unwrap().done.is_none());
+        let go = std::path::Path::new(directory.as_str().unwrap()).join("go");
+        std::fs::write(go, "").unwrap();
+        for (n, work) in works.into_iter().enumerate() {
+            let work = rig.finish(work).await;
+            let payload = work.json(0).as_str().unwrap().to_owned();
+            assert_eq!(payload.split(' ').next(), Some(n.to_string().as_str()));
+            assert_eq!(payload.trim_matches(char::is_numeric).len(), 60_001);
+        }
+        rig.finish(held).await.result();
+        rig.stop().await;
+    });
+}
+
+#[test]
 fn a_cancel_that_is_ignored_costs_the_process() {
     run(async {
         let mut rig = Rig::new(&["serve-cancel"], |config| {

@@ -3,7 +3,7 @@
 //! Owns no plugin: [`receptor_tests::traffic`] has one that writes down every run. The same under more
 //! sorts of faults, and with every loss explained, is `tests/tests/durability.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ const MESSAGES: usize = 10_000;
 const KILLS: usize = 50;
 /// Unaccepted messages of the sender.
 const IN_FLIGHT: usize = 16;
-/// What has no end by then, counted from the last kill, is lost.
+/// When nothing is accepted, or nothing ends, for so long, what has not is lost.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// So many of the lost or doubled are named.
 const TOLD: usize = 10;
@@ -121,47 +121,67 @@ fn kill_some(nodes: &mut [Daemon; 3], progress: &AtomicUsize) {
     }
 }
 
-/// How many of these never ended or ended well without having run, or ran more than once.
+/// How many of these never ended or ended well without having run, and how many of all that were sent
+/// ran more than once.
 fn lost_or_doubled(node: &Daemon, accepted: &BTreeMap<u64, String>, counter: &Counter) -> usize {
-    let deadline = Instant::now() + PATIENCE;
-    let mut control = node.control();
-    let ends: BTreeMap<u64, Option<Value>> = accepted
-        .iter()
-        .map(|(number, id)| (*number, end(&mut control, id, deadline)))
-        .collect();
+    let ends = ends(&mut node.control(), accepted);
     let runs = counter.runs();
-    let is_bad = |(number, end): &(&u64, &Option<Value>)| {
-        let ran = runs.get(number).copied().unwrap_or_default();
-        let told = end.as_ref().is_some_and(|end| {
-            // Cut short by the death of its node, which its sender is told.
-            end["code"] == 0 || end["error"]["code"] == "interrupted"
-        });
-        let done = end.as_ref().is_some_and(|end| end["code"] == 0);
-        !told || ran > 1 || done && ran == 0
-    };
-    let bad: Vec<_> = ends.iter().filter(is_bad).collect();
-    for (number, end) in bad.iter().take(TOLD) {
+    let is_bad = |number: &&u64| {
         let ran = runs.get(*number).copied().unwrap_or_default();
-        let end = end.as_ref().map_or("none".to_owned(), Value::to_string);
+        let (Some(end), 0..=1) = (ends.get(*number), ran) else {
+            // Of one that was not accepted nobody is told.
+            return ran > 1 || accepted.contains_key(*number);
+        };
+        // Cut short by the death of its node, which its sender is told.
+        let cut = end["error"]["code"] == "interrupted";
+        !cut && (end["code"] != 0 || ran == 0)
+    };
+    let all: BTreeSet<u64> = accepted.keys().chain(runs.keys()).copied().collect();
+    let bad: Vec<_> = all.iter().filter(is_bad).collect();
+    for number in bad.iter().take(TOLD) {
+        let ran = runs.get(*number).copied().unwrap_or_default();
+        let end = ends
+            .get(*number)
+            .map_or("none".to_owned(), Value::to_string);
         eprintln!("{number} ran {ran} times, its end: {end}");
     }
     bad.len()
 }
 
-/// The last line about a message; `None`: none came in time.
-fn end(control: &mut Control, id: &str, deadline: Instant) -> Option<Value> {
-    while Instant::now() < deadline {
-        let mut reply = control.json(&json!({"command": "results", "id": id}).to_string());
-        while reply["type"] == "response" {
-            if let Some(size) = reply["size"].as_u64() {
-                control.raw(usize::try_from(size).expect("small"));
+/// The last lines about these messages, of those that have one: waits as long as more of them end.
+fn ends(control: &mut Control, accepted: &BTreeMap<u64, String>) -> BTreeMap<u64, Value> {
+    let mut ends = BTreeMap::new();
+    let mut moved = Instant::now();
+    loop {
+        let before = ends.len();
+        for (number, id) in accepted {
+            if !ends.contains_key(number)
+                && let Some(end) = end(control, id)
+            {
+                ends.insert(*number, end);
             }
-            if reply["eof"] == true {
-                return Some(reply);
-            }
-            reply = control.reply();
+        }
+        if ends.len() > before {
+            moved = Instant::now();
+        }
+        if ends.len() == accepted.len() || moved.elapsed() > PATIENCE {
+            return ends;
         }
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The last line about a message, if it has come.
+fn end(control: &mut Control, id: &str) -> Option<Value> {
+    let mut reply = control.json(&json!({"command": "results", "id": id}).to_string());
+    while reply["type"] == "response" {
+        if let Some(size) = reply["size"].as_u64() {
+            control.raw(usize::try_from(size).expect("small"));
+        }
+        if reply["eof"] == true {
+            return Some(reply);
+        }
+        reply = control.reply();
     }
     None
 }

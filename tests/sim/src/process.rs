@@ -419,7 +419,9 @@ impl World {
             | MeshEvent::NodeUnreachable { .. }
             | MeshEvent::NodeForgotten { .. }
             | MeshEvent::Behind { .. }
-            | MeshEvent::NoDeadLetter { .. } => {}
+            | MeshEvent::NoDeadLetter { .. }
+            // Nothing is forbidden here.
+            | MeshEvent::Denied(_) => {}
         }
     }
 

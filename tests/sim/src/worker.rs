@@ -107,7 +107,8 @@ impl World {
         let host = &mut self.hosts[node];
         if let (Some(job), Some(mesh)) = (host.jobs.get_mut(&work), host.mesh.as_mut()) {
             job.phase = Phase::Taken;
-            mesh.work_started(clock, work);
+            let idempotent = job.directive.as_str() == AGAIN;
+            mesh.work_started(clock, work, idempotent);
         }
     }
 

@@ -80,13 +80,9 @@ impl Delivery {
         } else {
             Some(entry.unwrap_or_else(|| self.new_entry()))
         };
-        // A restart would start a work that was not started, whatever was said of it: its end is
-        // written before anybody hears of it.
-        let unstarted = self
-            .works
-            .get(work)
-            .is_some_and(|work| work.remote == to && work.entry.is_some() && !work.start_stored);
-        let written = is_eof && unstarted && entry.is_some();
+        let asked = self.works.get(work).filter(|work| work.remote == to);
+        let written =
+            entry.is_some() && asked.is_some_and(|work| work.is_told_when_safe(serial, is_eof));
         let outgoing = Outgoing::new(message, entry, cx.now + lifetime);
         self.send_after(cx, to, outgoing, written);
         if entry.is_some() {
@@ -364,6 +360,7 @@ impl Delivery {
         _now: Instant,
         _net: &mut dyn Net,
         id: MessageId,
+        idempotent: bool,
         out: &mut Out,
     ) {
         let Some(work) = self.works.get_mut(id) else {
@@ -372,6 +369,7 @@ impl Delivery {
         if work.state != State::Waiting || work.withdrawn {
             return;
         }
+        work.idempotent = idempotent;
         match work.entry {
             Some(entry) => {
                 work.state = State::Starting;

@@ -7,6 +7,7 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use receptor_proto::MessageId;
 use receptor_proto::packet::{Message, MessageKind, SMALL_MAX};
@@ -74,6 +75,17 @@ pub(crate) struct Paged {
     pub(crate) entry: EntryId,
     pub(crate) size: u64,
     pub(crate) expires: Instant,
+}
+
+impl Paged {
+    pub(crate) fn new(now: Instant, entry: EntryId, message: &Message) -> Self {
+        Self {
+            key: (message.epoch, message.seq),
+            entry,
+            size: message.size,
+            expires: now + Duration::from_millis(message.remaining_ms),
+        }
+    }
 }
 
 impl Page {

@@ -154,6 +154,18 @@ impl Delivery {
         }
     }
 
+    /// A request has arrived, or never will for certain: its cancel is not to wait for it.
+    pub(super) fn settle_cancel(&mut self, cx: &mut Cx<'_>, to: RemoteId, work: MessageId) {
+        let request = self.requests.get_mut(work);
+        let Some(open) = request.and_then(|request| request.open_cancel.take()) else {
+            return;
+        };
+        match self.remotes[to.0].flow.get_mut(open.key) {
+            Some(outgoing) => outgoing.moot = true,
+            None => self.close_cancel(cx, to, work, CancelReason::User, open.entry),
+        }
+    }
+
     /// A recipient that has a cancel may keep it for a request that it had long before, and only
     /// this node knows it had: says so. The cancel's own entry stays until that is heard, so that a
     /// restart comes to say it too.

@@ -285,6 +285,12 @@ impl Delivery {
             }
             return;
         }
+        if !self.gate.may_pass(&origin, &recipient) {
+            let name = (origin, recipient, message.epoch, message.seq);
+            let to = name.0.clone();
+            self.keeper.say(to, Holding::Refused, &name, true);
+            return;
+        }
         if cx.net.path(&recipient) != 0 {
             let packet = self.onward(&origin, &recipient, &message);
             match packet.map(|packet| cx.net.pass_on(packet)) {

@@ -9,7 +9,7 @@ use core::time::Duration;
 use receptor_proto::packet::{
     About, Content, Eof, Message, MessageKind, Receipt, SEGMENT_MAX, Segment, Undeliverable,
 };
-use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
+use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
 use super::cancels::EARLY_LOOK;
 use super::flow::Key;
@@ -20,8 +20,9 @@ use super::received::{EPOCHS_MAX, Received, Verdict};
 use super::works::NewWork;
 use super::{BUSY, Cx, DISK_BUSY, Delivery, LIFETIME_MOST, Out, RemoteId, SWEEP, millis};
 use crate::wiring::Net;
-use crate::{EntryId, Event, Instant, Output, Payload, Record};
+use crate::{Denied, EntryId, Event, Instant, Output, Payload, Record};
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::vec::Vec;
 use bytes::Bytes;
 
@@ -410,10 +411,20 @@ impl Delivery {
             let error = ErrorBody::new(ErrorCode::Expired, "the message arrived too late");
             return Err(No::Never(error));
         }
+        if let MessageKind::Request { directive, .. } = &message.kind
+            && let Some(no) = self.use_refusal(from, directive)
+        {
+            return Err(No::Never(no));
+        }
         if self.works.active() >= self.limits.works || !self.works.has_room(inline) {
             return Err(No::Later);
         }
         Ok(())
+    }
+
+    fn use_refusal(&self, from: RemoteId, directive: &Directive) -> Option<ErrorBody> {
+        let sender = &self.remotes[from.0].node;
+        self.gate.use_refusal(&self.node, sender, directive)
     }
 
     fn take_request(
@@ -512,6 +523,13 @@ impl Delivery {
         error: ErrorBody,
     ) {
         let key = (message.epoch, message.seq);
+        if error.code == ErrorCode::PermissionDenied
+            && let MessageKind::Request { directive, .. } = &message.kind
+        {
+            let (sender, directive) = (self.remotes[from.0].node.clone(), directive.clone());
+            let denied = Denied::Work { sender, directive };
+            cx.out.push_back(Output::Event(Event::Denied(denied)));
+        }
         if self
             .early
             .get(&message.work)
@@ -725,7 +743,13 @@ impl Delivery {
             self.mistakes += 1;
             return;
         };
-        let certain = self.takes_custody && self.may_have(cx, to, said);
+        let on_way = self.may_have(cx, to, said);
+        // Of others it is as if they had no way: a lie costs time, and no message that is kept.
+        if notice.code == ErrorCode::PermissionDenied && on_way {
+            self.on_transit_denied(cx, to, said, (epoch, seq));
+            return;
+        }
+        let certain = self.takes_custody && on_way;
         let flow = &mut self.remotes[to.0].flow;
         let given_up = flow.undeliverable(cx.now, (epoch, seq), notice.code);
         if certain {
@@ -735,6 +759,26 @@ impl Delivery {
         if let Some(given_up) = given_up {
             self.given_up(cx, to, given_up);
         }
+    }
+
+    /// A node on the way does not forward for this one. Waiting would not help, and another way would be
+    /// taken already if it were better.
+    fn on_transit_denied(&mut self, cx: &mut Cx<'_>, to: RemoteId, said: &NodeId, key: Key) {
+        let Some((outgoing, alone)) = self.remotes[to.0].flow.denied(key, self.instance) else {
+            return;
+        };
+        let recipient = &self.remotes[to.0].node;
+        let text = format!("{said} does not forward from {} to {recipient}", self.node);
+        let reason = if alone || !is_request(&outgoing.message) {
+            ErrorBody::new(ErrorCode::PermissionDenied, text)
+        } else {
+            let text = format!("{text} any more; whether an earlier copy arrived is not known");
+            ErrorBody::new(ErrorCode::Lost, text)
+        };
+        let reason = reason.with("node", said.as_str());
+        self.touch(to);
+        self.set_ready(to);
+        self.given_up_because(cx, to, *outgoing, reason);
     }
 
     /// A node remembers a start of this one that this one does not.

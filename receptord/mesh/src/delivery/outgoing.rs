@@ -8,9 +8,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use bytes::Bytes;
-use receptor_proto::packet::{
-    CancelReason, Content, Eof, Message, MessageKind, Piece, SEGMENT_MAX,
-};
+use receptor_proto::packet::{Content, Eof, Message, MessageKind, Piece, SEGMENT_MAX};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use super::flow::{GivenUp, Outgoing};
@@ -247,12 +245,7 @@ impl Delivery {
         };
         request.arrived = true;
         request.instance = instance;
-        if let Some(open) = request.open_cancel.take() {
-            match self.remotes[to.0].flow.get_mut(open.key) {
-                Some(outgoing) => outgoing.moot = true,
-                None => self.close_cancel(cx, to, work, CancelReason::User, open.entry),
-            }
-        }
+        self.settle_cancel(cx, to, work);
         let Some(request) = self.requests.get_mut(work) else {
             return;
         };
@@ -364,6 +357,9 @@ impl Delivery {
                     recipient: self.remotes[to.0].node.clone(),
                     reason: reason.clone(),
                 }));
+                if outgoing.is_here_alone(self.instance) {
+                    self.settle_cancel(cx, to, work);
+                }
                 if let Some(entry) = outgoing.entry
                     && reason.code != ErrorCode::Cancelled
                 {
@@ -502,7 +498,6 @@ impl Delivery {
         let over = request.consumed(serial, &mut freed);
         let refused = request.take_refused(limit);
         let (from, entry, key) = (request.remote, request.entry, request.key);
-        let cancel = request.cancel_entry();
         let arrived = request.arrived;
         let waited = request.arrived && entry.is_none();
         for key in refused {
@@ -514,14 +509,17 @@ impl Delivery {
                 self.journal.unmark(entry);
                 self.journal.remove(entry);
             }
-            self.journal.remove_any(cancel);
             if waited {
                 self.remotes[from.0].waiting -= 1;
             }
             if !arrived && let Some(outgoing) = self.remotes[from.0].flow.remove(key) {
+                // Its end came ahead of its receipt.
                 self.left(from, &outgoing);
+                self.settle_cancel(cx, from, work);
             }
-            self.requests.remove(work);
+            if let Some(request) = self.requests.remove(work) {
+                self.journal.remove_any(request.cancel_entry());
+            }
         }
         for (stored, after) in freed {
             let after = after.map(|after| (work, after));

@@ -471,13 +471,8 @@ impl Delivery {
             remote: to, tag, ..
         } = *loading;
         let id = message.work;
-        let expires = cx.now + Duration::from_millis(message.remaining_ms);
-        let paged = Paged {
-            key: (message.epoch, message.seq),
-            entry,
-            size: message.size,
-            expires,
-        };
+        let paged = Paged::new(cx.now, entry, &message);
+        let expires = paged.expires;
         if let Some(request) = self.requests.get(id) {
             // Written again before a restart, without its payload or for another recipient: this is
             // the older one.
@@ -534,13 +529,8 @@ impl Delivery {
         message: Message,
     ) {
         let to = loading.remote;
-        let expires = cx.now + Duration::from_millis(message.remaining_ms);
-        let paged = Paged {
-            key: (message.epoch, message.seq),
-            entry,
-            size: message.size,
-            expires,
-        };
+        let paged = Paged::new(cx.now, entry, &message);
+        let expires = paged.expires;
         let expired = expires <= cx.now;
         if !(expired || loading.whole) {
             loading.leave(paged);

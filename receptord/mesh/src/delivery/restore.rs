@@ -149,14 +149,9 @@ impl Delivery {
             error: Some(ErrorBody::new(ErrorCode::Damaged, text)),
         };
         let parcel = (Content::None, None, Payload::Inline(Bytes::new()));
-        let mut out = Out::new();
-        let mut net = NoNet;
-        let mut cx = super::Cx {
-            now,
-            net: &mut net,
-            out: &mut out,
-        };
-        self.respond(&mut cx, to, id, said.serial + 1, parcel, Some(eof), false);
+        self.at_start(now, |this, cx| {
+            this.respond(cx, to, id, said.serial + 1, parcel, Some(eof), false);
+        });
     }
 
     /// Ends a request of this node that is damaged. Nothing else is done with what is known of it.
@@ -183,14 +178,18 @@ impl Delivery {
         let text = "the request was damaged on this node's disk; \
                     it is not known whether it had been sent before";
         let error = ErrorBody::new(ErrorCode::Damaged, text);
+        self.at_start(now, |this, cx| this.end_request(cx, id, error));
+    }
+
+    /// Does something while nothing can be sent; what comes of it is told when the restoring is over.
+    fn at_start(&mut self, now: Instant, act: impl FnOnce(&mut Self, &mut super::Cx<'_>)) {
         let mut out = Out::new();
-        let mut net = NoNet;
         let mut cx = super::Cx {
             now,
-            net: &mut net,
+            net: &mut NoNet,
             out: &mut out,
         };
-        self.end_request(&mut cx, id, error);
+        act(self, &mut cx);
         self.restored.append(&mut out);
     }
 
@@ -362,14 +361,7 @@ impl Delivery {
         outgoing.restored = true;
         outgoing.moot = moot;
         outgoing.open = matches!(outgoing.message.kind, MessageKind::Cancel { .. });
-        let mut out = Out::new();
-        let mut net = NoNet;
-        let cx = super::Cx {
-            now,
-            net: &mut net,
-            out: &mut out,
-        };
-        self.send(&cx, to, outgoing);
+        self.at_start(now, |this, cx| this.send(cx, to, outgoing));
     }
 
     /// Of a request that is stored twice the one that was written first is over. It may be in a page,
@@ -456,15 +448,8 @@ impl Delivery {
             work.stored_serial = said.serial;
         }
         let ended = said.is_some_and(|said| said.eof);
-        let mut out = Out::new();
-        let mut net = NoNet;
-        let mut cx = super::Cx {
-            now,
-            net: &mut net,
-            out: &mut out,
-        };
         if ended || cancel.is_some() && !respond {
-            self.close_work(&mut cx, id);
+            self.at_start(now, |this, cx| this.close_work(cx, id));
         } else if cancel.is_some() {
             let error = if started {
                 ErrorBody::new(
@@ -483,8 +468,9 @@ impl Delivery {
                 error: Some(error),
             };
             self.works.release_payload(id);
-            self.respond(&mut cx, from, id, serial, parcel, Some(eof), false);
-            self.restored.append(&mut out);
+            self.at_start(now, |this, cx| {
+                this.respond(cx, from, id, serial, parcel, Some(eof), false);
+            });
         } else {
             let payload = stored_payload(entry, &message);
             self.restored.push_back(Output::Dispatch {

@@ -58,6 +58,8 @@ pub(crate) struct Work {
     pub(crate) start_written: bool,
     /// That write is done: a restart knows that it was started.
     pub(crate) start_stored: bool,
+    /// A restart runs it again, even if it had started.
+    pub(crate) idempotent: bool,
     pub(crate) directive: Directive,
     pub(crate) respond: bool,
     pub(crate) volatile: bool,
@@ -94,6 +96,23 @@ pub(crate) struct Work {
     /// Payload bytes counted in [`Works::waiting_bytes`].
     waiting_bytes: usize,
     order: u64,
+}
+
+impl Work {
+    /// Whether this response must be on the disk before anybody hears of it, because a restart would
+    /// say something else in its place.
+    pub(crate) fn is_told_when_safe(&self, serial: u64, eof: bool) -> bool {
+        if self.entry.is_none() {
+            return false;
+        }
+        if eof && !self.start_stored {
+            // A restart starts it, whatever was said.
+            return true;
+        }
+        // A restart says everything anew, behind what is on the disk: whatever the reader has beyond
+        // that would be taken for it. Behind an end nothing is taken.
+        self.idempotent && !(eof && self.stored_serial + 1 == serial)
+    }
 }
 
 /// A response that waits for its turn to be written.
@@ -175,6 +194,7 @@ impl Works {
             batch: new.batch,
             start_written: false,
             start_stored: false,
+            idempotent: false,
             directive: new.directive,
             respond: new.respond,
             volatile: new.volatile,

@@ -25,6 +25,7 @@ use super::lsdb::Index;
 use super::rival::Rival;
 use super::timers::Timer;
 use super::{Out, Router};
+use crate::policy::Gate;
 use crate::{Event, Instant, LinkId, LinkInfo, Output};
 
 /// How long the other side may take for its hello: a slow TLS handshake is over by then, and a
@@ -139,6 +140,23 @@ impl Router {
         self.break_off(now, id, &format!("{error}"), out);
     }
 
+    /// Asks the rules anew about everybody who has said hello.
+    pub(crate) fn set_gate(&mut self, now: Instant, gate: Gate, out: &mut Out) {
+        self.gate = gate;
+        let refused: Vec<_> = self
+            .links
+            .iter()
+            .filter_map(|(id, link)| {
+                let peer = link.peer.as_ref()?;
+                let reason = self.gate.link_refusal(&self.config.node, &peer.node)?;
+                Some((*id, reason))
+            })
+            .collect();
+        for (id, reason) in refused {
+            self.end_link(now, id, reason, End::Ours, out);
+        }
+    }
+
     /// Ends a link whose peer broke the protocol in a way that cannot be skipped.
     pub(super) fn break_off(&mut self, now: Instant, id: LinkId, what: &str, out: &mut Out) {
         let reason = ErrorBody::new(ErrorCode::BadFrame, format!("bad frame: {what}"));
@@ -170,10 +188,14 @@ impl Router {
             return;
         };
         let credit = hello.credit;
-        let fault = self.config.refusal(&link.info.proven, &hello).or_else(|| {
-            (!(CREDIT_FLOOR..=u64::MAX / 2).contains(&credit))
-                .then(|| ErrorBody::new(ErrorCode::BadFrame, "the credit is out of range"))
-        });
+        let fault = self
+            .config
+            .refusal(&link.info.proven, &hello)
+            .or_else(|| {
+                (!(CREDIT_FLOOR..=u64::MAX / 2).contains(&credit))
+                    .then(|| ErrorBody::new(ErrorCode::BadFrame, "the credit is out of range"))
+            })
+            .or_else(|| self.gate.link_refusal(&self.config.node, &hello.node));
         let own = hello.node == self.config.node;
         let index = if fault.is_some() {
             None

@@ -222,6 +222,8 @@ impl Router {
                 format!("no route to {destination}: {reporter} on the way has none")
             } else if unknown {
                 format!("no node {destination} is known to {reporter} on the way")
+            } else if code == ErrorCode::PermissionDenied {
+                format!("{reporter} on the way does not forward to {destination} for this node")
             } else {
                 format!("{reporter} did not pass the echo on to {destination}")
             };

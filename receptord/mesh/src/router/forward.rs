@@ -15,7 +15,7 @@ use super::guard::Opened;
 use super::link::{Link, State};
 use super::queue::{Queued, class};
 use super::{Local, Out, Router};
-use crate::{Instant, LinkId};
+use crate::{Denied, Event, Instant, LinkId, Output};
 
 /// Least time between two notices to one source about one destination, echoes excepted: one is
 /// enough to stop a flow, and a full queue must not fill the way back.
@@ -143,6 +143,14 @@ impl Router {
         }
         if !self.config.router {
             self.refuse(now, &packet, ErrorCode::NoRoute);
+            self.drop_packet(Some(id));
+            return false;
+        }
+        let (source, destination) = (&packet.source, &packet.destination);
+        if !self.gate.may_pass(source, destination) {
+            let (from, to) = (source.clone(), destination.clone());
+            out.push_back(Output::Event(Event::Denied(Denied::Transit { from, to })));
+            self.refuse(now, &packet, ErrorCode::PermissionDenied);
             self.drop_packet(Some(id));
             return false;
         }
@@ -316,6 +324,10 @@ impl Router {
             About::Echo(_) => true,
             // A leaf has no other way to learn that another of its routers may do better.
             NOTHING if !self.is_own_leaf(source) => false,
+            // Each such notice ends the message that it is about.
+            About::Message { .. } if code == ErrorCode::PermissionDenied && about != NOTHING => {
+                true
+            }
             About::Message { .. } => self.transit.may_notify(now, source, destination),
         };
         if !tell {

@@ -54,6 +54,7 @@ use self::origin::Own;
 use self::pace::Pace;
 use self::spf::{Route, Spf};
 use self::timers::{Timer, Timers};
+use crate::policy::Gate;
 use crate::wiring::Net;
 use crate::{Config, Counters, Event, Instant, LinkId, Output, Reachability, Security};
 
@@ -118,6 +119,7 @@ pub(crate) struct Router {
     echoes: Echoes,
     /// In a mesh with certificates.
     guard: Option<Guard>,
+    gate: Gate,
 }
 
 impl Router {
@@ -153,6 +155,7 @@ impl Router {
             transit: Transit::default(),
             echoes: Echoes::default(),
             guard: security.map(Guard::new),
+            gate: Gate::default(),
             config,
         };
         router.lsdb.keep_spent(router.is_secured());

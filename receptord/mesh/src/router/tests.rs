@@ -385,3 +385,4 @@ fn chain(names: &[&str]) -> (Net, Vec<LinkId>) {
 mod adjacency;
 mod flooding;
 mod packets;
+mod policy;

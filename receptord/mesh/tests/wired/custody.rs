@@ -100,11 +100,13 @@ fn what_is_cancelled_while_it_is_kept_on_the_way_never_runs() {
     wired.run(AT_ONCE_MS);
     let cancelled = Some(Some(ErrorCode::Cancelled));
     assert_eq!(end(&mut wired, "origin", 1), cancelled, "at once");
+    let said = wired.host("origin").ends[&id(1)].error.clone().unwrap();
+    assert_eq!(said.message, "cancelled before it arrived");
     join(&mut wired);
     wired.run_until(AT_ONCE_MS, |wired| wired.host("b").runs == [id(2)]);
     wired.run_until(60_000, |wired| wired.custody("a") == 0);
     wired.run(1000);
-    for host in &wired.hosts[..2] {
+    for host in &wired.hosts {
         let left = &host.disk.messages;
         assert!(left.is_empty(), "{}: {left:?}", host.id);
     }

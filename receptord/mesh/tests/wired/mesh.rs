@@ -774,7 +774,8 @@ impl Wired {
                 } else if host.full {
                     host.queued.push(work);
                 } else {
-                    host.mesh.as_mut().unwrap().work_started(now, work);
+                    let mesh = host.mesh.as_mut().unwrap();
+                    mesh.work_started(now, work, host.idempotent);
                 }
             }
             Output::Start { work } => {
@@ -850,7 +851,8 @@ impl Wired {
         let host = self.host(name);
         host.full = false;
         for work in std::mem::take(&mut host.queued) {
-            host.mesh.as_mut().unwrap().work_started(now, work);
+            let mesh = host.mesh.as_mut().unwrap();
+            mesh.work_started(now, work, host.idempotent);
         }
         self.settle();
     }

@@ -11,7 +11,7 @@ use alloc::{
 };
 use core::fmt;
 
-use base64_simd::{AsOut as _, STANDARD as BASE64};
+use base64_simd::STANDARD as BASE64;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{DeserializeOwned, Error as _},
@@ -250,11 +250,7 @@ impl ExecuteRef<'_> {
             }
             Some(PayloadRef::Bytes(bytes)) => {
                 out.extend_from_slice(b",\"payload_base64\":\"");
-                let start = out.len();
-                out.resize(start + bytes.len().div_ceil(3) * 4, b'=');
-                if let Some(room) = out.get_mut(start..) {
-                    let _ = BASE64.encode(bytes, room.as_out());
-                }
+                BASE64.encode_append(bytes, out);
                 out.push(b'"');
             }
             Some(PayloadRef::File(file)) => {

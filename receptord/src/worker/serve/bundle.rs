@@ -25,9 +25,6 @@ use super::super::shared::TaskEnd;
 use super::{NewJob, Serving, millis};
 use crate::by_id::ById;
 
-/// Bytes on their way to the plugin beyond which no further part is handed over: twice what a pipe
-/// holds, so that the plugin always has something to read.
-const AHEAD_MAX: usize = 128 * 1024;
 /// Time between two lines about failures.
 const TELL_PAUSE: Duration = Duration::from_secs(1);
 
@@ -102,7 +99,7 @@ impl Bundles {
         self.carried.is_empty()
     }
 
-    /// Whether a job has to wait for a bundle that came before it.
+    /// Whether a job has to wait for what came before it.
     pub(super) fn is_behind(&self) -> bool {
         !self.turns.is_empty()
     }
@@ -255,6 +252,9 @@ impl Serving<'_> {
         while let Some(turn) = self.bundles.turns.front().copied() {
             match turn {
                 Turn::Job(work) => {
+                    if self.is_ahead() {
+                        return;
+                    }
                     self.bundles.turns.pop_front();
                     self.begin_job(work).await;
                 }
@@ -289,8 +289,7 @@ impl Serving<'_> {
             return false;
         }
         while carried.parts.left() > 0 {
-            if self.lines.len() + self.process.unsent() >= AHEAD_MAX {
-                self.process.tell_sent(AHEAD_MAX / 2);
+            if self.is_ahead() {
                 return false;
             }
             if carried.out >= carried.places {
@@ -365,10 +364,12 @@ impl Serving<'_> {
                 attempt: carried.job.attempt,
             };
             let has_file = matches!(given, Some(Given::File(_)));
-            let put = execute.put_line(&mut self.lines).map_err(|problem| {
-                let message = format!("the payload does not fit a line: {problem}");
-                error(ErrorCode::PayloadTooLarge, message)
-            });
+            let put = execute
+                .put_line(self.process.outgoing())
+                .map_err(|problem| {
+                    let message = format!("the payload does not fit a line: {problem}");
+                    error(ErrorCode::PayloadTooLarge, message)
+                });
             put.map(|()| has_file)
         });
         self.part_id = id;
@@ -593,7 +594,7 @@ impl Serving<'_> {
 
     fn end_part(&mut self, index: usize, why: Why) {
         // The plugin must know of the job before it is told to end it.
-        self.hand_over();
+        self.process.flush();
         let grace = self.task.config.times.cancel_grace;
         let stop_at = Instant::now() + grace;
         let Some(slot) = self.bundles.slots.get_mut(index) else {

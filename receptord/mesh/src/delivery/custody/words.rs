@@ -13,8 +13,10 @@ use receptor_proto::{ErrorBody, ErrorCode};
 
 use super::State;
 use crate::EntryId;
+use crate::delivery::cancels::BEFORE_ARRIVAL;
 use crate::delivery::flow::Key;
 use crate::delivery::{Cx, Delivery, RemoteId};
+use alloc::borrow::ToOwned as _;
 use alloc::vec::Vec;
 
 impl Delivery {
@@ -133,10 +135,8 @@ impl Delivery {
         cx.net.is_on_way(node, &remote.node) || remote.flow.was_entrusted_to(node)
     }
 
-    /// The operator of their custodian dropped these.
+    /// The operator of their custodian dropped these, or their cancels came to it.
     fn give_up_own(&mut self, cx: &mut Cx<'_>, to: RemoteId, custodian: &NodeId, keys: Vec<Key>) {
-        let text =
-            alloc::format!("dropped by the operator of {custodian}, which kept it on its way");
         for key in keys {
             let flow = &mut self.remotes[to.0].flow;
             let Some(outgoing) = flow.get(key) else {
@@ -148,7 +148,15 @@ impl Delivery {
                 let work = outgoing.message.work;
                 let _ = self.cancel_with(cx, work, CancelReason::User);
             } else if let Some(outgoing) = flow.remove(key) {
-                let reason = ErrorBody::new(ErrorCode::Cancelled, text.clone());
+                let request = self.requests.get(outgoing.message.work);
+                let text = if asks && request.is_some_and(|request| request.cancelled) {
+                    BEFORE_ARRIVAL.to_owned()
+                } else {
+                    alloc::format!(
+                        "dropped by the operator of {custodian}, which kept it on its way"
+                    )
+                };
+                let reason = ErrorBody::new(ErrorCode::Cancelled, text);
                 self.given_up_because(cx, to, *outgoing, reason);
             }
         }

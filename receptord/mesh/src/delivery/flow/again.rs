@@ -3,6 +3,7 @@
 //!
 //! Never sends anything: what is to go again joins the queue.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -229,6 +230,20 @@ impl Flow {
         let wait = self.patience.length().min(NO_WAY_MOST);
         self.delay(key, now + wait, Why::Lost);
         None
+    }
+
+    /// A node on the way does not pass this on. What is taken out then, and whether that node had the
+    /// only copy.
+    pub(crate) fn denied(&mut self, key: Key, current: u64) -> Option<(Box<Outgoing>, bool)> {
+        let outgoing = self.outstanding.get(&key)?;
+        if !matches!(
+            outgoing.state,
+            State::InFlight | State::Active | State::Delayed(_, Why::Doomed)
+        ) {
+            return None;
+        }
+        let alone = outgoing.handed <= 1 && !outgoing.restored && key.0 == current;
+        Some((self.remove(key)?, alone))
     }
 
     /// A node on the way keeps these: with a way they are sent again after long, without one when
