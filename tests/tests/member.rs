@@ -3,6 +3,7 @@
 //! | attack | bound | test |
 //! | --- | --- | --- |
 //! | statements of invented nodes | `LSAS_KIB` of memory for 60,000 of them; forgotten with the link's end or their lifetime | `statements_of_invented_nodes_take_little` |
+//! | the longest statements of invented nodes | `BODIES_KIB`, of which 128 MiB are statements | `the_longest_statements_have_a_bound_of_their_own` |
 //! | the highest sequence number, for itself and for others | the other states itself above it, or goes on without | `the_highest_sequence_number_takes_nobody_out` |
 //! | summaries and digests without end | memory; what is asked for is asked for once | `a_storm_of_summaries_is_answered_in_bounds` |
 //! | 10,000 capabilities, and statements that lie about their length | the statement is not used | `statements_over_their_limits_state_nothing` |
@@ -49,6 +50,8 @@ const WINDOW: Duration = Duration::from_millis(500);
 const REST_TICKS: u64 = 10;
 /// Bytes of echoes whose answers are not read: many times what sockets and queues hold.
 const UNREAD: usize = 40 << 20;
+/// The same with as many long statements as a daemon keeps, twice: those under way are copied.
+const BODIES_KIB: u64 = 320 * 1024;
 /// Bytes of the spool that no work is in.
 const SPOOL_MAX: u64 = 64 << 20;
 
@@ -216,6 +219,22 @@ fn statements_of_invented_nodes_take_little() {
     };
     wait_for("all of them", all);
     rig.check(LSAS_KIB);
+}
+
+#[test]
+fn the_longest_statements_have_a_bound_of_their_own() {
+    let rig = Rig::new();
+    let member = rig.member("m");
+    // A kind of a later version: nobody looks what is in it. 480 MB in all.
+    let body = Bytes::from(vec![7; 60_000]);
+    for n in 0..8_000 {
+        let stated = lsa(&format!("long-{n}"), LsaKind(9), 1, body.clone());
+        assert!(member.send(&Frame::Lsas(vec![stated])));
+        if n % 1000 == 0 {
+            rig.ping();
+        }
+    }
+    rig.check(BODIES_KIB);
 }
 
 #[test]
