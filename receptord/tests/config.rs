@@ -822,6 +822,33 @@ fn the_example_in_the_readme_is_right() {
 }
 
 #[test]
+fn a_rule_about_a_user_whom_this_host_does_not_know_is_told_and_fits_nobody() {
+    let text = "[[allow-control]]\nuser = [\"no such user\", \"7\"]\nmay = \"send\"\n";
+    let loaded = Root::new().with(DEFAULT_FILE, text).load("", &[]).unwrap();
+    let warnings: Vec<_> = loaded.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let begin = "/etc/receptor/receptord.toml:2: allow-control[0].user: \"no such user\": this host has no such user";
+    assert!(warnings[0].starts_with(begin), "{warnings:?}");
+    let right = |uid| {
+        let gids = Vec::new();
+        loaded.settings.rules.right(&Person { uid, gids }, 1).says
+    };
+    assert_eq!((right(7), right(8)), (Right::Send, Right::Nothing));
+}
+
+#[test]
+fn a_socket_for_everybody_is_no_worry_where_rules_say_who_may_what() {
+    let open = "[control]\nmode = \"0666\"\n";
+    let warnings = |text: &str| {
+        let loaded = Root::new().with(DEFAULT_FILE, text).load("", &[]);
+        loaded.unwrap().warnings.len()
+    };
+    assert_eq!(warnings(open), 1);
+    let rule = "[[allow-control]]\nuser = [\"0\"]\nmay = \"send\"\n";
+    assert_eq!(warnings(&format!("{open}{rule}")), 0);
+}
+
+#[test]
 fn the_rules_in_the_readme_say_what_it_says() {
     let readme = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"));
     let (_, section) = readme.split_once("## Say who may do what").unwrap();

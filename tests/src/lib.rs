@@ -16,6 +16,7 @@
 
 pub mod chaos;
 mod control;
+pub mod hostile;
 pub mod netns;
 pub mod power;
 pub mod relay;

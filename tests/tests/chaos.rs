@@ -9,9 +9,10 @@
 
 use std::io::Write as _;
 
-use receptor_tests::chaos::scene::{Form, Scene};
+use receptor_tests::chaos::scene::{Form, Mix, Scene};
 use receptor_tests::netns::Lab;
 use receptor_tests::power::Dice;
+use receptor_tests::volume::Volume;
 
 /// Messages, faults, first seed and runs.
 fn asked(runs: u64) -> (usize, usize, std::ops::Range<u64>) {
@@ -29,11 +30,15 @@ fn lab(form: &Form) -> Option<Lab> {
     match Lab::new(form.nodes()) {
         Ok(lab) => Some(lab),
         Err(why) => {
-            // Past what the test runner swallows.
-            let _ = writeln!(std::io::stderr(), "SKIPPED, nothing was tested: {why}");
+            skip(&why);
             None
         }
     }
+}
+
+fn skip(why: &str) {
+    // Past what the test runner swallows.
+    let _ = writeln!(std::io::stderr(), "SKIPPED, nothing was tested: {why}");
 }
 
 #[test]
@@ -59,4 +64,38 @@ fn every_message_comes_to_one_end_where_packets_vanish() {
         let summary = Scene::start(&form, Some(lab), false).run(messages, faults, &mut dice);
         println!("{summary:?}");
     }
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "what repeats a run is seen when it fails"
+)]
+fn run_mix(mix: Mix) {
+    let (messages, faults, seeds) = asked(1);
+    for seed in seeds {
+        let mut dice = Dice::new(seed);
+        let form = mix.form(&mut dice);
+        println!("RECEPTOR_CHAOS={messages},{faults},{seed} {form}");
+        let summary = Scene::start(&form, None, false).run(messages, faults, &mut dice);
+        println!("{summary:?}");
+    }
+}
+
+#[test]
+fn every_message_to_any_worker_comes_to_one_end_while_workers_are_killed() {
+    run_mix(Mix::KilledWorkers);
+}
+
+#[test]
+fn every_large_payload_comes_to_one_end_while_the_links_of_a_ring_are_cut_in_turn() {
+    run_mix(Mix::CutRing);
+}
+
+#[test]
+fn every_message_comes_to_one_end_while_a_router_with_a_full_disk_is_frozen() {
+    let probe = tempfile::tempdir().unwrap();
+    if let Err(why) = Volume::new(probe.path(), 1) {
+        return skip(&why);
+    }
+    run_mix(Mix::FullRouter);
 }

@@ -3,9 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests fail like tests")]
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use nix::unistd::Uid;
 use receptor_tests::{Daemon, Mesh, program, wait_for};
@@ -405,6 +405,25 @@ may = \"nothing\"
     }
 }
 
+/// Sends the same one-way message some times, and once more when it is told to; says what the daemon answers.
+const REPEATS: &str = "
+import os, socket, sys
+daemon = socket.socket(socket.AF_UNIX)
+daemon.settimeout(30)
+daemon.connect(os.environ['RECEPTOR_SOCKET'])
+lines = daemon.makefile('r')
+lines.readline()
+one = b'{\"command\":\"send\",\"directive\":\"echo:discard\",\"recipient\":\"a\",\"volatile\":true,\"respond\":false,\"quiet\":true,\"payload\":1}\\n'
+daemon.sendall(one * 3)
+# What comes behind is answered behind.
+daemon.sendall(b'{\"command\":\"nodes\"}\\n')
+lines.readline()
+print('sent', flush=True)
+sys.stdin.readline()
+daemon.sendall(one)
+print(lines.readline(), flush=True)
+";
+
 /// A user without rights of its own, who has a copy of receptorctl.
 struct Stranger<'a> {
     at: &'a Daemon,
@@ -414,17 +433,28 @@ struct Stranger<'a> {
 }
 
 impl Stranger<'_> {
-    fn ctl(&self, args: &[&str]) -> Output {
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let uid = self.uid.to_string();
-        Command::new("setpriv")
+        let mut command = Command::new("setpriv");
+        command
             .args(["--reuid", &uid, "--regid", "65534", "--groups", self.groups])
-            .arg(&self.program)
-            .arg("--socket-path")
-            .arg(self.at.socket_path())
+            .arg(program)
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .env("RECEPTOR_SOCKET", self.at.socket_path());
+        command
+    }
+
+    fn ctl(&self, args: &[&str]) -> Output {
+        self.command(&self.program).args(args).output().unwrap()
+    }
+
+    fn run(&self, program: &str, args: &[&str]) -> Child {
+        let mut command = self.command(program);
+        command
             .args(args)
-            .env_remove("RECEPTOR_SOCKET")
-            .output()
-            .unwrap()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        command.spawn().unwrap()
     }
 
     fn code(&self, args: &[&str]) -> Option<i32> {
@@ -574,8 +604,25 @@ may = \"look\"
     assert_eq!(sender.code(&["work", "cancel", &others]), DENIED);
     assert_eq!(sender.code(&["work", "release", &others]), DENIED);
     assert_eq!(sender.code(&["spool", "drop", &others]), DENIED);
+    // What was said can be read by all who may send, and by no other.
+    assert_eq!(looker.code(&["work", "results", &own]), DENIED);
+    assert_eq!(other_sender.code(&["work", "results", &own]), Some(75));
     assert_eq!(sender.code(&["work", "cancel", &own]), DONE);
     assert_eq!(administrator.code(&["work", "cancel", &others]), DONE);
+
+    // Lines that repeat are not looked at one by one, and yet a reload ends them.
+    let mut repeating = sender.run("python3", &["-c", REPEATS]);
+    let mut answers = BufReader::new(repeating.stdout.take().unwrap()).lines();
+    assert_eq!(answers.next().unwrap().unwrap(), "sent");
+    reload(
+        &node,
+        "[control]\nmode = \"0666\"\n\n[[allow-control]]\nuser = [\"61001\"]\nmay = \"send\"\n",
+    );
+    repeating.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let answer = answers.next().unwrap().unwrap();
+    assert!(answer.contains("permission-denied"), "{answer}");
+    assert!(repeating.wait().unwrap().success());
+    reload(&node, RULES);
 
     // Root may, whatever the rules say; and a reload changes them for those who are connected.
     assert_eq!(ctl(&node, &["status"]).status.code(), DONE);

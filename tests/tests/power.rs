@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use receptor_tests::chaos::scene::{Form, Scene};
-use receptor_tests::chaos::{Campaign, Excused, Runs, wait_plugins};
+use receptor_tests::chaos::{Campaign, Excused, Runs, Taste, wait_plugins};
 use receptor_tests::power::{Dice, Power};
 use receptor_tests::works::wait_agreement;
 use receptor_tests::{Daemon, Mesh, Node, wait_for};
@@ -265,7 +265,13 @@ fn everything_that_daemons_write_is_seen() {
     let mut b = b.start();
     wait_plugins(&c, &["b"]);
     let mut dice = Dice::new(1);
-    let campaign = Campaign::start(&[c.socket_path()], &["b"], (4, 200), &mut dice);
+    let campaign = Campaign::start(
+        &[c.socket_path()],
+        &["b"],
+        (4, 200),
+        Taste::default(),
+        &mut dice,
+    );
     let summary = campaign.account(&[runs], Excused::default());
     assert!(summary.accepted >= 200, "{summary:?}");
     quiet(&[&c, &b]);

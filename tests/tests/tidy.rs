@@ -50,6 +50,54 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .collect()
 }
 
+/// Licences that what we link may have, as SPDX names them: none asks more than to be named.
+const LICENCES: [&str; 7] = [
+    "Apache-2.0",
+    "BSD-3-Clause",
+    "MIT",
+    "MIT-0",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+];
+/// Packages that are there in two versions, because two others ask for them: only at build time.
+const TWICE: [&str; 1] = ["syn"];
+
+/// `cargo deny` would say the same; to build it takes minutes, and this needs nothing but cargo.
+#[test]
+fn what_others_wrote_has_a_known_licence_and_comes_from_the_registry_once() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--offline", "--locked"])
+        .arg("--manifest-path")
+        .arg(root().join("Cargo.toml"))
+        .output()
+        .expect("cargo runs");
+    let shown = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{shown}");
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let mut names = BTreeSet::new();
+    for package in packages {
+        let name = package["name"].as_str().expect("a name");
+        assert!(
+            names.insert(name) || TWICE.contains(&name),
+            "{name} is there in two versions"
+        );
+        let Some(source) = package["source"].as_str() else {
+            continue;
+        };
+        assert!(source.starts_with("registry+"), "{name} is from {source}");
+        let licence = package["license"].as_str().unwrap_or_default();
+        let known = licence.split(" AND ").all(|part| {
+            let part = part.trim_matches(['(', ')']).replace('/', " OR ");
+            let mut choices = part.split(" OR ").map(str::trim);
+            choices.any(|choice| LICENCES.contains(&choice))
+        });
+        assert!(known, "{name} has the licence {licence:?}");
+    }
+    assert!(names.len() > 50, "only {} packages", names.len());
+}
+
 /// Every file that git knows, or would take in, below the root.
 fn files() -> Vec<PathBuf> {
     let output = Command::new("git")
@@ -220,8 +268,8 @@ fn nothing_is_left_undone_in_silence() {
 fn unsafe_code_is_where_it_is_said_to_be() {
     let may = BTreeMap::from([
         (
-            "receptord/src/systemd.rs",
-            "descriptors that the service manager passes",
+            "receptord/src/raw.rs",
+            "descriptors that the service manager passes, groups of a socket's peer",
         ),
         (
             "tests/power/src/lib.rs",

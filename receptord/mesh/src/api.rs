@@ -50,6 +50,9 @@ pub struct Limits {
     pub links: usize,
     /// LSAs in the database.
     pub lsas: usize,
+    /// Bytes of what other nodes' LSAs state: a thousand routers with a hundred leaves each, of which
+    /// all have some plugins, take a quarter of the default.
+    pub lsa_bytes: usize,
     /// Bytes of packets that a peer may send on one link before it is granted more; less than
     /// [`receptor_proto::frame::CREDIT_FLOOR`] is taken as that.
     pub link_credit: u64,
@@ -761,6 +764,7 @@ impl Default for Limits {
         Self {
             links: 4096,
             lsas: 250_000,
+            lsa_bytes: 128 << 20,
             link_credit: 4 << 20,
             link_queue: 4 << 20,
             flow_window: 2 << 20,

@@ -371,4 +371,14 @@ mod tests {
             b"moreand m"
         );
     }
+
+    #[test]
+    fn behind_the_end_of_a_payload_there_is_nothing() {
+        let (mut spool, _) = Spool::open(SimDisk::new(1), &Options::new(1)).unwrap();
+        spool.append(EntryId(1), 0, &[1; 300], None).unwrap();
+        for (offset, rest) in [(299, 1), (300, 0), (50_000, 0), (u64::MAX, 0)] {
+            let read = spool.read(EntryId(1), offset, 1 << 16).unwrap();
+            assert_eq!(read.bytes.len(), rest, "{offset}");
+        }
+    }
 }

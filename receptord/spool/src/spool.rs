@@ -580,7 +580,9 @@ impl<D: Disk> Spool<D> {
             if payload.lost {
                 return Err(SpoolError::Damaged(entry));
             }
-            let rest = payload.size.saturating_sub(offset);
+            // Two records may differ in how long it is, and the file is as long as it is.
+            let offset = offset.min(payload.size);
+            let rest = payload.size - offset;
             let length = length.min(usize::try_from(rest).unwrap_or(usize::MAX));
             let length = length.min(SEGMENT_MAX);
             let (bytes, sum) = self.read_payload(entry, (offset, length), payload.size)?;

@@ -99,6 +99,7 @@ pub(super) fn read(table: Table, env: &Environment, report: &mut Report) -> Sett
         log: read_log(&mut root, r),
         shutdown: read_shutdown(&mut root, r),
     };
+    check_mode(&settings, r);
     root.finish(r);
     r.tell_unknown();
     settings
@@ -408,6 +409,17 @@ fn read_routing(root: &mut Section, r: &mut Report) -> Routing {
     routing
 }
 
+/// A socket for everybody is for those whom the rules name, if there are any.
+fn check_mode(settings: &Settings, r: &mut Report) {
+    let mode = settings.control.mode;
+    if mode & 0o002 != 0 && settings.rules.control.is_empty() {
+        let mode = units::format_mode(mode);
+        let message = format!("\"{mode}\": lets every user of this host command the node");
+        let key = "control.mode";
+        r.warnings.push(Problem::new(r.origin(key), key, message));
+    }
+}
+
 fn read_control(root: &mut Section, env: &Environment, r: &mut Report) -> Control {
     let mut section = root.section(r, "control");
     let socket_path = section
@@ -458,14 +470,6 @@ fn read_control(root: &mut Section, env: &Environment, r: &mut Report) -> Contro
                 control.max_clients_per_user, control.max_clients
             ),
         );
-    }
-    if control.mode & 0o002 != 0 {
-        let message = format!(
-            "\"{}\": lets every user of this host command the node",
-            units::format_mode(control.mode)
-        );
-        let key = "control.mode";
-        r.warnings.push(Problem::new(r.origin(key), key, message));
     }
     section.finish(r);
     control

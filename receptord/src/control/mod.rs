@@ -370,7 +370,7 @@ impl Server {
             Vec::new()
         });
         gids.push(gid);
-        let visitor = Visitor::new(Person { uid, gids }, pid);
+        let visitor = Visitor::new(Person { uid, gids });
         let place = Place::take(&self.context, &self.by_user, uid);
         let span = tracing::info_span!("client", uid, pid);
         let context = Rc::clone(&self.context);

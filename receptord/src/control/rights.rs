@@ -67,7 +67,6 @@ impl Owners {
 #[derive(Debug)]
 pub(super) struct Visitor {
     person: Person,
-    pid: Option<i32>,
     /// The user that the daemon runs as.
     own: u32,
     /// The rules that were asked last, and what they said.
@@ -76,10 +75,9 @@ pub(super) struct Visitor {
 }
 
 impl Visitor {
-    pub(super) fn new(person: Person, pid: Option<i32>) -> Self {
+    pub(super) fn new(person: Person) -> Self {
         Self {
             person,
-            pid,
             own: nix::unistd::geteuid().as_raw(),
             known: RefCell::new(None),
             right: Cell::new(Right::Nothing),
@@ -122,7 +120,8 @@ impl Visitor {
         if let Some(more) = more {
             let settings = context.settings.borrow();
             let because = settings.rules.right(&self.person, self.own).because;
-            tracing::warn!(message_id = id::CLIENT_REFUSED, uid, pid = self.pid, command, %has, %needs, more, "command denied: {because}");
+            // User and process are the session's, and stand in each of its lines.
+            tracing::warn!(message_id = id::CLIENT_REFUSED, command, %has, %needs, more, "command denied: {because}");
         }
         let text = format!(
             "user {uid} has the right to {has} at {} and not to {needs}, which {command} takes",

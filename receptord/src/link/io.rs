@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use receptor_mesh::{LinkId, LinkInfo, MAX_FRAME};
-use receptor_proto::frame::{Frame, HELLO_MAX, kind};
+use receptor_proto::frame::{Frame, HELLO_MAX};
 use receptor_proto::wire::DecodeError;
 use receptor_proto::{ErrorBody, ErrorCode};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -235,14 +235,17 @@ fn split(input: &mut BytesMut, max_frame: &mut usize) -> (Vec<Frame>, Option<Dec
     (frames, None)
 }
 
-/// Decodes one frame. What the core keeps for long (LSAs) must not keep the read buffer
-/// alive, so those frames are copied; packets, which pass through, are not.
+/// Decodes one frame. What the core keeps for long (LSAs) must keep neither the read buffer alive
+/// nor the frame, which may be long behind what it says, so it is copied; packets, which pass
+/// through, are not.
 fn decode(bytes: Bytes) -> Result<Frame, DecodeError> {
-    if bytes.first() == Some(&kind::LSAS) {
-        Frame::decode(Bytes::copy_from_slice(&bytes))
-    } else {
-        Frame::decode(bytes)
+    let mut frame = Frame::decode(bytes)?;
+    if let Frame::Lsas(lsas) = &mut frame {
+        for lsa in lsas {
+            lsa.body = Bytes::copy_from_slice(&lsa.body);
+        }
     }
+    Ok(frame)
 }
 
 /// Writes until the outbox is closed and empty, or the transport breaks.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::plugins::{Ending, LARGE_RESPONSE, Plugin};
-use super::{Excused, Summary};
+use super::{Excused, Summary, Taste};
 use crate::power::Dice;
 use crate::{Control, traffic};
 
@@ -16,6 +16,8 @@ use crate::{Control, traffic};
 const SHORT_LIVES_MS: [u64; 3] = [50, 400, 2_000];
 /// The largest payload.
 const LARGE: usize = 8 << 20;
+/// The largest when most are large.
+const OFTEN_LARGE: usize = 2 << 20;
 /// Sizes at which something changes: what counts as small, what is sent in one piece and lies in
 /// the log, what a plugin gets in its line, what is on its way at once, and the largest.
 const EDGES: [usize; 6] = [4 << 10, 64 << 10, 256 << 10, 512 << 10, 1 << 20, LARGE];
@@ -86,10 +88,14 @@ pub(super) struct Message {
 }
 
 impl Message {
-    pub(super) fn any(dice: &mut Dice, workers: &[String], socket: usize) -> Self {
+    pub(super) fn any(dice: &mut Dice, workers: &[String], socket: usize, taste: Taste) -> Self {
         let plugin = Plugin::any(dice);
-        let manner = Manner::any(dice);
+        let mut manner = Manner::any(dice);
+        if taste.cancels && dice.throw(3) == 0 {
+            manner = Manner::Cancel;
+        }
         let size = match dice.throw(80) {
+            _ if taste.large && dice.throw(2) == 0 => dice.index(OFTEN_LARGE),
             0 => dice.index(LARGE),
             1 => LARGE,
             2..=5 => EDGES[dice.index(EDGES.len() - 1)] + dice.index(3) - 1,
@@ -99,7 +105,7 @@ impl Message {
             _ => dice.index(40),
         };
         let serve = plugin == Plugin::Serve;
-        let any = dice.throw(4) == 0;
+        let any = taste.any || dice.throw(4) == 0;
         let recipient = &workers[dice.index(workers.len())];
         Self {
             plugin,

@@ -46,6 +46,17 @@ pub struct Excused {
     pub interrupted: bool,
 }
 
+/// What the clients of a run send more of than others.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Taste {
+    /// Nothing but messages to any node that has the plugin.
+    pub any: bool,
+    /// Payloads that travel in segments.
+    pub large: bool,
+    /// Cancels.
+    pub cancels: bool,
+}
+
 /// How it ended.
 #[derive(Debug, Default)]
 pub struct Summary {
@@ -73,6 +84,7 @@ impl Campaign {
         sockets: &[&Path],
         workers: &[&str],
         (clients, messages): (usize, usize),
+        taste: Taste,
         dice: &mut Dice,
     ) -> Self {
         let accepted = Arc::new(AtomicUsize::new(0));
@@ -83,6 +95,7 @@ impl Campaign {
             let mut client = Client {
                 socket: sockets[number].clone(),
                 number,
+                taste,
                 workers: workers.iter().map(|&name| name.to_owned()).collect(),
                 dice: Dice::new(dice.throw(u64::MAX)),
                 control: None,
@@ -175,6 +188,7 @@ struct Client {
     socket: PathBuf,
     /// Of the socket.
     number: usize,
+    taste: Taste,
     workers: Vec<String>,
     dice: Dice,
     control: Option<Control>,
@@ -184,7 +198,7 @@ struct Client {
 impl Client {
     /// Sends one message. Whether it was accepted.
     fn one(&mut self) -> bool {
-        let mut message = Message::any(&mut self.dice, &self.workers, self.number);
+        let mut message = Message::any(&mut self.dice, &self.workers, self.number, self.taste);
         let payload = message.payload();
         let accepted = if message.manner == Manner::Half {
             self.send_half(&message, &payload);

@@ -4,6 +4,8 @@
 //! Owns the daemons of one run and what is between them: [`Relay`]s on loopback, or wires between
 //! network namespaces. Form, places and sorts of faults follow from the seed; the times do not.
 
+mod mix;
+
 use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
@@ -11,10 +13,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::{Campaign, Excused, Runs, Summary, leftovers, wait_plugins};
+pub use self::mix::Mix;
+use super::{Campaign, Excused, Runs, Summary, Taste, leftovers, wait_plugins};
 use crate::netns::Lab;
 use crate::power::{Dice, Power};
 use crate::relay::Relay;
+use crate::volume::Volume;
 use crate::works::wait_agreement;
 use crate::{DEADLINE, Daemon, LOOK_EVERY, Mesh};
 
@@ -27,6 +31,8 @@ const CLIENTS: usize = 6;
 const PORT: u16 = 8888;
 /// Without a message that is accepted for so long, the next fault comes all the same.
 const IMPATIENCE: Duration = Duration::from_secs(2);
+/// The size of a disk that is filled.
+const DISK_MIB: u32 = 64;
 /// Outages that end before anybody has noticed, and ones that everybody notices: the hold time is
 /// a second.
 const OUTAGES_MS: [u64; 4] = [10, 100, 900, 2_500];
@@ -44,6 +50,8 @@ pub struct Form {
     workers: Vec<usize>,
     /// Works that run at once on a worker.
     max_works: usize,
+    /// What is done to it, when that is not everything.
+    mix: Option<Mix>,
 }
 
 impl Form {
@@ -99,6 +107,7 @@ impl Form {
             controllers,
             workers,
             max_works: [2, 8, 16][dice.index(3)],
+            mix: None,
         };
         if dice.throw(4) == 0 {
             // Two links between the same nodes.
@@ -145,6 +154,8 @@ enum Mend {
     Plug(usize),
     /// Let packets pass again.
     Forward,
+    /// Give room back on a disk.
+    Relieve,
 }
 
 /// What is between the nodes.
@@ -163,7 +174,10 @@ pub struct Scene {
     runs: Vec<Runs>,
     /// Of each node, when they are not only killed.
     power: Vec<Power>,
+    /// A disk that can be filled, when there is one.
+    volume: Option<Volume>,
     mends: Vec<(Instant, Mend)>,
+    strikes: usize,
     story: String,
     began: Instant,
     // Behind the daemons, so that it goes when they are gone.
@@ -187,12 +201,19 @@ impl Scene {
         let mut nodes = Vec::new();
         let mut runs = Vec::new();
         let mut power = Vec::new();
+        let small = form.mix.and_then(Mix::small_disk);
+        let mut volume = None;
         for number in 0..form.nodes {
             let name = format!("n{number}");
             let mut node = mesh.node(&name).config(CONFIG);
             if let Some(lab) = &lab {
                 let url = format!("rnp://{}:{PORT}", Lab::address(number));
                 node = (node.netns(&lab.host(number)).listen(&url)).arg("--allow-plaintext");
+            }
+            if small == Some(number) {
+                let made = Volume::new(&node.data_dir(), DISK_MIB).expect("a small disk");
+                node = node.volume(&made);
+                volume = Some(made);
             }
             if !form.listens(number) {
                 node = node.quiet();
@@ -232,7 +253,9 @@ impl Scene {
             wires: lab.map_or(Wires::Relays(relays), Wires::Lab),
             runs,
             power,
+            volume,
             mends: Vec::new(),
+            strikes: 0,
             story: String::new(),
             began: Instant::now(),
             mesh,
@@ -261,7 +284,8 @@ impl Scene {
             .map(|at| self.nodes[*at].socket_path())
             .collect();
         let many = (CLIENTS, messages);
-        let campaign = Campaign::start(&sockets, &workers, many, dice);
+        let taste = self.form.mix.map_or(Taste::default(), Mix::taste);
+        let campaign = Campaign::start(&sockets, &workers, many, taste, dice);
         for fault in 0..faults {
             // Somewhere in its own part of the run.
             let part = (messages / faults).max(1);
@@ -286,12 +310,15 @@ impl Scene {
             std::thread::sleep(LOOK_EVERY);
         }
         self.tell("all is mended");
-        let excused = Excused { interrupted: true };
+        let interrupted = self.form.mix.is_none_or(Mix::ends_workers);
+        let excused = Excused { interrupted };
         let runs = std::mem::take(&mut self.runs);
         let summary = campaign.account(&runs, excused);
         self.tell("all is accounted for");
         wait_agreement(&self.nodes);
         leftovers::assert_quiet(&self.nodes);
+        // Its holder is one of ours; who is on it stays there.
+        drop(self.volume.take());
         let nodes = std::mem::take(&mut self.nodes);
         leftovers::assert_none_left(self.mesh.dir(), nodes);
         self.tell("nothing is left");
@@ -314,6 +341,7 @@ impl Scene {
                 (Mend::Hear(host), Wires::Lab(lab)) => lab.deafen(host, false),
                 (Mend::Plug(host), Wires::Lab(lab)) => lab.unplug(host, false),
                 (Mend::Forward, Wires::Lab(lab)) => lab.forward(true),
+                (Mend::Relieve, _) => self.volume.iter().for_each(Volume::relieve),
                 (Mend::Wire(_) | Mend::Hear(_) | Mend::Plug(_) | Mend::Forward, _) => {}
             }
         }
@@ -334,6 +362,9 @@ impl Scene {
     fn strike(&mut self, dice: &mut Dice) {
         let outage = OUTAGES_MS[dice.index(OUTAGES_MS.len())];
         let outage = Duration::from_millis(dice.throw(outage));
+        if let Some(mix) = self.form.mix {
+            return self.strike_as(mix, outage, dice);
+        }
         let victim = dice.index(self.nodes.len());
         let what = dice.throw(16);
         if what >= 11 {

@@ -134,6 +134,9 @@ pub(super) struct Lsdb {
     limit: usize,
     /// Whether a sweep says what expired.
     keeps_spent: bool,
+    /// Of their bodies.
+    bytes: usize,
+    bytes_limit: usize,
 }
 
 impl Stored {
@@ -165,6 +168,10 @@ impl Node {
             last_via: None,
             changed: now,
         }
+    }
+
+    fn body_bytes(&self) -> usize {
+        self.lsas.iter().map(|lsa| lsa.body.len()).sum()
     }
 
     pub(super) fn lsa(&self, kind: LsaKind) -> Option<&Stored> {
@@ -206,8 +213,13 @@ impl Node {
 
 impl Lsdb {
     /// A database that knows this node's name, at [`OWN`], and nothing else. `limit` bounds LSAs
-    /// and names alike; `seed` keys the table of names.
-    pub(super) fn new(own: &NodeId, seed: u64, limit: usize, now: Instant) -> Self {
+    /// and names alike, `bytes_limit` the bodies of others' LSAs; `seed` keys the table of names.
+    pub(super) fn new(
+        own: &NodeId,
+        seed: u64,
+        (limit, bytes_limit): (usize, usize),
+        now: Instant,
+    ) -> Self {
         let mut lsdb = Self {
             names: Names::new(seed),
             buckets: vec![Vec::new(); DIGEST_BUCKETS],
@@ -218,6 +230,8 @@ impl Lsdb {
             len: 0,
             limit: limit.max(KINDS_MAX),
             keeps_spent: false,
+            bytes: 0,
+            bytes_limit,
         };
         lsdb.intern(own, now);
         lsdb
@@ -321,6 +335,14 @@ impl Lsdb {
         if self.len >= self.limit && self.get((lsa.key.kind, index)).is_none() {
             return Err(Refusal::Full);
         }
+        let before = self.get((lsa.key.kind, index));
+        let before = before.map_or(0, |stored| stored.body.len());
+        let after = if purged { 0 } else { lsa.body.len() };
+        let bytes = self.bytes - before + after;
+        // What is taken back or gets shorter makes room, and a node always states itself.
+        if index != OWN && after > before && bytes > self.bytes_limit {
+            return Err(Refusal::Full);
+        }
         let links = lsa.key.kind == LsaKind::LINKS;
         let mut edges: Vec<Edge> = Vec::new();
         for link in stated.iter().flat_map(|body| &body.links) {
@@ -363,6 +385,7 @@ impl Lsdb {
                 lsa.body.clone()
             },
         };
+        self.bytes = bytes;
         // The same string as in what is passed on, so that comparing need not look at it.
         node.id = lsa.key.node.clone();
         node.changed = now;
@@ -582,7 +605,8 @@ impl Lsdb {
         let mut referred: BTreeSet<Index> = BTreeSet::new();
         let mut bare: Vec<Index> = Vec::new();
         let mut stale: Vec<Index> = Vec::new();
-        let crowded = self.len >= self.limit - self.limit / 4;
+        let crowded = self.len >= self.limit - self.limit / 4
+            || self.bytes >= self.bytes_limit - self.bytes_limit / 4;
         for (index, node) in (0..).zip(&mut self.nodes) {
             let Some(node) = node else { continue };
             let known = node.known();
@@ -595,8 +619,10 @@ impl Lsdb {
                     let expired = node.lsas.iter().filter(|lsa| lsa.expires <= now);
                     swept.spent.extend(expired.map(|lsa| lsa.spent(&node.id)));
                 }
+                self.bytes -= node.body_bytes();
                 node.lsas.retain(|lsa| !drop && lsa.expires > now);
                 self.len += node.lsas.len();
+                self.bytes += node.body_bytes();
                 *digest = digest.wrapping_add(node.digest());
                 node.capabilities = None;
                 if !node.edges.is_empty() && node.lsa(LsaKind::LINKS).is_none() {
@@ -685,7 +711,7 @@ mod tests {
     }
 
     fn empty(limit: usize) -> Lsdb {
-        Lsdb::new(&id(0), 7, limit, Instant::default())
+        Lsdb::new(&id(0), 7, (limit, 1 << 20), Instant::default())
     }
 
     fn offer(lsdb: &mut Lsdb, lsa: &Lsa) {
@@ -810,6 +836,27 @@ mod tests {
         assert_eq!(full, Err(Refusal::Full));
         // Newer versions of what is there always find room.
         assert!(lsdb.install(Instant::default(), &links(9, 2, &[1])).is_ok());
+    }
+
+    #[test]
+    fn the_limit_of_bytes_holds_and_room_comes_back() {
+        let now = Instant::default();
+        let mut lsdb = empty(100);
+        let many: Vec<u64> = (100..150).collect();
+        lsdb.install(now, &links(1, 1, &many)).unwrap();
+        lsdb.bytes_limit = lsdb.bytes + 10;
+        let full = lsdb.install(now, &links(2, 1, &many));
+        assert_eq!(full, Err(Refusal::Full));
+        // One that does not grow is taken, and so is what this node says of itself.
+        lsdb.install(now, &links(1, 2, &many)).unwrap();
+        lsdb.install(now, &links(0, 1, &many)).unwrap();
+        lsdb.install(now, &links(0, 2, &[])).unwrap();
+        lsdb.install(now, &links(1, 3, &[])).unwrap();
+        lsdb.install(now, &links(2, 1, &many)).unwrap();
+        let end = now + Duration::from_secs(1000);
+        lsdb.sweep(end, Duration::from_secs(600), &BTreeSet::new());
+        let kept: usize = lsdb.nodes.iter().flatten().map(Node::body_bytes).sum();
+        assert_eq!(lsdb.bytes, kept);
     }
 
     #[test]

@@ -132,7 +132,12 @@ impl Router {
         let mut rng = fastrand::Rng::with_seed(config.seed);
         let mut router = Self {
             counters: Counters::default(),
-            lsdb: Lsdb::new(&config.node, rng.u64(..), config.limits.lsas, now),
+            lsdb: Lsdb::new(
+                &config.node,
+                rng.u64(..),
+                (config.limits.lsas, config.limits.lsa_bytes),
+                now,
+            ),
             rng,
             timers: Timers::default(),
             closing: false,
