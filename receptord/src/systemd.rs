@@ -25,7 +25,7 @@ impl Passed {
     ///
     /// # Errors
     ///
-    /// As [`raw::passed_descriptors`].
+    /// When a second thread runs already, or what was passed does not fit the variables about it.
     pub fn take_all() -> io::Result<Self> {
         let mut by_name: BTreeMap<String, Vec<OwnedFd>> = BTreeMap::new();
         for (fd, name) in raw::passed_descriptors()? {

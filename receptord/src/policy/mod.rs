@@ -3,7 +3,7 @@
 //! Pure: rules and a question in, an answer out. Of each kind the first rule that fits decides; where
 //! there are rules of a kind and none fits, the answer is no; where there are none, everything is
 //! permitted. Never acts, logs or looks anything up: `config` reads the rules, the core and the control
-//! socket ask, [`log`] says what is told of a no.
+//! socket ask, `log` says what is told of a no.
 //!
 //! | kind | who asks | what about |
 //! | --- | --- | --- |
