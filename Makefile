@@ -3,6 +3,8 @@
 CARGO ?= cargo
 PYTHON ?= python3
 VENV := .venv
+# Where cargo-deny is put when there is none.
+DENY := $(CURDIR)/target/deny
 
 # `make fuzz`: which targets, and seconds for each.
 FUZZ_TARGETS ?= $(sort $(basename $(notdir $(wildcard tests/fuzz/targets/*.rs))))
@@ -14,7 +16,7 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test venv lint sim bench bench-spool fuzz clean
+.PHONY: help build demo test venv lint deny sim bench bench-spool fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -42,6 +44,11 @@ lint: ## format, clippy with warnings as errors, documentation
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
+
+deny: ## licences, sources and duplicates of what others wrote; builds cargo-deny if there is none (4 min)
+	$(CARGO) deny --version >/dev/null 2>&1 || PATH="$(DENY)/bin:$$PATH" $(CARGO) deny --version >/dev/null 2>&1 \
+		|| $(CARGO) install --locked --quiet --root $(DENY) --target-dir $(DENY)/build cargo-deny
+	PATH="$(DENY)/bin:$$PATH" $(CARGO) deny --workspace check licenses bans sources
 
 sim: ## the simulator as in CI: meshes of 100 nodes with messages and every sort of fault
 	$(CARGO) sim --nodes 100 --seeds 1..=20 --jobs 2

@@ -50,54 +50,6 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .collect()
 }
 
-/// Licences that what we link may have, as SPDX names them: none asks more than to be named.
-const LICENCES: [&str; 7] = [
-    "Apache-2.0",
-    "BSD-3-Clause",
-    "MIT",
-    "MIT-0",
-    "Unicode-3.0",
-    "Unlicense",
-    "Zlib",
-];
-/// Packages that are there in two versions, because two others ask for them: only at build time.
-const TWICE: [&str; 1] = ["syn"];
-
-/// `cargo deny` would say the same; to build it takes minutes, and this needs nothing but cargo.
-#[test]
-fn what_others_wrote_has_a_known_licence_and_comes_from_the_registry_once() {
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version=1", "--offline", "--locked"])
-        .arg("--manifest-path")
-        .arg(root().join("Cargo.toml"))
-        .output()
-        .expect("cargo runs");
-    let shown = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{shown}");
-    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
-    let packages = metadata["packages"].as_array().expect("packages");
-    let mut names = BTreeSet::new();
-    for package in packages {
-        let name = package["name"].as_str().expect("a name");
-        assert!(
-            names.insert(name) || TWICE.contains(&name),
-            "{name} is there in two versions"
-        );
-        let Some(source) = package["source"].as_str() else {
-            continue;
-        };
-        assert!(source.starts_with("registry+"), "{name} is from {source}");
-        let licence = package["license"].as_str().unwrap_or_default();
-        let known = licence.split(" AND ").all(|part| {
-            let part = part.trim_matches(['(', ')']).replace('/', " OR ");
-            let mut choices = part.split(" OR ").map(str::trim);
-            choices.any(|choice| LICENCES.contains(&choice))
-        });
-        assert!(known, "{name} has the licence {licence:?}");
-    }
-    assert!(names.len() > 50, "only {} packages", names.len());
-}
-
 /// Every file that git knows, or would take in, below the root.
 fn files() -> Vec<PathBuf> {
     let output = Command::new("git")
@@ -344,6 +296,39 @@ fn documents_link_only_to_files_that_are_there() {
         }
     }
     assert!(links >= 6, "only {links} links were found");
+}
+
+#[test]
+fn what_is_claimed_of_safety_is_tested() {
+    let is_source = |path: &PathBuf| path.extension().is_some_and(|name| name == "rs");
+    let sources: Vec<String> = files()
+        .into_iter()
+        .filter(is_source)
+        .map(|path| std::fs::read_to_string(path).expect("sources are UTF-8"))
+        .collect();
+    let model = std::fs::read_to_string(root().join("THREAT-MODEL.md")).expect("it is there");
+    let claims = model
+        .split("## What is protected")
+        .nth(1)
+        .and_then(|rest| rest.split("\n## ").next())
+        .expect("a table of claims");
+    let mut count = 0;
+    for row in claims.lines().filter(|line| line.starts_with("| ")).skip(2) {
+        let column = row.split(" | ").nth(2).unwrap_or_default();
+        let mut named = column.split('`').skip(1).step_by(2).peekable();
+        assert!(named.peek().is_some(), "no test is named for: {row}");
+        for name in named {
+            let function = format!("fn {name}(");
+            let is_there = if name.contains('/') {
+                root().join(name).exists()
+            } else {
+                sources.iter().any(|source| source.contains(&function))
+            };
+            assert!(is_there, "there is no {name}");
+        }
+        count += 1;
+    }
+    assert!(count >= 15, "only {count} claims were found");
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub(crate) type Kem = hpke::kem::X25519HkdfSha256;
 type PrivateKey = <Kem as hpke::Kem>::PrivateKey;
 type PublicKey = <Kem as hpke::Kem>::PublicKey;
 
-/// The most key pairs that are kept: one a day for two weeks.
+/// The most key pairs that are kept: one for every two days of a month.
 pub const KEYS_MAX: usize = 16;
 
 /// Bytes of a key, private or public.
