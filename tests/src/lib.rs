@@ -29,7 +29,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -419,6 +419,22 @@ impl Daemon {
     pub fn control(&self) -> Control {
         Control::connect(&self.control)
             .unwrap_or_else(|error| panic!("{}: {error}\n{}", self.name(), self.log()))
+    }
+
+    /// What `receptorctl` says at this node.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such program.
+    #[must_use]
+    pub fn ctl(&self, arguments: &[&str]) -> Output {
+        Command::new(program("receptorctl"))
+            .arg("--socket-path")
+            .arg(self.socket_path())
+            .args(arguments)
+            .env_remove("RECEPTOR_SOCKET")
+            .output()
+            .expect("receptorctl runs")
     }
 
     /// Waits until it has a route to each of `nodes`.

@@ -2,24 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests fail like tests")]
 
-use std::process::{Command, Output};
-
-use receptor_tests::{Daemon, Mesh, program, wait_for};
+use receptor_tests::{Daemon, Mesh, wait_for};
 use serde_json::Value;
 
 const FIRST: &str = "Abc.xyz_0-9@site:1";
 const MIDDLE: &str = "0:_.-@Z";
 const LAST: &str = "@last:.";
-
-fn ctl(at: &Daemon, args: &[&str]) -> Output {
-    Command::new(program("receptorctl"))
-        .arg("--socket-path")
-        .arg(at.socket_path())
-        .args(args)
-        .env_remove("RECEPTOR_SOCKET")
-        .output()
-        .unwrap()
-}
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
@@ -36,7 +24,7 @@ fn row(mesh: &Mesh) -> [Daemon; 3] {
     let last = mesh.node(LAST).peer(&middle).start();
     first.wait_reachable([MIDDLE, LAST]);
     wait_for("echo of the last node", || {
-        let known = ctl(&first, &["capabilities", "--json"]);
+        let known = first.ctl(&["capabilities", "--json"]);
         let known: Value = serde_json::from_slice(&known.stdout).unwrap();
         let nodes = known["nodes"].as_array().unwrap().clone();
         let node = nodes.into_iter().find(|node| node["node"] == LAST)?;
@@ -63,19 +51,19 @@ fn every_command_answers_people_and_programs() {
         (&["plugin", "restart", "echo"], "serve"),
     ];
     for (args, expected) in commands {
-        let people = ctl(&first, args);
+        let people = first.ctl(args);
         assert_eq!(people.status.code(), Some(0), "{args:?}: {people:?}");
         assert!(people.stderr.is_empty(), "{args:?}: {people:?}");
         let shown = text(&people.stdout);
         assert!(shown.contains(expected), "{args:?}: {shown}");
-        let programs = ctl(&first, &[args, &["--json"]].concat());
+        let programs = first.ctl(&[args, &["--json"]].concat());
         assert_eq!(programs.status.code(), Some(0), "{args:?}: {programs:?}");
         for line in text(&programs.stdout).lines() {
             let value: Value = serde_json::from_str(line).unwrap();
             assert!(value.is_object(), "{args:?}: {line}");
         }
     }
-    let restarted = ctl(&first, &["plugin", "restart", "echo", "--json"]);
+    let restarted = first.ctl(&["plugin", "restart", "echo", "--json"]);
     let restarted: Value = serde_json::from_slice(&restarted.stdout).unwrap();
     assert_eq!(
         (&restarted["name"], &restarted["mode"]),
@@ -96,7 +84,7 @@ fn what_is_not_there_is_told_each_in_its_own_words() {
             directive,
             "{}",
         ];
-        let output = ctl(&first, &args);
+        let output = first.ctl(&args);
         assert!(output.stdout.is_empty(), "{output:?}");
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         text(&output.stderr)
@@ -112,7 +100,7 @@ fn what_is_not_there_is_told_each_in_its_own_words() {
         assert!(told.contains(words), "{told}");
         assert_eq!(told.lines().count(), 1, "{told}");
     }
-    let ping = ctl(&first, &["ping", "nobody"]);
+    let ping = first.ctl(&["ping", "nobody"]);
     assert_eq!(ping.status.code(), Some(1));
     assert!(text(&ping.stderr).contains("no-such-node"), "{ping:?}");
 }
@@ -124,7 +112,7 @@ fn a_reload_says_what_is_in_force_and_what_waits_for_a_restart() {
     let config = std::fs::read_to_string(node.config_path()).unwrap_or_default();
     let more = "[link]\nhold-time = \"9s\"\nmax-links = 9\n[spool]\ndefault-expiry = \"1h\"\nmax-entries = 9\n[routing]\nhop-limit = 9\n";
     std::fs::write(node.config_path(), format!("{config}\n{more}")).unwrap();
-    let output = ctl(&node, &["reload", "--json"]);
+    let output = node.ctl(&["reload", "--json"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let reply: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(

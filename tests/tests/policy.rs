@@ -14,16 +14,6 @@ use serde_json::{Value, json};
 const DENIED: Option<i32> = Some(77);
 const DONE: Option<i32> = Some(0);
 
-fn ctl(at: &Daemon, args: &[&str]) -> Output {
-    Command::new(program("receptorctl"))
-        .arg("--socket-path")
-        .arg(at.socket_path())
-        .args(args)
-        .env_remove("RECEPTOR_SOCKET")
-        .output()
-        .unwrap()
-}
-
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
@@ -34,13 +24,13 @@ fn stderr(output: &Output) -> String {
 
 fn send(at: &Daemon, to: &[&str], directive: &str, payload: &str) -> Output {
     let begin = ["send", "--directive", directive];
-    ctl(at, &[&begin[..], to, &[payload]].concat())
+    at.ctl(&[&begin[..], to, &[payload]].concat())
 }
 
 /// Has a daemon go on with other rules.
 fn reload(daemon: &Daemon, config: &str) {
     fs::write(daemon.config_path(), config).unwrap();
-    let output = ctl(daemon, &["reload"]);
+    let output = daemon.ctl(&["reload"]);
     assert_eq!(output.status.code(), DONE, "{output:?}");
 }
 
@@ -115,7 +105,7 @@ site = \"b\"
     let kept = fs::read_dir(&payloads).map_or(0, Iterator::count);
     assert_eq!(kept, 0, "{}", payloads.display());
     // How it ended is known where it was sent, also to who asks later.
-    let list = text(&ctl(&a, &["work", "list", "--json"]).stdout);
+    let list = text(&a.ctl(&["work", "list", "--json"]).stdout);
     assert!(list.contains("permission-denied"), "{list}");
     assert_eq!(logged(&b, "message refused"), 2, "{}", b.log());
 
@@ -256,14 +246,14 @@ fn what_is_not_forwarded_ends_and_says_so() {
     let at_file = format!("@{}", large.display());
     let output = send(&a, &to_edge, "echo:echo", &at_file);
     assert_eq!(output.status.code(), DENIED, "{output:?}");
-    let ping = ctl(&a, &["ping", "edge-1"]);
+    let ping = a.ctl(&["ping", "edge-1"]);
     assert_eq!(ping.status.code(), DENIED, "{ping:?}");
     assert!(
         stderr(&ping).contains("relay on the way does not forward to edge-1"),
         "{ping:?}"
     );
     // The relay itself is there for everybody.
-    assert_eq!(ctl(&a, &["ping", "relay"]).status.code(), DONE);
+    assert_eq!(a.ctl(&["ping", "relay"]).status.code(), DONE);
     assert_eq!(
         logged(
             &relay,
@@ -272,7 +262,7 @@ fn what_is_not_forwarded_ends_and_says_so() {
         1
     );
     // Nothing is lost silently: what was accepted is a dead letter, and can be sent again.
-    let letters = text(&ctl(&a, &["dead-letter", "list", "--json"]).stdout);
+    let letters = text(&a.ctl(&["dead-letter", "list", "--json"]).stdout);
     assert!(letters.contains("permission-denied"), "{letters}");
 
     // A reload forwards for all, and drops no link.
@@ -313,7 +303,7 @@ may = \"nothing\"
     let ask = |args: &[&str], permitted: bool, kind: &str, rule: &Option<String>| {
         let args = [&["policy", "test"][..], args].concat();
         for more in [&[][..], &["--config", &file]] {
-            let output = ctl(&node, &[&args[..], more, &["--json"]].concat());
+            let output = node.ctl(&[&args[..], more, &["--json"]].concat());
             let code = if permitted { 0 } else { 1 };
             assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
             let reply: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -321,7 +311,7 @@ may = \"nothing\"
             assert_eq!(reply["kind"], kind, "{reply}");
             assert_eq!(reply["rule"].as_str(), rule.as_deref(), "{reply}");
             // For people the same on one line.
-            let output = ctl(&node, &[&args[..], more].concat());
+            let output = node.ctl(&[&args[..], more].concat());
             assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
             let shown = text(&output.stdout);
             assert_eq!(shown.lines().count(), 1, "{shown}");
@@ -363,18 +353,18 @@ may = \"nothing\"
     );
     ask(&["--user", "61003"], true, "allow-control", &at(15));
     ask(&["--user", "61004"], false, "allow-control", &at(19));
-    let root = ctl(&node, &["policy", "test", "--user", "root"]);
+    let root = node.ctl(&["policy", "test", "--user", "root"]);
     let always = "may administer: root and the daemon's own user always may\n";
     assert_eq!(text(&root.stdout), always);
 
     // What it says is what is in force, also after a reload; the file can be ahead of that.
     fs::write(node.config_path(), "node-id = \"a\"\n").unwrap();
     let question = ["policy", "test", "--link", "y"];
-    assert_eq!(ctl(&node, &question).status.code(), Some(1));
+    assert_eq!(node.ctl(&question).status.code(), Some(1));
     let of_file = [&question[..], &["--config", &file]].concat();
-    assert_eq!(ctl(&node, &of_file).status.code(), DONE);
-    assert_eq!(ctl(&node, &["reload"]).status.code(), DONE);
-    let output = ctl(&node, &question);
+    assert_eq!(node.ctl(&of_file).status.code(), DONE);
+    assert_eq!(node.ctl(&["reload"]).status.code(), DONE);
+    let output = node.ctl(&question);
     assert_eq!(
         text(&output.stdout),
         "permitted: there is no [[allow-link]] rule\n"
@@ -382,7 +372,7 @@ may = \"nothing\"
 
     // Without a daemon; and what is wrong.
     fs::write(node.config_path(), "[[allow-link]]\nnode = [\"a b\"]\n").unwrap();
-    let output = ctl(&node, &of_file);
+    let output = node.ctl(&of_file);
     assert_eq!(output.status.code(), Some(78), "{output:?}");
     assert!(
         stderr(&output).contains(&format!("{file}:2: allow-link[0].node")),
@@ -396,7 +386,7 @@ may = \"nothing\"
         &["policy", "test", "--from", "x", "--to", "a"],
         &["policy", "test", "--user", "no such user"],
     ] {
-        let output = ctl(&node, wrong);
+        let output = node.ctl(wrong);
         assert_ne!(output.status.code(), DONE, "{output:?}");
         assert!(
             output.stdout.is_empty() && !output.stderr.is_empty(),
@@ -625,7 +615,7 @@ may = \"look\"
     reload(&node, RULES);
 
     // Root may, whatever the rules say; and a reload changes them for those who are connected.
-    assert_eq!(ctl(&node, &["status"]).status.code(), DONE);
+    assert_eq!(node.ctl(&["status"]).status.code(), DONE);
     reload(
         &node,
         "[control]\nmode = \"0666\"\n\n[[allow-control]]\nuser = [\"61001\"]\nmay = \"send\"\n",
