@@ -43,7 +43,6 @@ fn main() -> ExitCode {
             Action::json()
                 .about("Answers with the payload")
                 .example(&json!({"hello": "mesh"}))
-                .idempotent()
                 .inline(),
             echo,
         )

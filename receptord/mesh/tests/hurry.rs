@@ -11,7 +11,7 @@ use receptor_mesh::{
     Record, Submission, WorkRoom,
 };
 use receptor_proto::frame::Frame;
-use receptor_proto::packet::{Content, Eof};
+use receptor_proto::packet::{Content, Eof, MessageKind};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
 const ANSWER: &[u8] = b"done";
@@ -145,6 +145,16 @@ impl Host {
             urgent,
         } = output
         {
+            if self.says.is_some() {
+                let waits = |record: &Record| match record {
+                    Record::Outgoing { message, .. } => {
+                        matches!(message.kind, MessageKind::Response { eof: None, .. })
+                    }
+                    _ => false,
+                };
+                let waits = records.iter().any(waits);
+                assert!(urgent || !waits, "a response waits for this: {records:?}");
+            }
             self.disk.log.push(Change::Write(token, records));
             if urgent {
                 self.disk.urgent += 1;

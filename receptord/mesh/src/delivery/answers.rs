@@ -137,12 +137,14 @@ impl Delivery {
                 recipient: self.remotes[to.0].node.clone(),
                 message: outgoing.message.clone(),
             };
+            let asked = self.works.get(id).filter(|work| work.remote == to);
             let done = Done::Response {
                 remote: to,
                 key,
                 work: id,
                 serial,
                 eof,
+                awaited: asked.is_some_and(|work| work.is_told_when_safe(serial, eof)),
             };
             if let Some(work) = self.works.get_mut(id)
                 && work.remote == to

@@ -38,6 +38,8 @@ pub(crate) enum Done {
         work: MessageId,
         serial: u64,
         eof: bool,
+        /// It leaves when it is written, and not before.
+        awaited: bool,
     },
     /// Only for [`Journal::again`]: the responses of a work.
     Responses(MessageId),
@@ -78,13 +80,13 @@ pub(crate) enum Done {
 }
 
 impl Done {
-    /// Whether somebody waits for it. A response was sent on, or given to the client, when it
-    /// came, so that its write only lets others forget it: its work the request, its worker's
+    /// Whether somebody waits for it. Most responses were sent on, or given to the client, when they
+    /// came, so that the write of one only lets others forget it: its work the request, its worker's
     /// node the response. What is written about requests and entries that are done with changes
     /// nothing but what a restart finds.
     fn is_urgent(&self) -> bool {
         match self {
-            Self::Response { .. }
+            Self::Response { awaited: false, .. }
             | Self::Arrived {
                 what: Arrival::Response { .. },
                 ..
@@ -93,6 +95,7 @@ impl Done {
             | Self::Mark(..)
             | Self::Retired(_) => false,
             Self::Request(_)
+            | Self::Response { awaited: true, .. }
             | Self::Responses(_)
             | Self::Cancel { .. }
             | Self::Arrived {

@@ -40,6 +40,7 @@ impl Delivery {
                 work,
                 serial,
                 eof,
+                ..
             } => {
                 self.outgoing_stored(remote, key);
                 self.touch(remote);
@@ -272,6 +273,7 @@ impl Delivery {
                 work,
                 serial,
                 eof,
+                ..
             } => {
                 let response = Unwritten { key, serial, eof };
                 self.response_not_written(cx, remote, work, response, done);
