@@ -146,11 +146,12 @@ impl Host {
         } = output
         {
             if self.says.is_some() {
-                let waits = |record: &Record| match record {
-                    Record::Outgoing { message, .. } => {
-                        matches!(message.kind, MessageKind::Response { eof: None, .. })
-                    }
-                    _ => false,
+                let waits = |record: &Record| {
+                    matches!(
+                        record,
+                        Record::Outgoing { message, .. }
+                            if matches!(message.kind, MessageKind::Response { eof: None, .. })
+                    )
                 };
                 let waits = records.iter().any(waits);
                 assert!(urgent || !waits, "a response waits for this: {records:?}");
