@@ -385,6 +385,11 @@ impl Process {
     /// Reads stdout only if `read`. Can be dropped at any await without a loss.
     pub(super) async fn next(&mut self, read: bool) -> Event {
         loop {
+            // Also what was written between two calls counts.
+            if self.tell_sent.is_some_and(|below| self.unsent() < below) {
+                self.tell_sent = None;
+                return Event::Sent;
+            }
             let writes = self.stdin.is_some() && self.has_unsent();
             // Not biased: a flood on one pipe must not keep the others from their turn.
             tokio::select! {
@@ -400,10 +405,6 @@ impl Process {
                         self.stdin = None;
                     }
                     self.flush();
-                    if self.tell_sent.is_some_and(|below| self.unsent() < below) {
-                        self.tell_sent = None;
-                        return Event::Sent;
-                    }
                 }
                 count = read_some(&mut self.stderr_pipe, &mut self.stderr.buffer, &self.read) => {
                     let now = Instant::now();
