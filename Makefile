@@ -16,7 +16,7 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test venv lint deny sim bench bench-spool fuzz clean
+.PHONY: help build demo test test-systemd venv lint deny sim bench bench-spool fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -39,6 +39,10 @@ test: venv ## every test that needs no root and no container
 	$(CARGO) build --workspace --all-targets --locked
 	$(CARGO) test --workspace --locked --no-fail-fast
 	$(CARGO) sim --nodes 30 --seeds 1..=5
+
+test-systemd: build ## what systemd and Receptor do for each other, on booted Debian 12 and 13: root; TESTS="reload test_16" for some
+	tests/systemd/tools
+	RECEPTOR_PROGRAMS=$(CURDIR)/target/release $(PYTHON) tests/systemd/run.py $(TESTS)
 
 lint: ## format, clippy with warnings as errors, documentation
 	$(CARGO) fmt --all --check
