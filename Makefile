@@ -81,3 +81,5 @@ fuzz: ## libFuzzer on every target: FUZZ_TARGETS="words neighbor" FUZZ_SECONDS=6
 clean: ## everything that was built
 	$(CARGO) clean
 	rm -rf $(VENV)
+
+include packaging/install.mk

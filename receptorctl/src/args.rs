@@ -154,6 +154,13 @@ pub(crate) enum Command {
     Reload,
     LogLevel(LogLevel),
     Completions(Completions),
+    /// Write the manual pages and the completions to files below a directory; for packaging
+    #[command(hide = true)]
+    Pages {
+        /// The directory
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 /// Ask a node for a sign of life.

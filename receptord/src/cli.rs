@@ -76,6 +76,10 @@ pub struct Cli {
     #[command(flatten)]
     pub inspect: Inspect,
 
+    /// Write the manual page and the completions to files below DIR, and exit; for packaging.
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub pages: Option<PathBuf>,
+
     /// With --check-config, --print-config or --test-policy: look for configuration files below DIR, not /
     #[arg(long, value_name = "DIR", requires = "Inspect")]
     pub root: Option<PathBuf>,
@@ -92,14 +96,21 @@ fn after_help() -> String {
          receptord --node-id=controller -d /tmp/controller controller --listen-port=8888\n  \
          receptord --node-id=node-a -d /tmp/node-a node --peer=localhost:8888\n  \
          receptord --print-config\n\n\
-         Environment (lists are separated by commas or spaces):\n"
+         Environment:\n"
         .to_owned();
     for Variable { name, about } in VARIABLES {
         help.push_str(&format!("  {name:width$}  {about}\n"));
     }
     help.push_str(
-        "\nExit codes: 0 stopped as asked; 2 usage; 69 something needed is not there; 70 a defect;\n\
-         75 the data directory is in use; 77 not permitted; 78 configuration.",
+        "Lists are separated by commas or spaces.\n\n\
+         Exit codes:\n  \
+         0   stopped as asked\n  \
+         2   the command line is wrong\n  \
+         69  something needed is not there\n  \
+         70  a defect\n  \
+         75  the data directory is in use\n  \
+         77  not permitted\n  \
+         78  the configuration is wrong",
     );
     help
 }

@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::io::{self, Write as _};
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use nix::sys::stat::{Mode, umask};
 use receptord::cli::{Cli, Inspect};
 use receptord::config::{ConfigError, Environment, Loaded, load};
@@ -30,6 +30,11 @@ fn main() -> Exit {
 }
 
 fn start(cli: Cli) -> Result<Exit, Exit> {
+    if let Some(dir) = &cli.pages {
+        receptor_pages::write(Cli::command(), "8", dir)
+            .map_err(|error| tell(Exit::Unavailable, &error))?;
+        return Ok(Exit::Ok);
+    }
     let passed = Passed::take_all().map_err(|error| tell(Exit::Unavailable, &error))?;
     let environment = Environment::of_process();
     let loaded = load(&cli, &environment).map_err(|error| tell(Exit::Configuration, &error))?;

@@ -100,6 +100,7 @@ fn crates_depend_only_on_what_they_may() {
                 "receptord",
             ],
         ),
+        ("receptor-pages", &[]),
         ("receptor-plugin", &["receptor-proto"]),
         ("receptor-plugin-echo", &["receptor-plugin"]),
         ("receptor-plugin-runner", &["receptor-plugin"]),

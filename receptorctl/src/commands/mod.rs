@@ -72,6 +72,10 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Reload => ops::reload(&context),
         Command::LogLevel(args) => ops::log_level(&context, args.level),
         Command::Completions(args) => completions::run(args.shell),
+        Command::Pages { dir } => match receptor_pages::write(crate::command(), "1", &dir) {
+            Ok(()) => Ok(Exit::Done),
+            Err(error) => Err(Failure::system("write the pages", &error)),
+        },
     }
 }
 
