@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use receptor_mesh::{
-    Config, EntryId, Instant, LinkId, LinkInfo, Mesh, Output, Payload, Recipient, Record,
-    Submission,
+    Config, EntryId, Instant, LinkId, LinkInfo, Mesh, Output, Payload, PersistToken, Recipient,
+    Record, Submission,
 };
 use receptor_proto::frame::Frame;
 use receptor_proto::packet::{
     Body, CancelReason, Content, Eof, Message, MessageKind, Packet, Receipt,
 };
-use receptor_proto::{Directive, MessageId, NodeId};
+use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 
 const LINK: LinkId = LinkId(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -41,6 +41,10 @@ struct Host {
     mesh: Mesh,
     now: u64,
     kept: BTreeMap<EntryId, Record>,
+    /// How many were left when it wrote last.
+    left: usize,
+    /// Writes that it has not done, while its disk rests.
+    resting: Option<Vec<PersistToken>>,
     frames: Vec<Frame>,
 }
 
@@ -59,6 +63,8 @@ impl Host {
             mesh: Mesh::new(Config::new(node(name), instance, 1), at(now), records),
             now,
             kept: BTreeMap::new(),
+            left: 0,
+            resting: None,
             frames: Vec::new(),
         };
         let info = LinkInfo {
@@ -80,12 +86,17 @@ impl Host {
                 self.mesh.handle_room(at(self.now), LINK, size);
                 self.frames.push(frame);
             } else if let Output::Persist { token, records, .. } = output {
+                if let Some(resting) = &mut self.resting {
+                    resting.push(token);
+                    continue;
+                }
                 for record in records {
                     if let Record::Incoming { entry, .. } | Record::Outgoing { entry, .. } = &record
                     {
                         self.kept.insert(*entry, record);
                     }
                 }
+                self.left = self.kept.len();
                 self.mesh.handle_persisted(at(self.now), token);
             } else if let Output::Remove { entry } = output {
                 self.kept.remove(&entry);
@@ -93,6 +104,15 @@ impl Host {
                 self.mesh.consumed(at(self.now), work, serial);
             }
         }
+    }
+
+    /// A disk that rested cannot write what it was asked for.
+    fn fail(&mut self) {
+        for token in self.resting.take().unwrap() {
+            let error = ErrorBody::new(ErrorCode::Internal, "the disk is broken");
+            self.mesh.handle_persist_failed(at(self.now), token, error);
+        }
+        self.drain();
     }
 
     fn hear(&mut self, frame: Frame) {
@@ -129,6 +149,22 @@ fn cancel(seq: u64, floor: u64, work: u128, remaining_ms: u64) -> Message {
     let reason = CancelReason::User;
     let kind = MessageKind::Cancel { reason };
     message(seq, floor, work, kind, remaining_ms)
+}
+
+/// A cancel that says that its request has come.
+fn closing(seq: u64, work: u128) -> Message {
+    Message {
+        volatile: false,
+        ..cancel(seq, 0, work, 0)
+    }
+}
+
+fn request(seq: u64, work: u128) -> Message {
+    let kind = MessageKind::Request {
+        directive: Directive::new("a:b").unwrap(),
+        respond: false,
+    };
+    message(seq, 0, work, kind, DAY_MS)
 }
 
 fn packet(message: &Message) -> Frame {
@@ -174,20 +210,37 @@ fn exchange((here, there): &mut (Host, Host), ms: u64) {
     }
 }
 
-/// Cancels among frames, with what is left of their lifetimes.
-fn cancels(frames: &[Frame]) -> Vec<u64> {
-    let cancels = frames.iter().filter_map(|frame| {
+/// What is in the packets among frames.
+fn bodies(frames: &[Frame]) -> impl Iterator<Item = Body> {
+    frames.iter().filter_map(|frame| {
         let Frame::Packet(packet) = frame else {
             return None;
         };
-        let body = Body::decode(packet.kind, packet.body.clone());
-        let Ok(Body::Message(message)) = body else {
+        Body::decode(packet.kind, packet.body.clone()).ok()
+    })
+}
+
+/// Cancels among frames, with what is left of their lifetimes.
+fn cancels(frames: &[Frame]) -> Vec<u64> {
+    let cancels = bodies(frames).filter_map(|body| {
+        let Body::Message(message) = body else {
             return None;
         };
         let is_cancel = matches!(message.kind, MessageKind::Cancel { .. });
         is_cancel.then_some(message.remaining_ms)
     });
     cancels.collect()
+}
+
+/// Whether the origin is told that this message has come.
+fn has_receipt(frames: &[Frame], seq: u64) -> bool {
+    bodies(frames).any(|body| {
+        let Body::Receipt(receipt) = body else {
+            return false;
+        };
+        let mut runs = receipt.received.iter();
+        runs.any(|(first, last)| (*first..=*last).contains(&seq))
+    })
 }
 
 #[test]
@@ -233,6 +286,62 @@ fn a_cancel_is_forgotten_when_its_origin_says_that_the_request_came() {
     there.hear(packet(&cancel(3, 0, 7, 0)));
     there.run_until(start + 2 * SOON_MS);
     assert_eq!(there.kept.len(), 0);
+}
+
+/// Whoever says that has nothing more to say: the receipt must not come before a restart of the
+/// recipient has forgotten the cancel as well.
+#[test]
+fn that_a_cancel_is_done_with_has_its_receipt_when_the_cancel_has_left_the_disk() {
+    // The request may come, and have its answer, while the cancel is still being forgotten.
+    for comes in [false, true] {
+        let (_, mut there) = pair();
+        let start = there.now;
+        there.hear(packet(&cancel(1, 0, 7, DAY_MS)));
+        assert_eq!(there.kept.len(), 1);
+        if comes {
+            there.hear(packet(&request(2, 7)));
+        }
+        there.frames.clear();
+        there.hear(packet(&closing(3, 7)));
+        // It comes again meanwhile.
+        there.hear(packet(&closing(3, 7)));
+        let mut told = None;
+        for ms in start..start + SOON_MS {
+            there.run_until(ms);
+            if has_receipt(&there.frames, 3) {
+                told = Some(there.left);
+                break;
+            }
+        }
+        assert_eq!(
+            told,
+            Some(0),
+            "left on the disk by the write that its origin is told of"
+        );
+    }
+}
+
+/// It comes again, and says by then that its request has come.
+#[test]
+fn a_cancel_that_could_not_be_written_does_not_wait_for_itself() {
+    // Another one may say so too.
+    for other in [false, true] {
+        let (_, mut there) = pair();
+        let start = there.now;
+        there.resting = Some(Vec::new());
+        there.hear(packet(&cancel(1, 0, 7, DAY_MS)));
+        there.hear(packet(&request(2, 7)));
+        if other {
+            there.hear(packet(&closing(3, 7)));
+        }
+        there.fail();
+        there.frames.clear();
+        let last = if other { 3 } else { 1 };
+        there.hear(packet(&closing(1, 7)));
+        there.run_until(start + SOON_MS);
+        assert!(has_receipt(&there.frames, last));
+        assert_eq!(there.kept.len(), 0);
+    }
 }
 
 #[test]

@@ -227,8 +227,7 @@ impl World {
     }
 
     /// A response to a volatile message whose other responses were lost: it stays until the
-    /// message expires. So does a cancel that came after its work was over and forgotten, unless
-    /// its sender has more to say.
+    /// message expires.
     fn waits_for_more(&self, record: &Record) -> bool {
         let Record::Incoming { message, .. } = record else {
             return false;
@@ -238,10 +237,7 @@ impl World {
             MessageKind::Response { .. } => {
                 letter.is_some_and(|letter| letter.volatile && letter.end.is_none())
             }
-            MessageKind::Cancel { .. } => {
-                letter.is_some_and(|letter| letter.end.is_some() || !letter.respond)
-            }
-            MessageKind::Request { .. } => false,
+            MessageKind::Request { .. } | MessageKind::Cancel { .. } => false,
         }
     }
 

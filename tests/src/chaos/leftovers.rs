@@ -30,12 +30,6 @@ const SERVING: &str = "serve.serve";
 /// What the log of a quiet spool may take, with what it has set aside.
 const SEGMENTS: u64 = 80 << 20;
 
-/// A recipient that is killed between forgetting a cancel whose request never comes and removing it from
-/// the disk keeps it until its origin's next message, or for a day: so many of them are allowed.
-const EARLY_CANCELS: u64 = 4;
-/// Bytes that one of them takes at most.
-const EARLY_CANCEL: u64 = 64;
-
 /// Releases everything that is kept for the clients of a node, and drops what was given up.
 fn release_all(node: &Daemon) {
     let mut control = node.control();
@@ -96,14 +90,7 @@ fn unrest(node: &Daemon) -> Option<String> {
     let spool = &receptor["spool"];
     if spool["entries"] != 0 || spool["bytes"] != 0 || spool["in_custody"] != 0 {
         let entries = node.control().json("spool");
-        let number = |key: &str| spool[key].as_u64().unwrap_or(u64::MAX);
-        let cancels = entries["total"] == 0
-            && spool["in_custody"] == 0
-            && number("entries") <= EARLY_CANCELS
-            && number("bytes") <= number("entries") * EARLY_CANCEL;
-        if !cancels {
-            return Some(format!("{spool}: {entries}"));
-        }
+        return Some(format!("{spool}: {entries}"));
     }
     if receptor["works_active"] != 0 {
         return Some(node.control().json("works").to_string());

@@ -13,7 +13,7 @@ use receptor_proto::{ErrorBody, MessageId};
 
 use super::flow::{ENVELOPE, Key, Outgoing};
 use super::inbox::Stored;
-use super::journal::{Done, Retired};
+use super::journal::{Done, Retired, With};
 use super::outgoing::{check_payload, payload_size};
 use super::works::{State, Unwritten};
 use super::{Cx, Delivery, Out, RESPONSE_LIFETIME, RemoteId};
@@ -550,7 +550,7 @@ impl Delivery {
                 key,
                 entry,
                 after: None,
-                work: Some(id),
+                with: With::Work(id),
             },
         );
         if let Some((key, entry)) = cancel {
@@ -561,7 +561,7 @@ impl Delivery {
                     key,
                     entry,
                     after: None,
-                    work: None,
+                    with: With::Nothing,
                 },
             );
         }

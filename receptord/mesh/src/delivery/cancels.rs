@@ -6,6 +6,7 @@
 //! longest. Who sent a cancel that may be remembered says, over restarts too, when its request has come.
 //! Never ends a work itself.
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use bytes::Bytes;
@@ -13,9 +14,9 @@ use receptor_proto::packet::{CancelReason, Content, Message, MessageKind};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 
 use super::flow::{GivenUp, Key, Outgoing};
-use super::inbox::{OpenCancel, Stored};
+use super::inbox::OpenCancel;
 use super::incoming::is_request;
-use super::journal::{Arrival, Done, Retired};
+use super::journal::{Arrival, Done, Retired, With};
 use super::works::State;
 use super::{CANCEL_LIFETIME, Cx, Delivery, Out, RemoteId};
 use crate::wiring::Net;
@@ -226,9 +227,8 @@ impl Delivery {
             self.cancel_partial(cx, from, other, key, message.volatile);
             return;
         }
-        if message.remaining_ms == 0 && self.early.get(&id).is_some_and(|e| e.remote == from) {
-            // The request was here, as its origin knows now.
-            self.forget_early(cx, id);
+        if message.remaining_ms == 0 && self.close_early(cx.now, from, &message) {
+            return;
         }
         let remote = &self.remotes[from.0];
         let complete = remote
@@ -269,20 +269,57 @@ impl Delivery {
         if self.early.len() >= EARLY_MAX {
             let next = self.early.iter().min_by_key(|(_, early)| early.until);
             if let Some(next) = next.map(|(id, _)| *id) {
-                self.forget_early(cx, next);
+                self.forget_early(cx.now, next);
             }
         }
         self.early.insert(id, early);
         self.plan_early(cx.now + EARLY_LOOK);
     }
 
-    pub(super) fn forget_early(&mut self, cx: &Cx<'_>, id: MessageId) {
-        if let Some(early) = self.early.remove(&id)
-            && let Some(entry) = early.entry
+    pub(super) fn forget_early(&mut self, now: Instant, id: MessageId) {
+        let Some(early) = self.early.remove(&id) else {
+            return;
+        };
+        let Some(entry) = early.entry else {
+            return;
+        };
+        self.journal.retire(
+            now,
+            Retired {
+                remote: early.remote,
+                key: early.key,
+                entry,
+                after: None,
+                with: With::Early(id, None),
+            },
+        );
+    }
+
+    /// The request was here, as its origin knows now, who has no more to say of it. So it hears that this
+    /// arrived when no restart comes to wait for that request. True: there is something to wait for.
+    fn close_early(&mut self, now: Instant, from: RemoteId, message: &Message) -> bool {
+        let id = message.work;
+        if self
+            .early
+            .get(&id)
+            .is_some_and(|early| early.remote == from)
         {
-            let key = early.key;
-            self.retire(cx.now, early.remote, Stored { key, entry }, None);
+            self.forget_early(now, id);
         }
+        if message.volatile {
+            return false;
+        }
+        let Some(owed) = self.journal.forgets_early(from, id) else {
+            return false;
+        };
+        // A second one comes again, when the first has its receipt.
+        if owed.is_none() {
+            *owed = Some((message.epoch, message.seq));
+            if let Some(received) = self.remotes[from.0].received.get_mut(&message.epoch) {
+                received.take(message.seq);
+            }
+        }
+        true
     }
 
     /// Writes a cancel, unless it is volatile.
@@ -325,29 +362,23 @@ impl Delivery {
     pub(super) fn sweep_early(&mut self, now: Instant) {
         self.early_at = None;
         let remotes = &self.remotes;
-        self.early.retain(|_, early| {
-            let received = &remotes[early.remote.0].received;
+        let is_over = |early: &Early| {
             let (epoch, seq) = early.key;
             let remote = &remotes[early.remote.0];
+            let received = remote.received.get(&epoch);
             let complete = remote.first_epoch >= epoch
-                && received
-                    .get(&epoch)
-                    .is_some_and(|received| received.complete_below(seq));
-            let keep = early.until > now && !complete;
-            if let (false, Some(entry)) = (keep, early.entry) {
-                self.journal.retire(
-                    now,
-                    Retired {
-                        remote: early.remote,
-                        key: early.key,
-                        entry,
-                        after: None,
-                        work: None,
-                    },
-                );
-            }
-            keep
-        });
+                && received.is_some_and(|received| received.complete_below(seq));
+            early.until <= now || complete
+        };
+        let over: Vec<MessageId> = self
+            .early
+            .iter()
+            .filter(|(_, early)| is_over(early))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in over {
+            self.forget_early(now, id);
+        }
         if !self.early.is_empty() {
             self.plan_early(now + EARLY_SWEEP);
         }

@@ -14,7 +14,7 @@ use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
 use super::cancels::EARLY_LOOK;
 use super::flow::Key;
 use super::inbox::{self, Stored};
-use super::journal::{Arrival, Done, Retired};
+use super::journal::{Arrival, Done, Retired, With};
 use super::partial::{Part, Room};
 use super::received::{EPOCHS_MAX, Received, Verdict};
 use super::works::NewWork;
@@ -122,7 +122,7 @@ impl Delivery {
             .map(|(id, _)| *id)
             .collect();
         for id in early {
-            self.forget_early(cx, id);
+            self.forget_early(cx.now, id);
         }
     }
 
@@ -535,7 +535,7 @@ impl Delivery {
             .get(&message.work)
             .is_some_and(|early| early.remote == from)
         {
-            self.forget_early(cx, message.work);
+            self.forget_early(cx.now, message.work);
         }
         self.let_go(from, key, message.volatile);
         if !respond {
@@ -697,7 +697,7 @@ impl Delivery {
             key: stored.key,
             entry: stored.entry,
             after,
-            work: None,
+            with: With::Nothing,
         };
         self.journal.retire(now, retired);
     }

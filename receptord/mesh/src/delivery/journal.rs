@@ -137,8 +137,18 @@ pub(crate) struct Retired {
     pub(crate) entry: EntryId,
     /// A response that the client of this request took later: to be noted first.
     pub(crate) after: Option<(MessageId, Stored)>,
-    /// The work that is gone with it.
-    pub(crate) work: Option<MessageId>,
+    pub(crate) with: With,
+}
+
+/// What is over when an incoming entry is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum With {
+    Nothing,
+    /// This work is gone.
+    Work(MessageId),
+    /// Nothing is known any more of a cancel of this request that came ahead of it. The receipt of
+    /// another cancel, which says that this is so, waits for that.
+    Early(MessageId, Option<Key>),
 }
 
 /// See the module.
@@ -218,11 +228,16 @@ impl Journal {
         self.gather_until.get_or_insert(now + GATHER);
     }
 
+    /// This entry could not be written, so that it need not be removed.
+    pub(crate) fn not_retired(&mut self, failed: EntryId) -> Option<Retired> {
+        let own = self.retired.iter().position(|r| r.entry == failed);
+        own.map(|at| self.retired.remove(at))
+    }
+
     /// A response that may be named here could not be written: nothing is noted of it. Gives
     /// back the one before it, unless a later one takes its place.
     pub(crate) fn never_stored(&mut self, failed: EntryId) -> Option<Stored> {
-        let own = self.retired.iter().position(|r| r.entry == failed);
-        let own = own.map(|at| self.retired.remove(at));
+        let own = self.not_retired(failed);
         let before = self
             .retired
             .iter()
@@ -233,6 +248,28 @@ impl Journal {
         }
         let Retired { key, entry, .. } = self.retired.remove(before);
         Some(Stored { key, entry })
+    }
+
+    /// Whether a cancel that came ahead of this request is about to be forgotten: the place of the cancel
+    /// whose receipt waits for that.
+    pub(crate) fn forgets_early(
+        &mut self,
+        from: RemoteId,
+        request: MessageId,
+    ) -> Option<&mut Option<Key>> {
+        let under_way = self.written.iter_mut().flat_map(|(_, done)| done);
+        let under_way = under_way.filter_map(|done| {
+            let Done::Retired(retired) = done else {
+                return None;
+            };
+            Some(retired)
+        });
+        let all = under_way.chain([&mut self.retired]).flatten();
+        all.filter(|retired| retired.remote == from)
+            .find_map(|retired| match &mut retired.with {
+                With::Early(id, owed) if *id == request => Some(owed),
+                With::Nothing | With::Work(_) | With::Early(..) => None,
+            })
     }
 
     /// Tries again later what could not be written.

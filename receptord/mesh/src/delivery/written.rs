@@ -11,7 +11,7 @@ use receptor_proto::{ErrorBody, MessageId};
 
 use super::cancels::{EARLY_KEPT, Early};
 use super::flow::Key;
-use super::journal::{Arrival, Done, Retired};
+use super::journal::{Arrival, Done, Retired, With};
 use super::works::{State, Unwritten};
 use super::{Cx, DISK_BUSY, Delivery, NO_ROOM_MAX, Out, RemoteId};
 use crate::wiring::Net;
@@ -98,7 +98,11 @@ impl Delivery {
             Done::Retired(retired) => {
                 self.journal.retired(cx.now, Vec::new());
                 for Retired {
-                    entry, work, after, ..
+                    remote,
+                    entry,
+                    after,
+                    with,
+                    ..
                 } in retired
                 {
                     if let Some((request, after)) = after
@@ -106,13 +110,22 @@ impl Delivery {
                     {
                         request.noted = Some(after.entry);
                     }
-                    self.journal.remove(entry);
+                    match with {
+                        With::Nothing | With::Work(_) => self.journal.remove(entry),
+                        With::Early(_, owed) => {
+                            // Ahead of the number in whose write its removal is to be.
+                            cx.out.push_back(Output::Remove { entry });
+                            if let Some(key) = owed {
+                                self.let_go(remote, key, false);
+                            }
+                        }
+                    }
                     // Its room is another's.
                     if let Some((remote, key)) = self.no_room.pop_front() {
                         self.acks(remote).busy(key, Duration::ZERO);
                     }
-                    if let Some(work) = work {
-                        self.forget_work(cx, work);
+                    if let With::Work(id) = with {
+                        self.forget_work(cx, id);
                     }
                 }
             }
@@ -416,6 +429,10 @@ impl Delivery {
             }
             Arrival::Cancel { work, entry } => {
                 self.journal.remove(entry);
+                let retired = self.journal.not_retired(entry);
+                if let Some(With::Early(_, Some(owed))) = retired.map(|retired| retired.with) {
+                    self.let_go(remote, owed, false);
+                }
                 if self
                     .early
                     .get(&work)
