@@ -309,7 +309,8 @@ pub enum Output {
     /// next output is polled: then one sync covers arrival and start), call
     /// [`crate::Mesh::work_started`]; but hand it over only at [`Output::Start`]. Report with
     /// [`crate::Mesh::work_data`] and, exactly once and also when it never starts,
-    /// [`crate::Mesh::work_done`].
+    /// [`crate::Mesh::work_done`]. Works of an earlier start of this node come before there is
+    /// nothing to do for the first time, each that was cancelled then with its [`Output::CancelWork`].
     Dispatch {
         /// The work.
         work: MessageId,
@@ -321,9 +322,10 @@ pub enum Output {
         content: Content,
         /// The payload; a stored one stays until `work_done`.
         payload: Payload,
-        /// 1; or 2 when this node went down after it had started: run it again only if its
+        /// 1; or 2 when this node went down after it had started: call
+        /// [`crate::Mesh::work_adopted`] if its plugin still runs. Otherwise run it again only if its
         /// plugin says that the action is idempotent, and end it with
-        /// [`ErrorCode::Interrupted`] otherwise.
+        /// [`ErrorCode::Interrupted`] if not.
         attempt: u32,
     },
     /// The start of this work is on the disk: hand it to its plugin. Handing it over earlier
@@ -344,6 +346,16 @@ pub enum Output {
     ResumeWork {
         /// Which.
         work: MessageId,
+    },
+    /// A restart knows the responses of this work up to here: nothing of what its plugin gave for them has
+    /// to be kept any more. Comes for works that are not volatile, now and then for what it was said of
+    /// already, or one that was never dispatched; with the serial of the end when a restart knows of that, or at the latest when it
+    /// does not know the work any more.
+    ResponsesSafe {
+        /// Which.
+        work: MessageId,
+        /// What [`Taken::serial`] or [`crate::Mesh::work_done`] said.
+        serial: u64,
     },
     /// A work here that is not volatile has ended: this is what its sender is told. Comes before the
     /// [`Output::Persist`] of its last response, so that whoever notes it can do so in the same
@@ -431,6 +443,25 @@ pub enum WorkRoom {
     Open,
     /// This one was taken; wait for [`Output::ResumeWork`] before the next.
     Wait,
+}
+
+/// What became of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Whether there may be more.
+    pub room: WorkRoom,
+    /// Its number among the work's responses, over all of its runs. `None`: nobody wants it.
+    pub serial: Option<u64>,
+}
+
+/// How a work goes on whose plugin has outlived an earlier start of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adopted {
+    /// How many of the next results this node has already. They are to be given again all the same;
+    /// nobody looks at what is in them.
+    pub repeats: u64,
+    /// Whether it may give any now.
+    pub room: WorkRoom,
 }
 
 /// A thing that happened, for logs. Levels are the driver's choice.

@@ -23,9 +23,9 @@ use crate::policy::Gate;
 use crate::router::{Local, Router};
 use crate::wiring::Net;
 use crate::{
-    Config, Counters, EchoId, EntryId, Instant, LinkId, LinkInfo, LinkView, LoadToken, Loaded,
-    NoSuchWork, NodeView, Output, Payload, PersistToken, Policy, Reachability, Record, RouteView,
-    Security, Submission, SubmitError, WaitingView, WorkRoom, WorkView,
+    Adopted, Config, Counters, EchoId, EntryId, Instant, LinkId, LinkInfo, LinkView, LoadToken,
+    Loaded, NoSuchWork, NodeView, Output, Payload, PersistToken, Policy, Reachability, Record,
+    RouteView, Security, Submission, SubmitError, Taken, WaitingView, WorkView,
 };
 
 /// One node.
@@ -458,6 +458,25 @@ impl Mesh {
         self.settle(now);
     }
 
+    /// Instead of [`Self::work_started`]: the plugin of a work that was dispatched as a second attempt
+    /// still runs, and goes on saying what follows on the response `said` (0: all of it).
+    /// `idempotent` as there. No [`Output::Start`] comes.
+    ///
+    /// # Errors
+    ///
+    /// When there is no work that waits to be run again.
+    pub fn work_adopted(
+        &mut self,
+        now: Instant,
+        work: MessageId,
+        idempotent: bool,
+        said: u64,
+    ) -> Result<Adopted, NoSuchWork> {
+        let result = self.delivery.work_adopted(work, idempotent, said);
+        self.settle(now);
+        result
+    }
+
     /// The plugin has a result.
     pub fn work_data(
         &mut self,
@@ -466,7 +485,7 @@ impl Mesh {
         content: Content,
         name: Option<String>,
         payload: Payload,
-    ) -> Result<WorkRoom, NoSuchWork> {
+    ) -> Result<Taken, NoSuchWork> {
         let result = self.delivery.work_data(
             now,
             &mut self.router,
@@ -480,7 +499,8 @@ impl Mesh {
         result
     }
 
-    /// The work has ended, with a last result.
+    /// The work has ended, with a last result. Gives back the serial that [`Output::ResponsesSafe`] will
+    /// have when a restart knows that; `None` if none knows of the work anyway.
     pub fn work_done(
         &mut self,
         now: Instant,
@@ -488,7 +508,7 @@ impl Mesh {
         eof: Eof,
         content: Content,
         payload: Payload,
-    ) -> Result<(), NoSuchWork> {
+    ) -> Result<Option<u64>, NoSuchWork> {
         let result = self.delivery.work_done(
             now,
             &mut self.router,

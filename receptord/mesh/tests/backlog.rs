@@ -128,7 +128,7 @@ fn drain(mesh: &mut Mesh, now: Instant) -> Vec<Output> {
     while let Some(output) = mesh.poll_output() {
         match output {
             Output::Persist { token, .. } => mesh.handle_persisted(now, token),
-            Output::Remove { .. } | Output::Accepted { .. } => {}
+            Output::Remove { .. } | Output::Accepted { .. } | Output::ResponsesSafe { .. } => {}
             other => rest.push(other),
         }
     }

@@ -197,10 +197,10 @@ impl Host {
         for text in ["one", "two"] {
             let text = format!("{text} of run {}", self.runs);
             let payload = Payload::Inline(Bytes::from(text));
-            let room = self
+            let taken = self
                 .mesh
                 .work_data(at(now), work, Content::Text, None, payload);
-            assert_eq!(room, Ok(WorkRoom::Open));
+            assert_eq!(taken.unwrap().room, WorkRoom::Open);
         }
         match says {
             Says::Two => {}

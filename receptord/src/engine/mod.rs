@@ -566,6 +566,8 @@ impl Engine {
             Output::Start { work } => self.start_work(work),
             Output::CancelWork { work, reason } => self.cancel_work(work, reason),
             Output::ResumeWork { work } => self.resume_work(work),
+            // Plugins end with this process, and what they have said goes with it.
+            Output::ResponsesSafe { .. } => {}
             Output::Ended {
                 work,
                 sender,

@@ -14,7 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use receptor_mesh::{Denied, EntryId, Payload, WorkRoom, use_denied};
+use receptor_mesh::{Denied, EntryId, Payload, Taken, WorkRoom, use_denied};
 use receptor_proto::bundle::Bundle;
 use receptor_proto::lsa::Capability;
 use receptor_proto::packet::{self, Content, Eof, SEGMENT_MAX};
@@ -725,7 +725,10 @@ impl Engine {
                     return self.works.taken(work, 1);
                 };
                 match self.mesh.work_data(self.now, work, content, name, payload) {
-                    Ok(WorkRoom::Wait) => {
+                    Ok(Taken {
+                        room: WorkRoom::Wait,
+                        ..
+                    }) => {
                         if let Some(entry) = self.works.table.get_mut(&work) {
                             entry.blocked = true;
                             entry.untaken += 1;
@@ -733,7 +736,11 @@ impl Engine {
                     }
                     // A work that the core has ended goes on until its end; its results
                     // are nobody's.
-                    Ok(WorkRoom::Open) | Err(_) => self.works.taken(work, 1),
+                    Ok(Taken {
+                        room: WorkRoom::Open,
+                        ..
+                    })
+                    | Err(_) => self.works.taken(work, 1),
                 }
             }
             Held::Done {

@@ -289,6 +289,7 @@ impl Node {
             | Output::Readdressed { .. }
             | Output::NotAccepted { .. }
             | Output::ResumeWork { .. }
+            | Output::ResponsesSafe { .. }
             | Output::Ended { .. }
             | Output::EchoResult { .. }
             | Output::Event(_) => {}

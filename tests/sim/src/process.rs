@@ -171,6 +171,10 @@ impl World {
                 self.trace.line(now, || format!("{node}: resumes {work}"));
                 self.resume_work(node, work);
             }
+            Output::ResponsesSafe { work, serial } => {
+                self.trace
+                    .line(now, || format!("{node}: {work} is safe up to {serial}"));
+            }
             Output::Ended { work, .. } => {
                 self.trace.line(now, || format!("{node}: {work} has ended"));
             }

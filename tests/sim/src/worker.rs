@@ -4,7 +4,7 @@
 //! when held and ends when cancelled; now and then it is very slow. Writes down every run.
 
 use bytes::Bytes;
-use receptor_mesh::{Payload, WorkRoom};
+use receptor_mesh::{Payload, Taken, WorkRoom};
 use receptor_proto::packet::{Content, Eof};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId};
 
@@ -43,6 +43,8 @@ pub(crate) struct Job {
     serial: u64,
     slow: bool,
     cancelled: bool,
+    /// A crash cut an earlier run of it short.
+    again: bool,
 }
 
 impl World {
@@ -70,6 +72,7 @@ impl World {
             serial: view.map_or(0, |view| view.responses),
             slow: self.workers.chance(self.options.slow_works),
             cancelled: false,
+            again,
         };
         if self.hosts[node].jobs.insert(work, job).is_some() {
             self.check(Err(format!("{work} dispatched twice at {node}")));
@@ -182,6 +185,15 @@ impl World {
         let Some(job) = self.hosts[node].jobs.get(&work) else {
             return;
         };
+        let cut = match job.phase {
+            Phase::Cut => true,
+            Phase::Waiting => job.again && job.cancelled,
+            Phase::Taken | Phase::Running | Phase::Held => false,
+        };
+        if cut {
+            self.interrupted(node, work);
+            return;
+        }
         if job.cancelled {
             let error = ErrorBody::new(ErrorCode::Cancelled, "cancelled");
             self.work_ends(node, work, 1, Some(error));
@@ -194,9 +206,8 @@ impl World {
         }
         match job.phase {
             Phase::Waiting => self.take(node, work),
-            Phase::Cut => self.interrupted(node, work),
             // Its time comes with the start on the disk, or with room.
-            Phase::Taken | Phase::Held => {}
+            Phase::Cut | Phase::Taken | Phase::Held => {}
             Phase::Running if job.left > 0 => self.work_data(node, work),
             Phase::Running => {
                 let code = if job.directive.action() == "fail" {
@@ -227,8 +238,14 @@ impl World {
             return;
         };
         match mesh.work_data(clock, work, Content::Bytes, None, payload) {
-            Ok(WorkRoom::Open) => self.plan_step(node, work),
-            Ok(WorkRoom::Wait) => {
+            Ok(Taken {
+                room: WorkRoom::Open,
+                ..
+            }) => self.plan_step(node, work),
+            Ok(Taken {
+                room: WorkRoom::Wait,
+                ..
+            }) => {
                 self.stats.held += 1;
                 if let Some(job) = self.hosts[node].jobs.get_mut(&work) {
                     job.phase = Phase::Held;

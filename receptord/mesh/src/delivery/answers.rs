@@ -19,7 +19,9 @@ use super::works::{State, Unwritten};
 use super::{Cx, Delivery, Out, RESPONSE_LIFETIME, RemoteId};
 use super::{VOLATILE_RESPONSE_LIFETIME, millis};
 use crate::wiring::Net;
-use crate::{EntryId, Event, Instant, NoSuchWork, Output, Payload, Record, WorkRoom};
+use crate::{
+    Adopted, EntryId, Event, Instant, NoSuchWork, Output, Payload, Record, Taken, WorkRoom,
+};
 
 /// Bytes of durable responses to one node that are not written yet: beyond, every work that makes
 /// some for it is held. Twice what may be under way, and more than one sync of a disk takes along.
@@ -259,10 +261,7 @@ impl Delivery {
         if let Some(work) = self.works.get_mut(id) {
             work.broken = true;
             work.backlog = 0;
-            let running = matches!(
-                work.state,
-                State::Waiting | State::Starting | State::Running
-            );
+            let running = work.is_in_progress();
             if running && !work.cancelled {
                 work.cancelled = true;
                 cx.out.push_back(Output::CancelWork {
@@ -336,10 +335,7 @@ impl Delivery {
             return;
         }
         work.held = false;
-        if matches!(
-            work.state,
-            State::Waiting | State::Starting | State::Running
-        ) {
+        if work.is_in_progress() {
             cx.out.push_back(Output::ResumeWork { work: id });
         }
     }
@@ -372,6 +368,7 @@ impl Delivery {
             return;
         }
         work.idempotent = idempotent;
+        work.cut = false;
         match work.entry {
             Some(entry) => {
                 work.state = State::Starting;
@@ -390,6 +387,33 @@ impl Delivery {
         }
     }
 
+    pub(crate) fn work_adopted(
+        &mut self,
+        id: MessageId,
+        idempotent: bool,
+        said: u64,
+    ) -> Result<Adopted, NoSuchWork> {
+        let limit = self.limits.work_backlog;
+        let work = self.works.get_mut(id).filter(|work| work.cut);
+        let work = work.filter(|work| work.state == State::Waiting);
+        let work = work.ok_or(NoSuchWork)?;
+        work.cut = false;
+        work.idempotent = idempotent;
+        work.start_written = true;
+        work.start_stored = true;
+        work.state = State::Running;
+        // Its reader may have responses that were never on the disk here.
+        work.repeats = work.serial.saturating_sub(said);
+        work.serial = work.serial.max(said);
+        work.held = work.backlog > limit;
+        let adopted = Adopted {
+            repeats: work.repeats,
+            room: work.room(),
+        };
+        self.works.release_payload(id);
+        Ok(adopted)
+    }
+
     #[expect(clippy::too_many_arguments, reason = "mirrors the public method")]
     pub(crate) fn work_data(
         &mut self,
@@ -400,29 +424,33 @@ impl Delivery {
         name: Option<String>,
         payload: Payload,
         out: &mut Out,
-    ) -> Result<WorkRoom, NoSuchWork> {
+    ) -> Result<Taken, NoSuchWork> {
         let cx = &mut Cx { now, net, out };
         let name = name.map(short_name);
         check_payload(&payload);
-        let stored = match payload {
-            Payload::Stored { entry, .. } => Some(entry),
-            Payload::Inline(_) => None,
-        };
-        let unwanted = match self.in_progress(id) {
-            Some(work) => {
-                (!work.respond || work.broken || work.withdrawn).then_some(Ok(WorkRoom::Open))
-            }
-            None => Some(Err(NoSuchWork)),
-        };
-        if let Some(result) = unwanted {
-            if let Some(entry) = stored {
-                self.journal.remove(entry);
-            }
-            return result;
-        }
-        let Some(work) = self.works.get_mut(id) else {
+        let work = self.works.get_mut(id).filter(|work| work.is_in_progress());
+        let Some(work) = work else {
+            self.drop_payload(&payload);
             return Err(NoSuchWork);
         };
+        if work.is_silent() {
+            self.drop_payload(&payload);
+            return Ok(Taken {
+                room: WorkRoom::Open,
+                serial: None,
+            });
+        }
+        if work.repeats > 0 {
+            work.repeats -= 1;
+            let serial = work.serial - work.repeats;
+            let room = work.room();
+            cx.out.push_back(Output::ResponsesSafe { work: id, serial });
+            self.drop_payload(&payload);
+            return Ok(Taken {
+                room,
+                serial: Some(serial),
+            });
+        }
         work.serial += 1;
         work.backlog += payload_size(&payload) + ENVELOPE as u64;
         let (to, serial, volatile) = (work.remote, work.serial, work.volatile);
@@ -432,13 +460,12 @@ impl Delivery {
             remote.held.insert(id);
         }
         work.held |= unsaved || work.backlog > self.limits.work_backlog;
-        let room = if work.held {
-            WorkRoom::Wait
-        } else {
-            WorkRoom::Open
-        };
+        let room = work.room();
         self.respond(cx, to, id, serial, (content, name, payload), None, volatile);
-        Ok(room)
+        Ok(Taken {
+            room,
+            serial: Some(serial),
+        })
     }
 
     #[expect(clippy::too_many_arguments, reason = "mirrors the public method")]
@@ -451,23 +478,22 @@ impl Delivery {
         content: Content,
         payload: Payload,
         out: &mut Out,
-    ) -> Result<(), NoSuchWork> {
+    ) -> Result<Option<u64>, NoSuchWork> {
         let cx = &mut Cx { now, net, out };
         check_payload(&payload);
-        let silent = match self.in_progress(id) {
-            Some(work) => {
-                let silent = !work.respond || work.broken || work.withdrawn;
-                let (remote, durable) = (work.remote, !work.volatile && !work.withdrawn);
-                if !work.respond && durable && eof.code != 0 {
-                    self.tell_end(cx, remote, id, 1, &eof);
-                }
-                silent
-            }
-            None => {
-                self.drop_payload(&payload);
-                return Err(NoSuchWork);
-            }
+        let work = self.works.get_mut(id).filter(|work| work.is_in_progress());
+        let Some(work) = work else {
+            self.drop_payload(&payload);
+            return Err(NoSuchWork);
         };
+        let (mut eof, mut content, mut payload) = (eof, content, payload);
+        if work.cut && work.cancelled {
+            // Whatever is known of it, it did not run to its end.
+            let empty = Payload::Inline(Bytes::new());
+            let given = core::mem::replace(&mut payload, empty);
+            (eof, content) = (super::restore::interrupted(), Content::None);
+            self.drop_payload(&given);
+        }
         self.works.release_payload(id);
         let Some(work) = self.works.get_mut(id) else {
             return Err(NoSuchWork);
@@ -476,17 +502,22 @@ impl Delivery {
             self.forget_work(cx, id);
             self.work_left();
             self.drop_payload(&payload);
-            return Ok(());
+            return Ok(None);
         }
-        if silent {
+        work.serial += 1;
+        work.repeats = 0;
+        let (to, serial, volatile) = (work.remote, work.serial, work.volatile);
+        let kept = (!volatile).then_some(serial);
+        if work.is_silent() {
+            if !work.respond && !volatile && eof.code != 0 {
+                self.tell_end(cx, to, id, 1, &eof);
+            }
             self.drop_payload(&payload);
             self.close_work(cx, id);
-            return Ok(());
+            return Ok(kept);
         }
         work.state = State::Ending;
-        work.serial += 1;
         work.backlog += payload_size(&payload) + ENVELOPE as u64;
-        let (to, serial, volatile) = (work.remote, work.serial, work.volatile);
         let stored = matches!(payload, Payload::Stored { .. });
         self.respond(
             cx,
@@ -500,7 +531,7 @@ impl Delivery {
         if volatile && !stored {
             self.close_work(cx, id);
         }
-        Ok(())
+        Ok(kept)
     }
 
     pub(super) fn drop_payload(&mut self, payload: &Payload) {
@@ -510,18 +541,8 @@ impl Delivery {
     }
 
     pub(crate) fn outlives_a_restart(&self, id: MessageId) -> bool {
-        let work = self.in_progress(id);
+        let work = self.works.get(id).filter(|work| work.is_in_progress());
         work.is_some_and(|work| work.entry.is_some() && !work.withdrawn)
-    }
-
-    /// A work that may still say something.
-    fn in_progress(&self, id: MessageId) -> Option<&super::works::Work> {
-        self.works.get(id).filter(|work| {
-            matches!(
-                work.state,
-                State::Waiting | State::Starting | State::Running
-            )
-        })
     }
 
     /// The work's last word is safe, or there is none: its request can be forgotten.

@@ -17,7 +17,6 @@ use super::flow::{GivenUp, Key, Outgoing};
 use super::inbox::OpenCancel;
 use super::incoming::is_request;
 use super::journal::{Arrival, Done, Retired, With};
-use super::works::State;
 use super::{CANCEL_LIFETIME, Cx, Delivery, Out, RemoteId};
 use crate::wiring::Net;
 use crate::{EntryId, Instant, NoSuchWork, Output, Record};
@@ -203,12 +202,7 @@ impl Delivery {
                 self.remember_cancel(cx, from, message);
                 return;
             }
-            let wanted = work.remote == from
-                && !work.cancelled
-                && matches!(
-                    work.state,
-                    State::Waiting | State::Starting | State::Running
-                );
+            let wanted = work.remote == from && !work.cancelled && work.is_in_progress();
             if !wanted {
                 self.let_go(from, key, message.volatile);
                 return;

@@ -15,7 +15,7 @@ use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use super::backlog::{self, Paged};
 use super::cancels::{EARLY_KEPT, EARLY_LOOK, Early};
-use super::flow::{Key, Outgoing};
+use super::flow::{ENVELOPE, Key, Outgoing};
 use super::inbox::{OpenCancel, Request, Response, Stored};
 use super::partial::Room;
 use super::received::{Received, Verdict};
@@ -39,6 +39,17 @@ struct Stock {
 pub(super) struct Said {
     serial: u64,
     eof: bool,
+    /// Of all that are stored.
+    bytes: u64,
+}
+
+/// The end of a work that this node has cut short.
+pub(super) fn interrupted() -> Eof {
+    let text = "its node was restarted while the work ran";
+    Eof {
+        code: 1,
+        error: Some(ErrorBody::new(ErrorCode::Interrupted, text)),
+    }
 }
 
 impl Delivery {
@@ -328,6 +339,7 @@ impl Delivery {
                 let said = self.said.entry(work).or_default();
                 said.serial = said.serial.max(*serial);
                 said.eof |= eof.is_some();
+                said.bytes += message.size + ENVELOPE as u64;
                 let ended = said.eof;
                 // What an earlier start was told, this one is not.
                 let error = eof.as_ref().and_then(|eof| eof.error.as_ref());
@@ -439,6 +451,7 @@ impl Delivery {
             inline: message.body.len(),
         };
         let work = self.works.insert(now, id, new);
+        work.cut = started;
         if let Some((entry, cancel)) = &cancel {
             work.cancelled = true;
             work.cancel = Some(((cancel.epoch, cancel.seq), *entry));
@@ -446,23 +459,17 @@ impl Delivery {
         if let Some(said) = said {
             work.serial = said.serial;
             work.stored_serial = said.serial;
+            work.backlog = said.bytes;
         }
         let ended = said.is_some_and(|said| said.eof);
         if ended || cancel.is_some() && !respond {
             self.at_start(now, |this, cx| this.close_work(cx, id));
-        } else if cancel.is_some() {
-            let error = if started {
-                ErrorBody::new(
-                    ErrorCode::Interrupted,
-                    "its node was restarted while the work ran",
-                )
-            } else {
-                ErrorBody::new(ErrorCode::Cancelled, "cancelled before it ran")
-            };
+        } else if cancel.is_some() && !started {
             work.state = State::Ending;
             work.serial += 1;
             let serial = work.serial;
             let parcel = (Content::None, None, Payload::Inline(Bytes::new()));
+            let error = ErrorBody::new(ErrorCode::Cancelled, "cancelled before it ran");
             let eof = Eof {
                 code: 1,
                 error: Some(error),
@@ -481,6 +488,12 @@ impl Delivery {
                 payload,
                 attempt: 1 + u32::from(started),
             });
+            if let Some((_, cancel)) = cancel
+                && let MessageKind::Cancel { reason } = cancel.kind
+            {
+                self.restored
+                    .push_back(Output::CancelWork { work: id, reason });
+            }
         }
     }
 

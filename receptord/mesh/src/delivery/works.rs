@@ -11,6 +11,9 @@
 //!                                        └── request forgotten on disk ──▶ gone
 //! ```
 //!
+//! One that an earlier start of this node had started, and whose plugin still runs, goes from waiting to running
+//! at once.
+//!
 //! Never runs anything and never answers; [`super::Delivery`] does both.
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -23,7 +26,7 @@ use receptor_proto::{Directive, MessageId};
 
 use super::RemoteId;
 use super::flow::Key;
-use crate::{EntryId, Instant};
+use crate::{EntryId, Instant, WorkRoom};
 
 /// Bytes of payloads of works that wait for a plugin, kept in memory: a thousand full ones.
 pub(crate) const WAITING_BYTES: usize = 64 << 20;
@@ -60,6 +63,8 @@ pub(crate) struct Work {
     pub(crate) start_stored: bool,
     /// A restart runs it again, even if it had started.
     pub(crate) idempotent: bool,
+    /// An earlier start of this node had started it, and nothing has become of that yet.
+    pub(crate) cut: bool,
     pub(crate) directive: Directive,
     pub(crate) respond: bool,
     pub(crate) volatile: bool,
@@ -67,6 +72,8 @@ pub(crate) struct Work {
     pub(crate) state: State,
     /// The last serial that was given out.
     pub(crate) serial: u64,
+    /// How many up to there its plugin says once more.
+    pub(crate) repeats: u64,
     /// Bytes of responses without a receipt.
     pub(crate) backlog: u64,
     /// Its plugin was told to wait.
@@ -99,6 +106,28 @@ pub(crate) struct Work {
 }
 
 impl Work {
+    /// It may still say something.
+    pub(crate) fn is_in_progress(&self) -> bool {
+        match self.state {
+            State::Waiting | State::Starting | State::Running => true,
+            State::Ending | State::Closing => false,
+        }
+    }
+
+    /// Nobody hears what it says.
+    pub(crate) fn is_silent(&self) -> bool {
+        !self.respond || self.broken || self.withdrawn
+    }
+
+    /// Whether its plugin may say more.
+    pub(crate) fn room(&self) -> WorkRoom {
+        if self.held {
+            WorkRoom::Wait
+        } else {
+            WorkRoom::Open
+        }
+    }
+
     /// Whether this response must be on the disk before anybody hears of it, because a restart would
     /// say something else in its place.
     pub(crate) fn is_told_when_safe(&self, serial: u64, eof: bool) -> bool {
@@ -195,12 +224,14 @@ impl Works {
             start_written: false,
             start_stored: false,
             idempotent: false,
+            cut: false,
             directive: new.directive,
             respond: new.respond,
             volatile: new.volatile,
             since: now,
             state: State::Waiting,
             serial: 0,
+            repeats: 0,
             backlog: 0,
             held: false,
             cancelled: false,

@@ -125,6 +125,10 @@ impl Delivery {
                         self.acks(remote).busy(key, Duration::ZERO);
                     }
                     if let With::Work(id) = with {
+                        if let Some(work) = self.works.get(id) {
+                            let serial = work.serial;
+                            cx.out.push_back(Output::ResponsesSafe { work: id, serial });
+                        }
                         self.forget_work(cx, id);
                     }
                 }
@@ -204,6 +208,12 @@ impl Delivery {
             return;
         }
         work.stored_serial = work.stored_serial.max(response.serial);
+        if !work.volatile {
+            cx.out.push_back(Output::ResponsesSafe {
+                work: id,
+                serial: work.stored_serial,
+            });
+        }
         if let Some((kept, entry)) = work.retained
             && kept < work.stored_serial
         {

@@ -82,13 +82,15 @@ enum Event {
     Kill(&'static str),
     /// All three are.
     KillAll,
+    /// `b` is killed, and its plugins go on.
+    Outlive,
     /// The wire between `r` and this node is cut, and joined when both have noticed.
     Cut(&'static str),
     /// What `a` or `b` is writing cannot be written.
     Fail(&'static str),
 }
 
-const EVENTS: [Event; 16] = [
+const EVENTS: [Event; 17] = [
     Event::Nothing,
     Event::Cancel,
     Event::CancelThere,
@@ -101,6 +103,7 @@ const EVENTS: [Event; 16] = [
     Event::Kill("r"),
     Event::Kill("b"),
     Event::KillAll,
+    Event::Outlive,
     Event::Cut("a"),
     Event::Cut("b"),
     Event::Fail("a"),
@@ -245,6 +248,11 @@ fn happen(wired: &mut Wired, event: Event, kind: Kind) {
         Event::KillAll => ["a", "r", "b"]
             .into_iter()
             .for_each(|name| wired.kill(name)),
+        Event::Outlive => {
+            wired.host("b").outlived = true;
+            wired.kill("b");
+            wired.host("b").outlived = false;
+        }
         Event::Cut(name) => {
             let wire = wired.wire_between(name, "r");
             wired.cut(wire);
@@ -401,45 +409,45 @@ fn table(pause_ms: u64, kind: Kind) -> String {
 // a digit how often the work ran.
 
 const DURABLE: &str = "
-    Submitted  k1 c1 c1 k1 c1 k1 k1 k1 -1 k1 i1 -1 k1 k1 k1 k1
-    NoRoute    k1 c0 k1 x0 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
-    InCustody  k1 c0 k1 x0 c0 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
-    Sent       k1 c0 k1 x0 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
-    Received   k1 c0 c0 k1 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
-    Queued     k1 c0 c0 k1 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
-    Starting   k1 c0 c0 k1 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
-    Started    k1 c1 c1 k1 c1 k1 k1 k1 k1 k1 i1 i1 k1 k1 k1 k1
-    Responding k1 c1 c1 k1 c1 k1 k1 k1 k1 k1 i1 i1 k1 k1 k1 k1
-    Ended      k1 k1 k1 k1 k1 k1 c1 k1 k1 k1 k1 k1 k1 k1 k1 k1
-    Kept       k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
-    Released   k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
+    Submitted  k1 c1 c1 k1 c1 k1 k1 k1 -1 k1 i1 -1 k1 k1 k1 k1 k1
+    NoRoute    k1 c0 k1 x0 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
+    InCustody  k1 c0 k1 x0 c0 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
+    Sent       k1 c0 k1 x0 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
+    Received   k1 c0 c0 k1 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
+    Queued     k1 c0 c0 k1 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
+    Starting   k1 c0 c0 k1 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
+    Started    k1 c1 c1 k1 c1 k1 k1 k1 k1 k1 i1 i1 k1 k1 k1 k1 k1
+    Responding k1 c1 c1 k1 c1 k1 k1 k1 k1 k1 i1 i1 k1 k1 k1 k1 k1
+    Ended      k1 k1 k1 k1 k1 k1 c1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
+    Kept       k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
+    Released   k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
 ";
 
 /// Before it is on the disk nobody else has it.
-const KEYED_SUBMITTED: &str = "Submitted  k1 c0 k1 x0 c0 k1 k1 k1 -0 k1 k1 -0 k1 k1 f0 k1";
+const KEYED_SUBMITTED: &str = "Submitted  k1 c0 k1 x0 c0 k1 k1 k1 -0 k1 k1 -0 k1 k1 k1 f0 k1";
 
 /// Time passes before the wires carry packets again, so that the worker cannot be asked whether it
 /// had the message in time.
 const UNASKED: [&str; 2] = [
-    "Sent       k1 c0 k1 l0 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1",
-    "Ended      k1 k1 k1 l1 k1 k1 c1 k1 k1 k1 k1 k1 k1 k1 k1 k1",
+    "Sent       k1 c0 k1 l0 c0 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1",
+    "Ended      k1 k1 k1 l1 k1 k1 c1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1",
 ];
 
 /// What was cut short runs again.
 const IDEMPOTENT_ROWS: [&str; 3] = [
-    "Submitted  k1 c1 c1 k1 c1 k1 k1 k1 -1 k1 k2 -2 k1 k1 k1 k1",
-    "Started    k1 c1 c1 k1 c1 k1 k1 k1 k1 k1 k2 k2 k1 k1 k1 k1",
-    "Responding k1 c1 c1 k1 c1 k1 k1 k1 k1 k1 k2 k2 k1 k1 k1 k1",
+    "Submitted  k1 c1 c1 k1 c1 k1 k1 k1 -1 k1 k2 -2 k1 k1 k1 k1 k1",
+    "Started    k1 c1 c1 k1 c1 k1 k1 k1 k1 k1 k2 k2 k1 k1 k1 k1 k1",
+    "Responding k1 c1 c1 k1 c1 k1 k1 k1 k1 k1 k2 k2 k1 k1 k1 k1 k1",
 ];
 
 const VOLATILE_ROWS: &str = "
-    Sent       l0 l0 l0 l0 l0 l0 l0 l0 -0 l0 l0 -0 l0 l0 l0 l0
-    Queued     k1 c0 c0 l1 c0 k1 k1 k1 -1 k1 l0 -0 k1 k1 k1 k1
-    Started    k1 c1 c1 l1 c1 k1 k1 k1 -1 k1 l1 -1 k1 k1 k1 k1
-    Responding k1 c1 c1 l1 c1 k1 k1 k1 -1 k1 l1 -1 k1 k1 k1 k1
-    Ended      k1 k1 k1 l1 k1 k1 c1 k1 -1 l1 l1 -1 l1 l1 k1 k1
-    Kept       k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
-    Released   k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
+    Sent       l0 l0 l0 l0 l0 l0 l0 l0 -0 l0 l0 -0 l0 l0 l0 l0 l0
+    Queued     k1 c0 c0 l1 c0 k1 k1 k1 -1 k1 l0 -0 l0 k1 k1 k1 k1
+    Started    k1 c1 c1 l1 c1 k1 k1 k1 -1 k1 l1 -1 l1 k1 k1 k1 k1
+    Responding k1 c1 c1 l1 c1 k1 k1 k1 -1 k1 l1 -1 l1 k1 k1 k1 k1
+    Ended      k1 k1 k1 l1 k1 k1 c1 k1 -1 l1 l1 -1 l1 l1 l1 k1 k1
+    Kept       k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
+    Released   k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1 k1
 ";
 
 fn check(expected: &str, pause_ms: u64, kind: Kind) {

@@ -170,6 +170,10 @@ pub(crate) struct Host {
     pub(crate) queued: Vec<MessageId>,
     /// Runs again what was cut short.
     pub(crate) idempotent: bool,
+    /// Its plugins go on when it is killed.
+    pub(crate) outlived: bool,
+    /// What they have said that a restart may not know.
+    said: BTreeMap<MessageId, Said>,
     /// What clients that do not read have not taken.
     untaken: Vec<(MessageId, u64)>,
     offers: Option<Capability>,
@@ -196,6 +200,16 @@ pub(crate) struct Host {
     pub(crate) acknowledged: Vec<LsaSummary>,
     /// The highest that any link's queue was, in bytes.
     pub(crate) queued_most: usize,
+}
+
+/// What a plugin has said of a work, behind what is safe.
+#[derive(Debug, Default)]
+struct Said {
+    /// The last response that is.
+    after: u64,
+    results: VecDeque<Bytes>,
+    /// With its serial.
+    end: Option<(Eof, u64)>,
 }
 
 #[derive(Debug)]
@@ -238,6 +252,8 @@ impl Wired {
                 full: false,
                 queued: Vec::new(),
                 idempotent: false,
+                outlived: false,
+                said: BTreeMap::new(),
                 untaken: Vec::new(),
                 offers: None,
                 runs: Vec::new(),
@@ -421,6 +437,9 @@ impl Wired {
         host.mesh = None;
         host.disk.waiting.clear();
         host.queued.clear();
+        if !host.outlived {
+            host.said.clear();
+        }
         host.untaken.clear();
         host.unwritten.clear();
         for wire in 0..self.wires.len() {
@@ -461,6 +480,34 @@ impl Wired {
         }
         host.mesh = Some(mesh);
         self.settle();
+        // Plugins of works that are over are ended.
+        let host = &mut self.hosts[at];
+        if let Some(mesh) = &host.mesh {
+            host.said.retain(|work, _| mesh.work(*work).is_some());
+        }
+    }
+
+    /// A work that is dispatched once more goes on where its plugin is.
+    fn adopt(&mut self, at: usize, work: MessageId) {
+        let now = self.now();
+        let host = &mut self.hosts[at];
+        let (Some(mesh), Some(said)) = (&mut host.mesh, host.said.get_mut(&work)) else {
+            return;
+        };
+        let adopted = mesh.work_adopted(now, work, host.idempotent, said.after);
+        let repeats = adopted.unwrap().repeats;
+        assert!(repeats <= said.results.len() as u64, "not said: {said:?}");
+        let first = said.after + 1;
+        for (serial, payload) in (first..).zip(said.results.clone()) {
+            let payload = Payload::Inline(payload);
+            let taken = mesh.work_data(now, work, Content::Bytes, None, payload);
+            assert_eq!(taken.unwrap().serial, Some(serial));
+        }
+        if let Some((eof, serial)) = &mut said.end {
+            let nothing = Payload::Inline(Bytes::new());
+            let end = mesh.work_done(now, work, eof.clone(), Content::None, nothing);
+            *serial = end.unwrap().unwrap();
+        }
     }
 
     /// Lets a node say that it has a plugin.
@@ -768,7 +815,9 @@ impl Wired {
             }
             Output::Dispatch { work, attempt, .. } => {
                 let host = &mut self.hosts[at];
-                if attempt > 1 && !host.idempotent {
+                if attempt > 1 && host.said.contains_key(&work) {
+                    self.adopt(at, work);
+                } else if attempt > 1 && !host.idempotent {
                     let error = ErrorBody::new(ErrorCode::Interrupted, "interrupted");
                     self.end(at, work, Some(error));
                 } else if host.full {
@@ -780,6 +829,7 @@ impl Wired {
             }
             Output::Start { work } => {
                 self.hosts[at].runs.push(work);
+                self.hosts[at].said.insert(work, Said::default());
                 if !self.hosts[at].busy {
                     self.end(at, work, None);
                 }
@@ -825,6 +875,17 @@ impl Wired {
                 panic!("{work}: every write succeeds: {reason}")
             }
             Output::ResumeWork { work } => self.hosts[at].resumed.push(work),
+            Output::ResponsesSafe { work, serial } => {
+                let host = &mut self.hosts[at];
+                if let Some(said) = host.said.get_mut(&work) {
+                    while said.after < serial && said.results.pop_front().is_some() {
+                        said.after += 1;
+                    }
+                    if said.end.as_ref().is_some_and(|(_, end)| *end <= serial) {
+                        host.said.remove(&work);
+                    }
+                }
+            }
             Output::EchoResult { .. } | Output::Event(_) => {}
         }
     }
@@ -832,11 +893,15 @@ impl Wired {
     /// A work of this node that is busy says something. True: it is to wait.
     pub(crate) fn respond(&mut self, name: &str, work: MessageId, payload: Bytes) -> bool {
         let now = self.now();
+        let host = self.host(name);
+        if let Some(said) = host.said.get_mut(&work) {
+            said.results.push_back(payload.clone());
+        }
         let payload = Payload::Inline(payload);
-        let mesh = self.mesh(name);
-        let room = mesh.work_data(now, work, Content::Bytes, None, payload);
+        let mesh = host.mesh.as_mut().unwrap();
+        let taken = mesh.work_data(now, work, Content::Bytes, None, payload);
         self.settle();
-        room.unwrap() == WorkRoom::Wait
+        taken.unwrap().room == WorkRoom::Wait
     }
 
     /// A work of this node that is busy ends well.
@@ -898,9 +963,13 @@ impl Wired {
             error,
         };
         let nothing = Payload::Inline(Bytes::new());
-        let mesh = self.hosts[at].mesh.as_mut().unwrap();
+        let host = &mut self.hosts[at];
+        let mesh = host.mesh.as_mut().unwrap();
         // One that was cancelled while it was busy may have ended.
-        let _ = mesh.work_done(now, work, eof, Content::None, nothing);
+        let end = mesh.work_done(now, work, eof.clone(), Content::None, nothing);
+        if let (Ok(Some(serial)), Some(said)) = (end, host.said.get_mut(&work)) {
+            said.end = Some((eof, serial));
+        }
     }
 
     fn transmit(&mut self, at: usize, link: LinkId, frame: Frame) {
