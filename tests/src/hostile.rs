@@ -2,7 +2,11 @@
 //!
 //! Owns the other end of one link of a real daemon: it reads, answers probes as long as it is told
 //! to, and counts what comes; a test writes frames, or bytes that are none. What carries the bytes is
-//! a [`Wire`], so that any transport of the daemon can be put under it.
+//! a [`Wire`], so that any transport of the daemon can be put under it. In a mesh with certificates it has one
+//! of its own, signs what it states, and seals what it sends.
+
+mod papers;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -14,9 +18,13 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use receptor_proto::NodeId;
-use receptor_proto::frame::{CREDIT_FLOOR, Frame, Hello, MAX_FRAME_FLOOR};
+use receptor_proto::frame::{CREDIT_FLOOR, DIGEST_BUCKETS, Frame, Hello, MAX_FRAME_FLOOR};
 use receptor_proto::lsa::{Lsa, LsaKey, LsaKind};
 use receptor_proto::packet::{Body, Packet};
+
+use self::papers::Papers;
+use self::tls::Tls;
+use crate::authority::Authority;
 
 /// How long one write may take: a daemon that does not read has stopped this member.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -58,6 +66,7 @@ pub struct Heard {
 struct Shared {
     writer: Mutex<Box<dyn Wire>>,
     heard: Mutex<Heard>,
+    papers: Option<Mutex<Papers>>,
     is_silent: AtomicBool,
 }
 
@@ -99,7 +108,7 @@ pub fn hello(node: NodeId, instance: u64) -> Frame {
         features: 0,
         max_frame: u32::try_from(MAX_FRAME_FLOOR).expect("a small number"),
         credit: CREDIT_FLOOR,
-        hold_time_ms: 10_000,
+        hold_time_ms: 15_000,
         router: true,
         cost: 1,
         software: "hostile".to_owned(),
@@ -119,6 +128,28 @@ pub fn lsa(node: &str, kind: LsaKind, seq: u64, body: bytes::Bytes) -> Lsa {
     }
 }
 
+/// Connects, with a certificate for `name` where the mesh has an authority. One write takes `patience` at most.
+///
+/// # Errors
+///
+/// Those of the system and of TLS.
+pub fn connect(
+    address: &str,
+    authority: Option<&Authority>,
+    name: &str,
+    patience: Duration,
+) -> io::Result<Box<dyn Wire>> {
+    let stream = TcpStream::connect(address)?;
+    let Some(authority) = authority else {
+        stream.set_write_timeout(Some(patience))?;
+        return Ok(Box::new(stream));
+    };
+    let connection = authority.client(name);
+    let wire = Tls::new(connection, stream.try_clone()?)?;
+    stream.set_write_timeout(Some(patience))?;
+    Ok(Box::new(wire))
+}
+
 impl Member {
     /// Connects and says hello. Who listens may still refuse it.
     ///
@@ -126,25 +157,17 @@ impl Member {
     ///
     /// When nobody listens.
     #[must_use]
-    pub fn join(address: &str, name: &str, instance: u64) -> Self {
-        let stream = TcpStream::connect(address).expect("the daemon listens");
-        stream
-            .set_write_timeout(Some(WRITE_TIMEOUT))
-            .expect("a socket takes a time limit");
-        Self::on(Box::new(stream), name, instance)
-    }
-
-    /// The same over a connection that stands.
-    ///
-    /// # Panics
-    ///
-    /// When the system has no more descriptors.
-    #[must_use]
-    pub fn on(wire: Box<dyn Wire>, name: &str, instance: u64) -> Self {
+    pub fn join(address: &str, authority: Option<&Authority>, name: &str, instance: u64) -> Self {
+        let wire = connect(address, authority, name, WRITE_TIMEOUT).expect("the daemon listens");
+        let papers = authority.map(|authority| {
+            let (own, trust) = authority.credentials(name);
+            Papers::new(&id(name), own, trust)
+        });
         let again = || wire.again().expect("a descriptor");
         let shared = Arc::new(Shared {
             writer: Mutex::new(again()),
             heard: Mutex::default(),
+            papers: papers.map(Mutex::new),
             is_silent: AtomicBool::new(false),
         });
         let reader = again();
@@ -159,6 +182,20 @@ impl Member {
             reader: Some(reader),
         };
         member.send(&hello(member.id.clone(), instance));
+        if let Some(papers) = &member.shared.papers {
+            let identity = lock(papers).identity();
+            member.send(&Frame::Lsas(vec![identity]));
+            // It knows nothing yet, so it is told everything.
+            for bucket in (0u8..).take(DIGEST_BUCKETS) {
+                let entries = Vec::new();
+                let more = false;
+                member.send(&Frame::Summary {
+                    bucket,
+                    more,
+                    entries,
+                });
+            }
+        }
         member
     }
 
@@ -174,15 +211,43 @@ impl Member {
         lock(&self.shared.writer).write_all(bytes).is_ok()
     }
 
-    /// Writes a packet from this member.
+    /// States what is in these, with its own signature.
+    pub fn state(&self, mut lsas: Vec<Lsa>) -> bool {
+        if let Some(papers) = &self.shared.papers {
+            let papers = lock(papers);
+            lsas = lsas.into_iter().map(|lsa| papers.signed(lsa)).collect();
+        }
+        self.send(&Frame::Lsas(lsas))
+    }
+
+    /// Writes a packet from this member, sealed where it can be.
     pub fn packet(&self, to: &str, body: &Body) -> bool {
-        let packet = Packet::new(self.id.clone(), id(to), 30, body);
+        let mut packet = Packet::new(self.id.clone(), id(to), 30, body);
+        if let Some(papers) = &self.shared.papers {
+            packet = lock(papers).sealed(packet);
+        }
+        self.send(&Frame::Packet(packet))
+    }
+
+    /// The same with bytes in the seal's place that nobody made with a key, others each time.
+    pub fn scribble(&self, to: &str, body: &Body) -> bool {
+        let mut packet = Packet::new(self.id.clone(), id(to), 30, body);
+        if let Some(papers) = &self.shared.papers {
+            packet = lock(papers).scribbled(packet);
+        }
         self.send(&Frame::Packet(packet))
     }
 
     /// Answers no probe any more.
     pub fn fall_silent(&self) {
         self.shared.is_silent.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what is written to this node will be sealed, if anything is.
+    #[must_use]
+    pub fn knows(&self, node: &str) -> bool {
+        let papers = self.shared.papers.as_ref();
+        papers.is_none_or(|papers| lock(papers).knows(&id(node)))
     }
 
     /// What came so far.
@@ -230,6 +295,10 @@ fn take(frame: &Frame, shared: &Shared) {
         heard.goodbye = Some(goodbye.code.to_string());
     }
     drop(heard);
+    if let (Frame::Lsas(lsas), Some(papers)) = (frame, &shared.papers) {
+        let mut papers = lock(papers);
+        lsas.iter().for_each(|lsa| papers.hear(lsa));
+    }
     if let Frame::Probe { nonce } = frame
         && !shared.is_silent.load(Ordering::Relaxed)
     {

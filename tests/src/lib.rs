@@ -14,6 +14,7 @@
 //! b.wait_ping("a");
 //! ```
 
+pub mod authority;
 pub mod chaos;
 mod control;
 pub mod hostile;

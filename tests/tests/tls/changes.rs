@@ -5,8 +5,8 @@ use receptor_tests::traffic::{Counter, Traffic, assert_once, wait_counter};
 use receptor_tests::{Daemon, Mesh, wait_for};
 use time::Duration;
 
-use crate::authority::{Authority, VALID, Valid, replace};
 use crate::mesh::link_to;
+use receptor_tests::authority::{Authority, VALID, Valid, replace};
 
 fn fingerprint(daemon: &Daemon) -> String {
     let status = daemon.control().json("status");

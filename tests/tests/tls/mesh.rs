@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use receptor_tests::{Daemon, Mesh, program, wait_for};
 use serde_json::Value;
 
-use crate::authority::{Authority, hello};
+use receptor_tests::authority::{Authority, hello};
 
 fn receptorctl(dir: &Path, line: &str) -> Output {
     let output = Command::new(program("receptorctl"))

@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 use receptor_tests::{Daemon, Mesh, wait_for};
 use time::Duration;
 
-use crate::authority::{Authority, VALID, Valid};
 use crate::mesh::link_to;
+use receptor_tests::authority::{Authority, VALID, Valid};
 
 /// Waits until a daemon says why it has no link to its only peer.
 fn wait_refused(daemon: &Daemon, why: &str) {

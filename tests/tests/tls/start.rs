@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use receptor_tests::{Mesh, program, wait_for};
 
-use crate::authority::{Authority, VALID};
+use receptor_tests::authority::{Authority, VALID};
 
 /// Starts a daemon that must not come far.
 fn fails(dir: &Path, config: &str, arguments: &[&str]) -> (Option<i32>, String) {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use receptor_tests::traffic::peak_kib;
 use receptor_tests::{DEADLINE, Daemon, Mesh, wait_for};
 
-use crate::authority::{Authority, hello};
+use receptor_tests::authority::{Authority, hello};
 
 /// Memory that a daemon may have used at most, whatever strangers did.
 const PEAK_KIB: u64 = 64 * 1024;

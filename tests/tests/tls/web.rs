@@ -7,8 +7,8 @@ use std::thread;
 
 use receptor_tests::{DEADLINE, Daemon, Mesh, wait_for};
 
-use crate::authority::{Authority, hello};
 use crate::mesh::link_to;
+use receptor_tests::authority::{Authority, hello};
 
 #[test]
 fn a_mesh_over_web_sockets_carries_everything() {
@@ -18,9 +18,9 @@ fn a_mesh_over_web_sockets_carries_everything() {
     let a = a.listen("wss://127.0.0.1:0/mesh/one").start();
     assert!(a.url().ends_with("/mesh/one"), "{}", a.url());
     let b = mesh.node("b").listen("ws://[::1]:0");
-    authority.give("b", 2, crate::authority::VALID);
+    authority.give("b", 2, receptor_tests::authority::VALID);
     let b = b.config(&authority.table("b")).peer(&a).start();
-    authority.give("c", 3, crate::authority::VALID);
+    authority.give("c", 3, receptor_tests::authority::VALID);
     let c = mesh.node("c").quiet().config(&authority.table("c"));
     let c = c.peer(&b).start();
     c.wait_ping("a");

@@ -1,5 +1,11 @@
 //! An authority that issues what a test wants, right or wrong, and peers that speak TLS with it.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a test that cannot go on has failed"
+)]
+
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -7,6 +13,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::{DEADLINE, Node};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
@@ -14,30 +21,30 @@ use rcgen::{
 };
 use receptor_identity::tls::Configs;
 use receptor_identity::{Credentials, Trust};
-use receptor_tests::{DEADLINE, Node};
 use rustls::time_provider::DefaultTimeProvider;
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 use time::{Duration, OffsetDateTime};
 
 /// A certificate authority with a directory of its own.
-pub(crate) struct Authority {
+#[derive(Debug)]
+pub struct Authority {
     dir: PathBuf,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 /// From when to when a certificate is valid, counted from now.
-#[derive(Clone, Copy)]
-pub(crate) struct Valid(pub(crate) Duration, pub(crate) Duration);
+#[derive(Debug, Clone, Copy)]
+pub struct Valid(pub Duration, pub Duration);
 
 /// As those that `cert issue` makes.
-pub(crate) const VALID: Valid = Valid(Duration::hours(-1), Duration::days(365));
+pub const VALID: Valid = Valid(Duration::hours(-1), Duration::days(365));
 
 fn from_now(span: Duration) -> OffsetDateTime {
     OffsetDateTime::now_utc() + span
 }
 
 /// Puts a file in the place of another in one step, as an administrator's tools do.
-pub(crate) fn replace(path: &Path, text: &str, mode: u32) {
+pub fn replace(path: &Path, text: &str, mode: u32) {
     let next = path.with_extension("next");
     let _ = fs::remove_file(&next);
     let mut file = OpenOptions::new()
@@ -53,7 +60,7 @@ pub(crate) fn replace(path: &Path, text: &str, mode: u32) {
 
 impl Authority {
     /// Keeps its files in `dir`.
-    pub(crate) fn new(dir: &Path) -> Self {
+    pub fn new(dir: &Path) -> Self {
         fs::create_dir_all(dir).unwrap();
         let mut params = CertificateParams::default();
         params
@@ -73,12 +80,12 @@ impl Authority {
     }
 
     /// One of its files.
-    pub(crate) fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
     /// A certificate for a node, with the serial number that a revocation names it by.
-    pub(crate) fn issue(&self, node: &str, serial: u8, valid: Valid) -> (String, String) {
+    pub fn issue(&self, node: &str, serial: u8, valid: Valid) -> (String, String) {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, node);
         let uri = format!("receptor:{node}").try_into().unwrap();
@@ -96,14 +103,14 @@ impl Authority {
     }
 
     /// The same, as files `NODE.pem` and `NODE.key`; the key first, as a careful administrator does not.
-    pub(crate) fn give(&self, node: &str, serial: u8, valid: Valid) {
+    pub fn give(&self, node: &str, serial: u8, valid: Valid) {
         let (certificate, key) = self.issue(node, serial, valid);
         replace(&self.file(&format!("{node}.key")), &key, 0o600);
         replace(&self.file(&format!("{node}.pem")), &certificate, 0o644);
     }
 
     /// Revokes these, in the file `crl.pem`.
-    pub(crate) fn revoke(&self, serials: &[u8]) {
+    pub fn revoke(&self, serials: &[u8]) {
         let revoked = |serial: &u8| RevokedCertParams {
             serial_number: SerialNumber::from(vec![*serial]),
             revocation_time: from_now(Duration::hours(-1)),
@@ -123,7 +130,7 @@ impl Authority {
     }
 
     /// The `[tls]` table with which a node finds its files here.
-    pub(crate) fn table(&self, node: &str) -> String {
+    pub fn table(&self, node: &str) -> String {
         let file = |name: &str| self.file(name).display().to_string();
         format!(
             "[tls]\ncertificate = \"{}\"\nkey = \"{}\"\nca = \"{}\"\n",
@@ -134,49 +141,54 @@ impl Authority {
     }
 
     /// Gives a node its certificate; it listens with TLS.
-    pub(crate) fn equip(&self, node: Node, name: &str) -> Node {
+    pub fn equip(&self, node: Node, name: &str) -> Node {
         if !self.file(&format!("{name}.pem")).exists() {
             self.give(name, 1, VALID);
         }
         node.listen("rnps://127.0.0.1:0").config(&self.table(name))
     }
 
-    /// What rustls needs to be `node`, or whoever the certificate is for.
-    pub(crate) fn configs(&self, node: &str) -> Configs {
+    /// A certificate for `node` with its key, and whom to believe.
+    #[must_use]
+    pub fn credentials(&self, node: &str) -> (Credentials, Trust) {
         let (certificate, key) = self.issue(node, 99, VALID);
         let own = Credentials::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
         let trust = Trust::new(self.issuer.pem().as_bytes()).unwrap();
+        (own, trust)
+    }
+
+    /// What rustls needs to be `node`, or whoever the certificate is for.
+    #[must_use]
+    pub fn configs(&self, node: &str) -> Configs {
+        let (own, trust) = self.credentials(node);
         Configs::new(&own, trust, Arc::new(DefaultTimeProvider)).unwrap()
     }
 
     /// Connects with the certificate of `node`.
-    pub(crate) fn dial(
-        &self,
-        node: &str,
-        address: &str,
-    ) -> StreamOwned<ClientConnection, TcpStream> {
+    pub fn dial(&self, node: &str, address: &str) -> StreamOwned<ClientConnection, TcpStream> {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         self.dial_over(node, stream)
     }
 
     /// The same, over a connection that there is.
-    pub(crate) fn dial_over(
+    pub fn dial_over(
         &self,
         node: &str,
         stream: TcpStream,
     ) -> StreamOwned<ClientConnection, TcpStream> {
+        StreamOwned::new(self.client(node), stream)
+    }
+
+    /// A connection of TLS with the certificate of `node`, before its first byte.
+    #[must_use]
+    pub fn client(&self, node: &str) -> ClientConnection {
         let name = "any.example".try_into().unwrap();
-        let connection = ClientConnection::new(self.configs(node).client, name).unwrap();
-        StreamOwned::new(connection, stream)
+        ClientConnection::new(self.configs(node).client, name).unwrap()
     }
 
     /// Takes a connection with the certificate of `node`.
-    pub(crate) fn take(
-        &self,
-        node: &str,
-        stream: TcpStream,
-    ) -> StreamOwned<ServerConnection, TcpStream> {
+    pub fn take(&self, node: &str, stream: TcpStream) -> StreamOwned<ServerConnection, TcpStream> {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let connection = ServerConnection::new(self.configs(node).server).unwrap();
         StreamOwned::new(connection, stream)
@@ -194,7 +206,7 @@ fn varint(mut value: u64) -> Vec<u8> {
 }
 
 /// A hello as the protocol's text has it, with any name.
-pub(crate) fn hello(node: &str) -> Vec<u8> {
+pub fn hello(node: &str) -> Vec<u8> {
     let mut body = vec![1];
     body.extend(b"receptor");
     for value in [1, 1, node.len() as u64] {
