@@ -80,7 +80,6 @@ class Result(unittest.TextTestResult):
 
 def run_suite(suite, words, results):
     """Tests one distribution in this process; the outcome of each test is written to the file `results`."""
-    rig.collect_garbage()
     began = time.monotonic()
     with rig.Session(f"{os.getpid()}") as home:
         points.prepare(home, suite, SUITES[suite])
@@ -96,6 +95,7 @@ def run_suite(suite, words, results):
 
 def run_suites(suites, words):
     """Tests several distributions at once and prints what each said; then the table."""
+    rig.collect_garbage()
     for suite in suites:
         rig.base_tree(suite)
     outcomes, failed = {}, []

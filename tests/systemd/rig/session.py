@@ -22,9 +22,12 @@ class Session:
             raise Failure("booting nodes needs root")
         self.name = name
         self.directory = RUN / name
-        self.directory.mkdir(parents=True)
+        # It has its owner from the moment it can be seen, so that nobody takes it for garbage.
+        unfinished = RUN / f".{name}"
+        unfinished.mkdir(parents=True)
         owner = os.getpid()
-        (self.directory / "owner").write_text(f"{owner} {start_time(owner)}")
+        (unfinished / "owner").write_text(f"{owner} {start_time(owner)}")
+        unfinished.rename(self.directory)
         self.nodes, self.links = [], []
 
     def __enter__(self):
@@ -76,7 +79,7 @@ class Session:
 
 def collect_garbage():
     """Removes the sessions of processes that are gone."""
-    for directory in RUN.glob("*"):
+    for directory in RUN.glob("[!.]*"):
         try:
             pid, started = (directory / "owner").read_text().split()
         except (OSError, ValueError):
