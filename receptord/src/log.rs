@@ -6,16 +6,21 @@
 //!
 //! | standard error | form |
 //! |---|---|
-//! | is the journal | native: every field is one of the entry, `RECEPTOR_PEER=` and so on |
+//! | is the journal | native: every field is one of the entry, `RECEPTOR_PEER=` and so on, and `RECEPTOR_NODE=` is this node |
 //! | is the journal, its socket cannot be reached | a line with the priority in front: `<4>` |
 //! | anything else | a line with the time |
+//!
+//! Names of fields that mean the same everywhere: `peer`, another node; `work`, the id of a work; `_message`,
+//! the id of a message (`message` is the text of an event), which the journal has as `RECEPTOR_MESSAGE`.
 //!
 //! A line is a line: control characters are escaped, so that nothing that a peer sends can
 //! look like an event of its own.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 
+use receptor_proto::NodeId;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber, span};
 use tracing_journald::{Priority, PriorityMappings};
@@ -33,6 +38,9 @@ use crate::systemd;
 
 /// Field that names the kind of an event; its value is one of [`id`].
 const MESSAGE_ID: &str = "message_id";
+
+/// Field that names this node, in events before which nobody could know it.
+const NODE: &str = "node";
 
 /// Kinds of events that administrators look for, as `MESSAGE_ID=` in the journal:
 /// `journalctl MESSAGE_ID=…` shows one kind, whatever its wording.
@@ -86,9 +94,18 @@ pub mod id {
 #[derive(Clone, Debug)]
 pub struct LogHandle {
     filter: reload::Handle<EnvFilter, Registry>,
+    node: Arc<OnceLock<Kinds>>,
 }
 
 impl LogHandle {
+    /// From now on every entry of the journal says which node it is of: a host may have several.
+    pub fn name_node(&self, node: &NodeId) {
+        // Without a journal nothing was lost.
+        if let Ok(kinds) = Kinds::new(Some(node)) {
+            let _ = self.node.set(kinds);
+        }
+    }
+
     /// Puts a level or directives in force at once.
     ///
     /// # Errors
@@ -119,8 +136,9 @@ pub struct LogError;
 pub fn init(level: &LogLevel) -> Result<LogHandle, LogError> {
     let (filter, handle) = reload::Layer::new(level.filter());
     let journal = systemd::stderr_is_journal();
+    let node = Arc::default();
     let native = if journal {
-        Journal::connect().ok()
+        Journal::connect(Arc::clone(&node)).ok()
     } else {
         None
     };
@@ -149,23 +167,48 @@ pub fn init(level: &LogLevel) -> Result<LogHandle, LogError> {
             .unwrap_or("no message");
         tracing::error!(place, "defect: {message}");
     }));
-    Ok(LogHandle { filter: handle })
+    Ok(LogHandle {
+        filter: handle,
+        node,
+    })
 }
 
 /// The journal's native protocol.
 struct Journal {
-    plain: tracing_journald::Layer,
-    /// `MESSAGE_ID=` is not one of our prefixed fields, so each kind has a layer that adds
-    /// its own as a fixed field. They share the fields of spans with `plain`.
-    by_id: BTreeMap<&'static str, tracing_journald::Layer>,
+    /// Until the node has a name.
+    nameless: Kinds,
+    named: Arc<OnceLock<Kinds>>,
 }
 
 impl Journal {
-    fn connect() -> std::io::Result<Self> {
-        let layer = || {
+    fn connect(named: Arc<OnceLock<Kinds>>) -> std::io::Result<Self> {
+        let nameless = Kinds::new(None)?;
+        Ok(Self { nameless, named })
+    }
+}
+
+/// Writers for each kind of event. `MESSAGE_ID=` and what is the same in all entries are not among our prefixed
+/// fields, so each kind has a layer that adds its own as fixed fields. They share the fields of spans.
+struct Kinds {
+    plain: tracing_journald::Layer,
+    by_id: BTreeMap<&'static str, tracing_journald::Layer>,
+}
+
+impl fmt::Debug for Kinds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kinds").finish_non_exhaustive()
+    }
+}
+
+impl Kinds {
+    fn new(node: Option<&NodeId>) -> std::io::Result<Self> {
+        let layer = |id: Option<&str>| {
+            let id = id.map(|id| ("MESSAGE_ID", id));
+            let node = node.map(|node| ("RECEPTOR_NODE", node.as_str()));
             let layer = tracing_journald::layer()?
                 .with_field_prefix(Some("RECEPTOR".to_owned()))
                 .with_syslog_identifier("receptord".to_owned())
+                .with_custom_fields(id.into_iter().chain(node))
                 .with_priority_mappings(PriorityMappings {
                     error: Priority::Error,
                     warn: Priority::Warning,
@@ -177,10 +220,10 @@ impl Journal {
         };
         let mut by_id = BTreeMap::new();
         for (_, id) in id::ALL {
-            by_id.insert(*id, layer()?.with_custom_fields([("MESSAGE_ID", id)]));
+            by_id.insert(*id, layer(Some(id))?);
         }
         Ok(Self {
-            plain: layer()?,
+            plain: layer(None)?,
             by_id,
         })
     }
@@ -188,11 +231,11 @@ impl Journal {
 
 impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Journal {
     fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, ctx: Context<'_, S>) {
-        self.plain.on_new_span(attributes, id, ctx);
+        self.nameless.plain.on_new_span(attributes, id, ctx);
     }
 
     fn on_record(&self, id: &span::Id, values: &span::Record<'_>, ctx: Context<'_, S>) {
-        self.plain.on_record(id, values, ctx);
+        self.nameless.plain.on_record(id, values, ctx);
     }
 
     fn on_event(&self, event: &Event<'_>, ctx: Context<'_, S>) {
@@ -200,8 +243,12 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Journal {
         if event.metadata().fields().field(MESSAGE_ID).is_some() {
             event.record(&mut kind);
         }
-        let layer = kind.0.and_then(|id| self.by_id.get(id.as_str()));
-        layer.unwrap_or(&self.plain).on_event(event, ctx);
+        // An event that names the node itself is about this one, too.
+        let names_it = event.metadata().fields().field(NODE).is_some();
+        let kinds = self.named.get().filter(|_| !names_it);
+        let kinds = kinds.unwrap_or(&self.nameless);
+        let layer = kind.0.and_then(|id| kinds.by_id.get(id.as_str()));
+        layer.unwrap_or(&kinds.plain).on_event(event, ctx);
     }
 }
 
@@ -309,7 +356,10 @@ impl Visit for FieldWriter<'_> {
         self.first = false;
         self.result = match field.name() {
             "message" => write!(self.writer, "{space}{value:?}"),
-            name => write!(self.writer, "{space}{name}={value:?}"),
+            name => {
+                let name = name.trim_start_matches('_');
+                write!(self.writer, "{space}{name}={value:?}")
+            }
         };
     }
 }

@@ -24,18 +24,26 @@ use tokio::task::LocalSet;
 fn main() -> Exit {
     receptord::worker::exec::intercept();
     let cli = Cli::parse();
-    match start(cli) {
-        Ok(exit) | Err(exit) => exit,
+    let taken = Passed::take_all().and_then(|passed| Ok((passed.waiting()?, passed)));
+    let (waiting, passed) = match taken {
+        Ok(taken) => taken,
+        Err(error) => return tell(Exit::Unavailable, &error),
+    };
+    match start(cli, passed) {
+        Ok(Exit::Ok) => Exit::Ok,
+        Ok(exit) | Err(exit) => {
+            waiting.send_away(exit);
+            exit
+        }
     }
 }
 
-fn start(cli: Cli) -> Result<Exit, Exit> {
+fn start(cli: Cli, passed: Passed) -> Result<Exit, Exit> {
     if let Some(dir) = &cli.pages {
         receptor_pages::write(Cli::command(), "8", dir)
             .map_err(|error| tell(Exit::Unavailable, &error))?;
         return Ok(Exit::Ok);
     }
-    let passed = Passed::take_all().map_err(|error| tell(Exit::Unavailable, &error))?;
     let environment = Environment::of_process();
     let loaded = load(&cli, &environment).map_err(|error| tell(Exit::Configuration, &error))?;
     let Inspect {
@@ -71,6 +79,7 @@ fn start(cli: Cli) -> Result<Exit, Exit> {
     let node_id = data_dir
         .node_id(settings.node_id.as_ref())
         .map_err(|error| log_error(error.exit(), &error))?;
+    log.name_node(&node_id);
 
     if let (Some(keys), Some(tls)) = (&keys, &settings.tls) {
         keys.check_node(tls, &node_id)

@@ -269,7 +269,7 @@ impl Security for Membership {
         }
         let found = self.member.recheck(now(), RECHECK_AT_ONCE);
         for (node, refusal) in &found.refused {
-            tracing::warn!(%node, "a node is believed no longer: {refusal}");
+            tracing::warn!(peer = %node, "a node is believed no longer: {refusal}");
         }
         let refused = found.refused.iter();
         Changes {

@@ -5,6 +5,7 @@
 //! done by the modules that it starts.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,12 +15,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use receptor_mesh::LinkState;
 use receptor_proto::control::ReloadReply;
 use receptor_spool::SpoolError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, timeout};
 
 use crate::cli::Cli;
 use crate::config::{
@@ -28,7 +30,7 @@ use crate::config::{
 };
 use crate::control::{Context, ControlError, ControlSocket, ReloadRequest, Rights};
 use crate::data_dir::DataDir;
-use crate::engine::{Engine, EngineHandle, HostLink, Input};
+use crate::engine::{Engine, EngineHandle, HostLink, Input, Query};
 use crate::exit::Exit;
 use crate::instance;
 use crate::keyring::{Keyring, Keys};
@@ -37,13 +39,23 @@ use crate::log::{self, LogHandle};
 use crate::member::Membership;
 use crate::results::Keeper;
 use crate::spooler::Store;
-use crate::systemd::{Notifier, Passed};
+use crate::systemd::{self, Notifier, Passed};
 use crate::task;
 use crate::worker::{Command, Host, HostConfig};
 
 /// Time for the goodbyes to leave when the daemon stops; a peer that does not read must not
 /// hold it up.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
+
+/// Time for clients to get the answers to what they have asked when the daemon stops and another one
+/// takes over their socket.
+const ANSWER_TIME: Duration = Duration::from_millis(500);
+
+/// How often the service manager is told how the daemon is, when that has changed.
+const STATUS_EVERY: Duration = Duration::from_secs(5);
+/// While works are given time at a stop: how often the service manager is asked for more, and how much is.
+const EXTEND_EVERY: Duration = Duration::from_secs(5);
+const EXTEND_BY: Duration = Duration::from_secs(30);
 
 /// Which part of the spool may be filled with messages in custody for other nodes: one in this many.
 const CUSTODY_SHARE: usize = 10;
@@ -103,12 +115,21 @@ struct Daemon {
     keyring: Rc<Keyring>,
     context: Rc<Context>,
     control: Option<JoinHandle<()>>,
+    /// The control socket stays when this daemon stops, and the next one serves whoever comes meanwhile.
+    is_socket_passed: bool,
     reloads: mpsc::Receiver<ReloadRequest>,
 }
 
 type Failed = (Exit, Box<dyn Error>);
 
 async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Failed> {
+    let known = [systemd::CONTROL, systemd::MESH];
+    if let Some(name) = handles.passed.names().find(|name| !known.contains(name)) {
+        let text = format!(
+            "a socket named {name} was passed: expected FileDescriptorName=mesh or =control"
+        );
+        return Err(failed(Exit::Configuration, text));
+    }
     let signals = Signals::new().map_err(|error| failed(Exit::Internal, error))?;
     allow_open_files(&settings);
     let data_dir = handles.data_dir.path().to_owned();
@@ -126,7 +147,9 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
     let instance = instance::next(&data_dir).map_err(|error| failed(Exit::Unavailable, error))?;
     let mesh = mesh_config(&settings, &handles.node_id, instance);
 
-    let control = match handles.passed.take("control").pop() {
+    let passed = handles.passed.take(systemd::CONTROL).pop();
+    let is_socket_passed = passed.is_some();
+    let control = match passed {
         Some(fd) => Some(ControlSocket::adopt(fd, &settings.control).map_err(control_failed)?),
         None if settings.control.enabled => Some(
             ControlSocket::bind(&settings.control)
@@ -135,14 +158,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         ),
         None => None,
     };
-    let bound = listeners(&settings, handles.passed.take("mesh")).await?;
-
-    if let Some(name) = handles.passed.names().next() {
-        let text = format!(
-            "a socket named {name} was passed: expected FileDescriptorName=mesh or =control"
-        );
-        return Err(failed(Exit::Configuration, text));
-    }
+    let bound = listeners(&settings, handles.passed.take(systemd::MESH)).await?;
 
     let settings = Rc::new(RefCell::new(settings));
     let keeper = Keeper::open(&data_dir, Rc::clone(&settings), store.clone()).map_err(|error| {
@@ -230,6 +246,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         reload,
         draining: Cell::new(false),
         clients: Cell::new(0),
+        client_left: Notify::new(),
         level: RefCell::new(None),
         rights: Rights::default(),
     };
@@ -247,6 +264,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         keyring,
         context,
         control,
+        is_socket_passed,
         reloads,
     })
 }
@@ -353,6 +371,13 @@ async fn listeners(
         bound.push((listen.clone(), found.map_err(listen_failed)?));
     }
     for (url, fd) in adopted {
+        if url.is_exposed() {
+            let text = format!(
+                "a socket for links at {url} was passed, where links could be read and forged by others on the network: \
+                 expected a [[listen]] block with this address, as rnps:// or with allow-plaintext = true"
+            );
+            return Err(failed(Exit::Configuration, text));
+        }
         let listen = Listen {
             url,
             cost: DEFAULT_COST,
@@ -395,9 +420,20 @@ impl Daemon {
             data_dir = %self.handles.data_dir.path().display(),
             "serving"
         );
-        notifier.ready(&self.status_line());
+        let mut told = self.status_line().await;
+        notifier.ready(&told);
+        let mut look = tokio::time::interval(STATUS_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let request = tokio::select! {
+                _ = look.tick(), if notifier.is_heard() => {
+                    let status = self.status_line().await;
+                    if status != told {
+                        notifier.status(&status);
+                        told = status;
+                    }
+                    continue;
+                }
                 request = self.signals.next() => request,
                 Some(reply) = self.reloads.recv() => Request::Reload(Some(reply)),
                 _ = &mut self.engine_task => {
@@ -423,21 +459,42 @@ impl Daemon {
                         // A client that did not wait is no reason for anything.
                         let _ = reply.send(result);
                     }
-                    notifier.ready(&self.status_line());
+                    told = self.status_line().await;
+                    notifier.ready(&told);
                 }
             }
         }
     }
 
-    fn status_line(&self) -> String {
-        let listening = self.links.listening();
-        let peers = self.settings.borrow().peer.len();
-        let kept = self.context.store.usage().entries;
+    /// How this node is, in one line.
+    async fn status_line(&self) -> String {
+        let links = self
+            .engine
+            .ask(|reply| Input::Query(Query::Links(reply)))
+            .await;
+        let neighbors: BTreeSet<_> = links
+            .iter()
+            .flatten()
+            .filter(|link| link.view.state == LinkState::Up)
+            .filter_map(|link| link.view.node.clone())
+            .collect();
+        let works = self.works_running().await;
+        let usage = self.context.store.usage();
+        #[expect(clippy::cast_precision_loss, reason = "for people, with one digit")]
+        let kept = usage.bytes as f64 / f64::from(1 << 20);
         format!(
-            "node {}, {} listening, {peers} configured peers, {kept} messages kept",
+            "node {}: {} neighbors, {works} works running, {} messages in the spool ({kept:.1} MiB)",
             self.handles.node_id,
-            listening.len(),
+            neighbors.len(),
+            usage.entries,
         )
+    }
+
+    async fn works_running(&self) -> u64 {
+        self.engine
+            .ask(|reply| Input::Query(Query::WorksActive(reply)))
+            .await
+            .unwrap_or(0)
     }
 
     /// Puts a changed configuration in force, as far as that is possible without a restart.
@@ -491,18 +548,48 @@ impl Daemon {
         }
     }
 
+    /// Waits until works have ended or their time is over, and asks the service manager for that time.
+    async fn works_end(&mut self, grace: Duration) {
+        let notifier = self.handles.notifier;
+        let running = self.works_running().await;
+        if running > 0 {
+            let seconds = grace.as_secs();
+            notifier.status(&format!(
+                "stopping: {running} works have up to {seconds} s to end"
+            ));
+        }
+        let mut more_time = tokio::time::interval(EXTEND_EVERY);
+        loop {
+            tokio::select! {
+                _ = &mut self.host_task => return,
+                _ = more_time.tick() => notifier.extend(EXTEND_BY),
+                request = self.signals.stop_again() => {
+                    tracing::warn!(signal = request, "stopping at once; works are cut short");
+                    return;
+                }
+            }
+        }
+    }
+
     /// Ends works, says goodbye everywhere and waits, not long, for the last words to leave.
     async fn stop(&mut self) {
-        self.context.draining.set(true);
+        if self.is_socket_passed {
+            // Who connects from now on is the next daemon's. What clients that are here already send is
+            // safe on the disk, and that daemon's, too.
+            if let Some(control) = self.control.take() {
+                control.abort();
+            }
+        } else {
+            self.context.draining.set(true);
+        }
         let grace = self.settings.borrow().shutdown.drain_timeout;
         let shutdown = Command::Shutdown { grace };
         if self.host.send(shutdown).await.is_ok() {
-            tokio::select! {
-                _ = &mut self.host_task => {}
-                request = self.signals.stop_again() => {
-                    tracing::warn!(signal = request, "stopping at once; works are cut short");
-                }
-            }
+            self.works_end(grace).await;
+        }
+        if self.is_socket_passed {
+            let gone = self.context.clients_gone();
+            let _ = timeout(ANSWER_TIME, gone).await;
         }
         if let Some(control) = self.control.take() {
             control.abort();

@@ -10,8 +10,13 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use socket2::Socket;
 
+use crate::exit::Exit;
 use crate::raw;
+
+/// Clients of one socket that are told of a failed start: more than can wait at it.
+const WAITING_MAX: usize = 8192;
 
 /// Descriptors that the service manager passed: sockets of `.socket` units.
 #[derive(Debug, Default)]
@@ -39,9 +44,64 @@ impl Passed {
         self.by_name.remove(name).unwrap_or_default()
     }
 
+    /// The same sockets once more, for whoever waits at them when the start fails.
+    ///
+    /// # Errors
+    ///
+    /// When there are no descriptors left.
+    pub fn waiting(&self) -> io::Result<Waiting> {
+        let fds = self.by_name.iter().flat_map(|(name, fds)| {
+            let is_control = name == CONTROL;
+            fds.iter()
+                .map(move |fd| Ok((is_control, fd.try_clone()?.into())))
+        });
+        Ok(Waiting {
+            sockets: fds.collect::<io::Result<_>>()?,
+        })
+    }
+
     /// The names of what was not taken yet.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.by_name.keys().map(String::as_str)
+    }
+}
+
+/// Name of the control socket.
+pub const CONTROL: &str = "control";
+/// Name of sockets for links.
+pub const MESH: &str = "mesh";
+
+/// Those who wait at the passed sockets until somebody accepts them.
+///
+/// A service that fails while somebody waits is started again at once, whatever its unit says
+/// of restarts, and again, until its socket is given up. So nobody is left waiting.
+#[derive(Debug)]
+pub struct Waiting {
+    /// Whether it is the control socket, where there are words for it.
+    sockets: Vec<(bool, Socket)>,
+}
+
+impl Waiting {
+    /// Sends everybody away who waits now.
+    pub fn send_away(&self, exit: Exit) {
+        let text = format!(
+            "ERROR: receptord does not start (exit code {}); its journal says why\n",
+            exit.code()
+        );
+        for (is_control, socket) in &self.sockets {
+            if socket.set_nonblocking(true).is_err() {
+                continue;
+            }
+            for _ in 0..WAITING_MAX {
+                let Ok((client, _)) = socket.accept() else {
+                    break;
+                };
+                if *is_control {
+                    // There is room for a line at a new client.
+                    let _ = client.send(text.as_bytes());
+                }
+            }
+        }
     }
 }
 
@@ -70,6 +130,18 @@ impl Notifier {
             Ok(now) => send(&[NotifyState::Reloading, now]),
             Err(error) => tracing::debug!(%error, "no monotonic clock"),
         }
+    }
+
+    /// The start or stop under way takes up to `time` more from now on.
+    pub fn extend(self, time: Duration) {
+        let time = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        send(&[NotifyState::ExtendTimeoutUsec(time)]);
+    }
+
+    /// Whether there is a service manager that listens.
+    #[must_use]
+    pub fn is_heard(self) -> bool {
+        std::env::var_os("NOTIFY_SOCKET").is_some()
     }
 
     /// Stopping has begun.
@@ -110,4 +182,39 @@ pub fn stderr_is_journal() -> bool {
         return false;
     };
     stream == format!("{}:{}", stat.st_dev, stat.st_ino)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn nobody_is_left_waiting_when_the_start_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let control = UnixListener::bind(&path).unwrap();
+        let mesh = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = mesh.local_addr().unwrap();
+        let mut passed = Passed::default();
+        let sockets = [(CONTROL, OwnedFd::from(control)), (MESH, mesh.into())];
+        for (name, fd) in sockets {
+            passed.by_name.insert(name.to_owned(), vec![fd]);
+        }
+        let waiting = passed.waiting().unwrap();
+        drop(passed);
+
+        let mut clients = [(); 3].map(|()| UnixStream::connect(&path).unwrap());
+        let mut peer = TcpStream::connect(address).unwrap();
+        waiting.send_away(Exit::Configuration);
+        for client in &mut clients {
+            let mut text = String::new();
+            client.read_to_string(&mut text).unwrap();
+            assert!(text.starts_with("ERROR: ") && text.contains("78"), "{text}");
+        }
+        assert_eq!(peer.read(&mut [0; 8]).unwrap(), 0);
+    }
 }

@@ -159,6 +159,34 @@ fn a_chosen_file_has_its_own_drop_ins_and_no_others() {
 }
 
 #[test]
+fn the_service_manager_can_move_the_configuration() {
+    let other = |directory: &str| format!("{directory}/receptord.toml");
+    let text = |n: u32| format!("[link]\nmax-links = {n}\n");
+    let root = Root::new()
+        .with(DEFAULT_FILE, "node-id = \"installed\"")
+        .with(&format!("{ETC}/50-x.toml"), "router = false")
+        .with(
+            &other("/etc/receptor@b"),
+            "[tls]\nca = \"a\"\nkey = \"b\"\ncertificate = \"c\"",
+        )
+        .with("/usr/lib/receptor@b/receptord.toml.d/1.toml", &text(7))
+        .with("/run/receptor@b/receptord.toml.d/2.toml", &text(8))
+        .masked("/etc/receptor@b/receptord.toml.d/2.toml")
+        .with(&other("/home/u/.config/receptor"), &text(9));
+    let load = |directory| {
+        let environment = [("CONFIGURATION_DIRECTORY", directory)];
+        root.load("", &environment).unwrap().settings
+    };
+    let instance = load("/etc/receptor@b");
+    assert_eq!((&instance.node_id, instance.router), (&None, true));
+    assert_eq!(instance.link.max_links, 7);
+    let ca = instance.tls.unwrap().ca.path;
+    assert_eq!(ca, Path::new("/etc/receptor@b/tls/a"));
+    assert_eq!(load("/home/u/.config/receptor").link.max_links, 9);
+    assert!(!load("/etc/receptor").router);
+}
+
+#[test]
 fn flags_win_over_the_environment_and_that_over_files() {
     let root = Root::new().with(
         DEFAULT_FILE,

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -107,7 +107,7 @@ fn it_says_when_it_is_ready_reloading_and_stopping() {
         .arg(dir.path().join("data"))
         .stderr(File::create(&log).unwrap());
     let mut daemon = Daemon::start(dir.path(), command);
-    let ready = "READY=1\nSTATUS=node node-a, 0 listening, 0 configured peers, 0 messages kept\n";
+    let ready = "READY=1\nSTATUS=node node-a: 0 neighbors, 0 works running, 0 messages in the spool (0.0 MiB)\n";
     assert_eq!(daemon.said, ready);
 
     let reload = |text: &str| {
@@ -181,8 +181,7 @@ fn it_says_what_it_reads_before_it_is_ready() {
     assert_eq!(daemon.said, "STATUS=reading the spool\n");
     assert_eq!(daemon.next(), "STATUS=reading the spool, 2 entries\n");
     let ready = daemon.next();
-    let expected =
-        "READY=1\nSTATUS=node node-a, 0 listening, 0 configured peers, 2 messages kept\n";
+    let expected = "READY=1\nSTATUS=node node-a: 0 neighbors, 0 works running, 2 messages in the spool (0.0 MiB)\n";
     assert_eq!(ready, expected);
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(0));
@@ -316,7 +315,7 @@ fn a_made_up_node_id_survives_kill() {
     }
     assert_eq!(said[0], said[1]);
     let id = fs::read_to_string(data.join("node-id")).unwrap();
-    let expected = format!("READY=1\nSTATUS=node {}, ", id.trim());
+    let expected = format!("READY=1\nSTATUS=node {}: ", id.trim());
     assert!(said[0].starts_with(&expected), "{said:?}");
     let mode = |name| fs::metadata(data.join(name)).unwrap().mode() & 0o777;
     assert_eq!((mode("node-id"), mode("lock")), (0o600, 0o600));
@@ -514,7 +513,11 @@ fn passed_sockets_are_served() {
     let mut command = with_sockets(&[("mesh", mesh.as_fd()), ("control", control.as_fd())]);
     command.arg(dir.path().join("data")).stderr(Stdio::null());
     let mut daemon = Daemon::start(dir.path(), command);
-    assert!(daemon.said.contains(", 1 listening, "), "{}", daemon.said);
+    assert!(
+        daemon.said.contains(": 0 neighbors, 0 works running, "),
+        "{}",
+        daemon.said
+    );
     let address = mesh.local_addr().unwrap();
     drop((mesh, control));
 
@@ -539,9 +542,45 @@ fn a_socket_of_an_unknown_name_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut command = with_sockets(&[("receptor", socket.as_fd())]);
-    let output = command.arg(dir.path().join("data")).output().unwrap();
+    // Nothing is served in its place, and nothing is in the way of that message.
+    let output = command
+        .arg(dir.path().join("data"))
+        .arg("--socket-path=/proc/no-such-place")
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
     assert!(stderr(&output).contains("FileDescriptorName=mesh"));
+}
+
+#[test]
+fn a_passed_socket_is_no_way_around_encryption() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = TcpListener::bind("0.0.0.0:0").unwrap();
+    let control = UnixListener::bind(dir.path().join("control")).unwrap();
+    let port = mesh.local_addr().unwrap().port();
+    let mut client = UnixStream::connect(dir.path().join("control")).unwrap();
+    let mut command = with_sockets(&[("mesh", mesh.as_fd()), ("control", control.as_fd())]);
+    let output = command.arg(dir.path().join("data")).output().unwrap();
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("expected a [[listen]] block"),
+        "{}",
+        stderr(&output)
+    );
+    // Who waited has been told that it waits for nothing.
+    let mut told = String::new();
+    client.read_to_string(&mut told).unwrap();
+    assert!(told.contains("exit code 78"), "{told}");
+
+    let mut command = with_sockets(&[("mesh", mesh.as_fd())]);
+    command
+        .arg(dir.path().join("data"))
+        .args(["--allow-plaintext", "--listen"])
+        .arg(format!("rnp://0.0.0.0:{port}"))
+        .stderr(Stdio::null());
+    let mut daemon = Daemon::start(dir.path(), command);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0));
 }
 
 #[test]

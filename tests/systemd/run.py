@@ -102,13 +102,15 @@ def run_suites(suites, words):
     with tempfile.TemporaryDirectory() as directory:
         runs = []
         for suite in suites:
-            log = open(Path(directory, f"{suite}.log"), "w+")
+            # One alone is followed as it goes.
+            log = open(Path(directory, f"{suite}.log"), "w+") if len(suites) > 1 else None
             command = [sys.executable, __file__, "--suite", suite, "--results", f"{directory}/{suite}.json", *words]
             runs.append((suite, log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
         for suite, log, run in runs:
             status = run.wait()
-            log.seek(0)
-            print(f"=== {suite}, systemd {SUITES[suite]}", log.read(), sep="\n", flush=True)
+            if log is not None:
+                log.seek(0)
+                print(f"=== {suite}, systemd {SUITES[suite]}", log.read(), sep="\n", flush=True)
             results = Path(directory, f"{suite}.json")
             outcomes[suite] = json.loads(results.read_text())["outcomes"] if results.exists() else {}
             if status != 0:

@@ -82,6 +82,7 @@ const FOREIGN: &[&str] = &[
 const SERVICE_MANAGER: &[&str] = &[
     "STATE_DIRECTORY",
     "RUNTIME_DIRECTORY",
+    "CONFIGURATION_DIRECTORY",
     "CREDENTIALS_DIRECTORY",
 ];
 

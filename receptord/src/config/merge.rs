@@ -8,6 +8,8 @@
 //! drop-ins          receptord.toml.d/*.toml in /usr/lib/receptor, /run/receptor and
 //!                   /etc/receptor, or FILE.d/*.toml: in the order of their names, and of
 //!                   one name only the file in /etc, else /run, else /usr/lib
+//!                   (another $CONFIGURATION_DIRECTORY takes the place of /etc/receptor, and
+//!                   if it is below /etc, those of the same name that of the two others)
 //! environment       RECEPTOR_*
 //! command line
 //! ```
@@ -35,12 +37,11 @@ use crate::policy::KINDS;
 /// The main configuration file when `--config` names no other.
 pub const DEFAULT_FILE: &str = "/etc/receptor/receptord.toml";
 
-/// Where drop-ins of [`DEFAULT_FILE`] are looked for; of one name the last directory wins.
-pub const DROP_IN_DIRS: [&str; 3] = [
-    "/usr/lib/receptor/receptord.toml.d",
-    "/run/receptor/receptord.toml.d",
-    "/etc/receptor/receptord.toml.d",
-];
+/// Name of the main configuration file, and without `.d` of the directories of its drop-ins.
+const FILE_NAME: &str = "receptord.toml";
+
+/// What has a directory for drop-ins of a file below `/etc`; of one name the last wins.
+const LAYERS: [&str; 3] = ["/usr/lib", "/run", "/etc"];
 
 /// Drop-ins read at most. Each costs an open at every start and reload.
 const MAX_DROP_INS: usize = 1000;
@@ -90,15 +91,12 @@ fn find_files(cli: &Cli, env: &Environment, problems: &mut Vec<Problem>) -> Vec<
             (Some(file), vec![PathBuf::from(directory)])
         }
         None => {
-            let main = PathBuf::from(DEFAULT_FILE);
+            let (main, directories) = standard_places(env);
             // Only a file that was asked for has to be there. Any other difficulty with
             // the default one is reported when it is read.
             let absent = fs::symlink_metadata(below(root, &main))
                 .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-            (
-                (!absent).then_some(main),
-                DROP_IN_DIRS.map(PathBuf::from).to_vec(),
-            )
+            ((!absent).then_some(main), directories)
         }
     };
 
@@ -122,6 +120,22 @@ fn find_files(cli: &Cli, env: &Environment, problems: &mut Vec<Problem>) -> Vec<
         fs::read_link(below(root, file)).map_or(true, |target| target != Path::new("/dev/null"))
     });
     main.into_iter().chain(unmasked).collect()
+}
+
+/// The main file and the directories of drop-ins, the weakest first, when none was chosen.
+fn standard_places(env: &Environment) -> (PathBuf, Vec<PathBuf>) {
+    let main = match env.directory("CONFIGURATION_DIRECTORY") {
+        Some(directory) => Path::new(directory).join(FILE_NAME),
+        None => PathBuf::from(DEFAULT_FILE),
+    };
+    let mut drop_ins = OsString::from(&main);
+    drop_ins.push(".d");
+    let drop_ins = PathBuf::from(drop_ins);
+    let directories = match drop_ins.strip_prefix("/etc") {
+        Ok(below) => LAYERS.map(|layer| Path::new(layer).join(below)).to_vec(),
+        Err(_) => vec![drop_ins],
+    };
+    (main, directories)
 }
 
 fn drop_in_names(directory: &Path) -> io::Result<Vec<OsString>> {

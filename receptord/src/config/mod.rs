@@ -27,7 +27,7 @@ pub use self::environment::{Environment, VARIABLES, Variable};
 pub use self::error::{ConfigError, Problem};
 pub use self::fragment::Source;
 pub use self::level::LogLevel;
-pub use self::merge::{DEFAULT_FILE, DROP_IN_DIRS};
+pub use self::merge::DEFAULT_FILE;
 pub use self::pattern::Pattern;
 pub use self::print::{Apply, Change};
 pub use self::read::{DEFAULT_COST, MAX_LINKS};

@@ -309,7 +309,10 @@ fn tls_file(name: &str, env: &Environment) -> Result<TlsFile, String> {
         env.directory("CREDENTIALS_DIRECTORY")
             .map(|directory| Path::new(directory).join(name))
             .filter(|path| path.exists())
-            .unwrap_or_else(|| Path::new(TLS_DIR).join(name))
+            .unwrap_or_else(|| match env.directory("CONFIGURATION_DIRECTORY") {
+                Some(directory) => Path::new(directory).join("tls").join(name),
+                None => Path::new(TLS_DIR).join(name),
+            })
     } else {
         return Err(format!(
             "expected an absolute path, or a bare name that is looked up in $CREDENTIALS_DIRECTORY and {TLS_DIR}"

@@ -121,7 +121,7 @@ pub struct TlsFile {
     /// As it was configured: an absolute path or a bare name.
     pub name: String,
     /// Where it is: the name itself when absolute, else below `$CREDENTIALS_DIRECTORY`
-    /// when it is there, else below [`TLS_DIR`].
+    /// when it is there, else below [`TLS_DIR`], or `tls` in `$CONFIGURATION_DIRECTORY`.
     pub path: PathBuf,
 }
 

@@ -39,7 +39,7 @@ use receptor_proto::control::{PluginStatus, ReloadReply};
 use receptor_proto::plugin::Mode;
 use receptor_proto::{ErrorBody, ErrorCode, NodeId};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::Instrument as _;
 
 use self::rights::Visitor;
@@ -95,6 +95,8 @@ pub(crate) struct Context {
     pub(crate) draining: Cell<bool>,
     /// Clients connected now.
     pub(crate) clients: Cell<u32>,
+    /// A client has left.
+    pub(crate) client_left: Notify,
     /// What was set with `log-level`, when it was.
     pub(crate) level: RefCell<Option<String>>,
     /// What is remembered of clients' rights.
@@ -102,6 +104,13 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Waits until there is no client.
+    pub(crate) async fn clients_gone(&self) {
+        while self.clients.get() > 0 {
+            self.client_left.notified().await;
+        }
+    }
+
     /// What is installed here; empty when the host is gone.
     async fn plugins(&self) -> Vec<PluginStatus> {
         let (reply, answer) = oneshot::channel();
@@ -416,6 +425,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let clients = &self.context.clients;
         clients.set(clients.get() - 1);
+        self.context.client_left.notify_one();
         let mut by_user = self.by_user.borrow_mut();
         if let Some(count) = by_user.get_mut(&self.uid) {
             *count -= 1;

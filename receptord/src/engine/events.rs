@@ -72,15 +72,15 @@ impl EventLog {
                 software,
             } => {
                 let address = address(*link);
-                tracing::info!(message_id = id::LINK_UP, link = link.0, %node, address, cost, leaf, software, "neighbor up");
+                tracing::info!(message_id = id::LINK_UP, link = link.0, peer = %node, address, cost, leaf, software, "neighbor up");
             }
             Event::NeighborDown { link, node, reason } => {
                 let address = address(*link);
                 let code = &reason.code;
                 if matches!(code, ErrorCode::HoldTime) {
-                    tracing::warn!(message_id = id::LINK_DOWN, link = link.0, %node, address, %code, "neighbor silent: {}", reason.message);
+                    tracing::warn!(message_id = id::LINK_DOWN, link = link.0, peer = %node, address, %code, "neighbor silent: {}", reason.message);
                 } else {
-                    tracing::info!(message_id = id::LINK_DOWN, link = link.0, %node, address, %code, "neighbor down: {}", reason.message);
+                    tracing::info!(message_id = id::LINK_DOWN, link = link.0, peer = %node, address, %code, "neighbor down: {}", reason.message);
                 }
             }
             Event::LinkRefused {
@@ -100,31 +100,31 @@ impl EventLog {
                 let address = address(*link);
                 let node = node.as_ref().map(tracing::field::display);
                 let code = &reason.code;
-                tracing::warn!(message_id = id::LINK_REFUSED, link = link.0, node, address, by_peer, %code, "link refused: {}", reason.message);
+                tracing::warn!(message_id = id::LINK_REFUSED, link = link.0, peer = node, address, by_peer, %code, "link refused: {}", reason.message);
             }
             Event::DuplicateNodeId { node, ours } => {
                 if !self.is_news(node, *ours) {
                     return;
                 }
                 if *ours {
-                    tracing::error!(message_id = id::DUPLICATE_NODE, %node, "another running node has this node's id; give one of them another with --node-id");
+                    tracing::error!(message_id = id::DUPLICATE_NODE, peer = %node, "another running node has this node's id; give one of them another with --node-id");
                 } else {
-                    tracing::error!(message_id = id::DUPLICATE_NODE, %node, "two running nodes have the same id; the newcomer was refused");
+                    tracing::error!(message_id = id::DUPLICATE_NODE, peer = %node, "two running nodes have the same id; the newcomer was refused");
                 }
             }
-            Event::NodeReachable { node } => tracing::info!(%node, "node reachable"),
-            Event::NodeUnreachable { node } => tracing::info!(%node, "node unreachable"),
-            Event::NodeForgotten { node } => tracing::info!(%node, "node forgotten"),
+            Event::NodeReachable { node } => tracing::info!(peer = %node, "node reachable"),
+            Event::NodeUnreachable { node } => tracing::info!(peer = %node, "node unreachable"),
+            Event::NodeForgotten { node } => tracing::info!(peer = %node, "node forgotten"),
             Event::GivenUp {
                 work,
                 recipient,
                 reason,
             } => {
                 let code = &reason.code;
-                tracing::warn!(message_id = id::DEAD_LETTER, %work, %recipient, %code, "message given up: {}", reason.message);
+                tracing::warn!(message_id = id::DEAD_LETTER, _message = %work, %work, %recipient, %code, "message given up: {}", reason.message);
             }
             Event::Behind { node, start } => {
-                tracing::error!(%node, start, "another node remembers a later start of this one, whose data were lost, and takes no messages of this start; restart this node");
+                tracing::error!(peer = %node, start, "another node remembers a later start of this one, whose data were lost, and takes no messages of this start; restart this node");
             }
             Event::NoDeadLetter { work, reason } => {
                 let code = &reason.code;
@@ -166,7 +166,7 @@ impl EventLog {
         let what = format!("link {node}");
         if let Some(more) = self.denials.note(what, Instant::now()) {
             let because = rules.may_link(node.as_str()).because;
-            tracing::warn!(message_id = id::LINK_REFUSED, %node, address, more, "link refused: {because}");
+            tracing::warn!(message_id = id::LINK_REFUSED, peer = %node, address, more, "link refused: {because}");
         }
     }
 
