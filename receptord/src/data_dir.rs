@@ -246,7 +246,8 @@ fn create(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()>
     }
 }
 
-fn sync_dir(path: &Path) -> io::Result<()> {
+/// Makes durable which files a directory has.
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     match File::open(path) {
         Ok(dir) => dir.sync_all(),
         // It may be written to and not be read; nothing can be done.
@@ -295,8 +296,10 @@ fn lock(directory: &Path) -> Result<Flock<File>, DataDirError> {
         }
         Err((_, errno)) => return Err(io("lock")(errno.into())),
     };
-    lock.set_len(0)
-        .and_then(|()| writeln!(lock, "{}", std::process::id()))
+    // Over what is there: on a full disk no new room could be had for it.
+    let pid = format!("{}\n", std::process::id());
+    lock.write_all(pid.as_bytes())
+        .and_then(|()| lock.set_len(pid.len() as u64))
         .map_err(io("write"))?;
     Ok(lock)
 }

@@ -144,7 +144,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         let text = format!("reading the spool, {kept} {entries}");
         handles.notifier.status(&text);
     }
-    let instance = instance::next(&data_dir).map_err(|error| failed(Exit::Unavailable, error))?;
+    let instance = instance::next(&data_dir).map_err(|error| failed(error.exit(), error))?;
     let mesh = mesh_config(&settings, &handles.node_id, instance);
 
     let passed = handles.passed.take(systemd::CONTROL).pop();

@@ -257,6 +257,29 @@ fn a_full_disk_refuses_with_its_reason_and_loses_nothing() {
 }
 
 #[test]
+fn a_node_starts_on_a_full_disk() {
+    let mesh = Mesh::new();
+    let Some(volume) = volume(&mesh, "a", 64) else {
+        return;
+    };
+    let mut a = mesh.node("a").volume(&volume).start();
+    let id = send(&a, "z", "\"kept\"").unwrap();
+    // Every start leaves the room that the next one takes.
+    for _ in 0..3 {
+        a.kill();
+        volume.fill(0);
+        a.restart();
+        a.wait_ping("a");
+        assert_eq!(total(&a), 1, "what was accepted is there");
+        volume.relieve();
+    }
+    let _z = mesh.node("z").peer(&a).start();
+    wait_for("what was kept", || {
+        (state(&a, &id)? == "succeeded").then_some(())
+    });
+}
+
+#[test]
 fn a_small_disk_keeps_messages() {
     let mesh = Mesh::new();
     let Some(volume) = volume(&mesh, "a", 16) else {
