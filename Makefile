@@ -40,9 +40,10 @@ test: venv ## every test that needs no root and no container
 	$(CARGO) test --workspace --locked --no-fail-fast
 	$(CARGO) sim --nodes 30 --seeds 1..=5
 
-test-systemd: build ## what systemd and Receptor do for each other, on booted Debian 12 and 13: root; TESTS="reload test_16" for some
+test-systemd: build venv ## packages, and what they and systemd do for each other on booted Debian 12 and 13: root; TESTS="reload test_16" for some
 	tests/systemd/tools
-	RECEPTOR_PROGRAMS=$(CURDIR)/target/release $(PYTHON) tests/systemd/run.py $(TESTS)
+	$(MAKE) packages
+	RECEPTOR_PACKAGES=$(CURDIR)/target/packages $(PYTHON) tests/systemd/run.py $(TESTS)
 
 lint: ## format, clippy with warnings as errors, documentation
 	$(CARGO) fmt --all --check

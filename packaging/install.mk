@@ -17,6 +17,8 @@ userpresetdir ?= $(prefix)/lib/systemd/user-preset
 catalogdir ?= $(prefix)/lib/systemd/catalog
 sysusersdir ?= $(prefix)/lib/sysusers.d
 tmpfilesdir ?= $(prefix)/lib/tmpfiles.d
+# Such as /etc/apparmor.d, where the system has AppArmor.
+apparmordir ?=
 bashdir ?= $(datadir)/bash-completion/completions
 zshdir ?= $(datadir)/zsh/site-functions
 fishdir ?= $(datadir)/fish/vendor_completions.d
@@ -28,7 +30,7 @@ PROGRAMS := $(addprefix $(BUILD)/,receptord receptorctl echo runner)
 PAGES ?= $(BUILD)/pages
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: pages install deb rpm dist
+.PHONY: pages install deb rpm packages dist
 
 # Programs that are there are taken as they are: who packages has built them.
 $(PROGRAMS):
@@ -63,6 +65,7 @@ install: pages ## programs, plugins, units, pages and the default configuration,
 	$(call put_as,systemd/receptor.catalog,$(catalogdir)/receptor.catalog)
 	$(call put_as,systemd/receptor.sysusers,$(sysusersdir)/receptor.conf)
 	$(call put_as,systemd/receptor.tmpfiles,$(tmpfilesdir)/receptor.conf)
+	$(if $(apparmordir),$(call put,packaging/apparmor/receptord,$(apparmordir)))
 	for section in 1 5 7 8; do \
 		install -d "$(DESTDIR)$(mandir)/man$$section" && \
 		install -m 0644 $(PAGES)/man/*.$$section "$(DESTDIR)$(mandir)/man$$section"; \
@@ -86,10 +89,10 @@ PACKAGE_VERSION ?= $(VERSION)
 PACKAGES := target/packages
 
 deb: $(PROGRAMS) ## Debian packages of target/release, in target/packages
-	rm -rf target/deb
+	rm -rf target/deb $(addprefix $(PACKAGES)/*.,deb changes buildinfo)
 	mkdir -p target/deb/receptor $(PACKAGES)
 	cp -r packaging/debian target/deb/receptor/debian
-	sed -i '1s/(.*)/($(PACKAGE_VERSION)-1)/' target/deb/receptor/debian/changelog
+	sed -i '1s/(.*)/($(PACKAGE_VERSION)-1~receptor1)/' target/deb/receptor/debian/changelog
 	cd target/deb/receptor && TOP=$(CURDIR) BUILD=$(abspath $(BUILD)) dpkg-buildpackage -b -d -us -uc >../log 2>&1 || { tail -n 40 ../log; exit 1; }
 	mv target/deb/*.deb target/deb/*.changes target/deb/*.buildinfo $(PACKAGES)
 
@@ -97,11 +100,19 @@ deb: $(PROGRAMS) ## Debian packages of target/release, in target/packages
 RPM_MACROS := $(if $(shell rpm --eval '%{?_unitdir}'),,--load $(CURDIR)/packaging/rpm/macros.debian)
 
 rpm: $(PROGRAMS) ## RPM packages of target/release, in target/packages
-	rm -rf target/rpm
+	rm -rf target/rpm $(PACKAGES)/*.rpm
 	mkdir -p $(PACKAGES)
-	BUILD=$(abspath $(BUILD)) rpmbuild -bb --build-in-place --with prebuilt $(RPM_MACROS) \
+	BUILD=$(abspath $(BUILD)) rpmbuild -bb --nodeps --build-in-place --with prebuilt $(RPM_MACROS) \
 		--define '_topdir $(CURDIR)/target/rpm' --define '_rpmdir $(CURDIR)/$(PACKAGES)' --define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' \
 		--define 'package_version $(PACKAGE_VERSION)' packaging/rpm/receptor.spec >target/rpm.log 2>&1 || { tail -n 40 target/rpm.log; exit 1; }
+
+packages: deb rpm ## both, looked over by lintian and rpmlint, and made a second time, which gives the same bytes
+	lintian --fail-on error,warning --tag-display-limit 0 $(PACKAGES)/*.changes
+	rpmlint --strict --config packaging/rpm/rpmlint.toml $(PACKAGES)/*.rpm packaging/rpm/receptor.spec
+	apparmor_parser -QTK packaging/apparmor/receptord
+	$(MAKE) deb rpm PACKAGES=target/again
+	for file in target/again/*.deb target/again/*.rpm; do cmp $$file $(PACKAGES)/$${file##*/} || exit 1; done
+	rm -r target/again
 
 dist: ## the sources with everything that they need, to build without network: target/packages/receptor-VERSION.tar.xz
 	rm -rf target/dist

@@ -16,6 +16,9 @@ import rig
 ROOT = Path(__file__).resolve().parents[3]
 # Where the programs were built: target/release unless the caller says otherwise.
 PROGRAMS = Path(os.environ.get("RECEPTOR_PROGRAMS", ROOT / "target/release"))
+# Where `make deb` and `make rpm` left theirs, for those who test these.
+PACKAGES = Path(os.environ["RECEPTOR_PACKAGES"]) if "RECEPTOR_PACKAGES" in os.environ else None
+NAMES = ["receptord", "receptorctl", "receptor-plugin-runner"]
 # Long enough for a machine on which everything takes ten times as long; nothing waits for its end unless it fails.
 PATIENCE = 60
 
@@ -39,33 +42,35 @@ def prepare(home, suite, systemd):
 
 
 def install(node):
-    """Puts the files where packages put them, and does what their scripts do."""
-    to = {
-        "systemd/*.service": "usr/lib/systemd/system",
-        "systemd/*.socket": "usr/lib/systemd/system",
-        "systemd/*.slice": "usr/lib/systemd/system",
-        "systemd/user/*.service": "usr/lib/systemd/user",
-        "systemd/user/*.socket": "usr/lib/systemd/user",
-    }
-    for pattern, directory in to.items():
-        for file in ROOT.glob(pattern):
-            node.write(f"{directory}/{file.name}", file.read_bytes())
-    for kind, path in {
-        "sysusers": "sysusers.d/receptor.conf", "tmpfiles": "tmpfiles.d/receptor.conf",
-        "preset": "systemd/system-preset/80-receptor.preset", "catalog": "systemd/catalog/receptor.catalog",
-    }.items():
-        node.write(f"usr/lib/{path}", Path(ROOT, f"systemd/receptor.{kind}").read_bytes())
-    node.write("usr/lib/systemd/user-preset/80-receptor.preset", Path(ROOT, "systemd/user/receptor.preset").read_bytes())
-    for program, directory in {"receptord": "bin", "receptorctl": "bin", "echo": "lib/receptor/plugins",
-                               "runner": "lib/receptor/plugins"}.items():
-        node.path(f"usr/{directory}").mkdir(parents=True, exist_ok=True)
-        subprocess.run(["strip", "-g", "-o", node.path(f"usr/{directory}/{program}"), PROGRAMS / program], check=True)
-    node.write("etc/receptor/receptord.toml", Path(ROOT, "packaging/receptord.toml").read_bytes())
+    """As an administrator does: with the packages; without any, which is quicker to try, with `make install`."""
+    if PACKAGES:
+        install_packages(node, *(package(name) for name in NAMES))
+        return
+    staged = node.directory / "staged"
+    rig.command("make", "-s", "-C", ROOT, "install", f"DESTDIR={staged}", f"PAGES={node.directory}/pages", f"BUILD={PROGRAMS}", "PREFIX=/usr")
+    for program in ["bin/receptord", "bin/receptorctl", "lib/receptor/plugins/echo", "lib/receptor/plugins/runner"]:
+        rig.command("strip", "-g", staged / "usr" / program)
+    rig.command("cp", "-r", f"{staged}/.", node.path("/"))
     node.run("systemd-sysusers")
     node.run("systemd-tmpfiles", "--create", "receptor.conf")
     node.run("journalctl", "--update-catalog")
     node.run("systemctl", "daemon-reload")
     node.run("systemctl", "preset", SERVICE, CONTROL, MESH)
+
+
+def package(name):
+    """The package of that name that was made last."""
+    found = sorted(PACKAGES.glob(f"{name}_*.deb"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise rig.Failure(f"no package {name} in {PACKAGES}: run make deb")
+    return found[-1]
+
+
+def install_packages(node, *files):
+    for file in files:
+        node.write(f"/root/{file.name}", file.read_bytes())
+    # Syncing what lies in memory only costs time.
+    node.run("dpkg", "--force-unsafe-io", "--install", *(f"/root/{file.name}" for file in files))
 
 
 class Case(unittest.TestCase):

@@ -5,9 +5,9 @@ boot from them (`node`), network links that can be cut (`link`), and a session t
 (`session`). Knows nothing about Receptor. Python's standard library alone.
 """
 
-from .base import Failure, base_tree
+from .base import Failure, base_tree, command
 from .link import Link
 from .node import Node
 from .session import Session, collect_garbage
 
-__all__ = ["Failure", "Link", "Node", "Session", "base_tree", "collect_garbage"]
+__all__ = ["Failure", "Link", "Node", "Session", "base_tree", "collect_garbage", "command"]

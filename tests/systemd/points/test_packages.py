@@ -1,0 +1,182 @@
+"""What an administrator does with packages: install, upgrade while clients are at work, downgrade, remove, purge."""
+
+import json
+import shutil
+import subprocess
+import unittest
+
+import points
+import rig
+from points import CONTROL, MESH, NAMES, PACKAGES, SERVICE, Case, install_packages, package
+
+NEWER = "99.0-1"
+
+# One client after the other asks for the status; told to stop, it prints how many there were and what failed.
+LOAD = """
+import json, select, socket, sys
+asked, failed = 0, []
+while not select.select([sys.stdin], [], [], 0.005)[0]:
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(60)
+            client.connect("/run/receptor/receptord.sock")
+            client.sendall(b"status\\n")
+            lines = client.makefile()
+            said = lines.readline(), lines.readline()
+            if "NodeID" not in said[1]:
+                failed.append(said)
+    except OSError as error:
+        failed.append(repr(error))
+    asked += 1
+    if asked == 1:
+        print("began", flush=True)
+print(json.dumps([asked, failed]))
+"""
+
+
+def with_version(file, version, directory):
+    """The same package with another version."""
+    tree = directory / "tree"
+    rig.command("dpkg-deb", "--raw-extract", file, tree)
+    control = tree / "DEBIAN/control"
+    text = control.read_text()
+    old = next(line.split()[1] for line in text.splitlines() if line.startswith("Version:"))
+    control.write_text(text.replace(old, version))
+    changed = directory / f"{file.name.split('_')[0]}_{version}.deb"
+    rig.command("dpkg-deb", "--build", "-Znone", "--root-owner-group", tree, changed)
+    shutil.rmtree(tree)
+    return changed
+
+
+# What any use of a node changes. Of users the backups are left out, and the users themselves are looked at elsewhere.
+CHANGING = [
+    "proc", "sys", "dev", "run", "tmp", "root", "var/log", "var/cache", "var/tmp", "var/lib/dpkg", "var/lib/systemd/catalog",
+    "etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-", "etc/.pwd.lock",
+]
+
+
+def paths(node):
+    """All paths of a node but those."""
+    prune = [word for path in CHANGING for word in ["-path", f"/{path}", "-prune", "-o"]]
+    return set(node.out("find", "/", "-xdev", *prune, "-print").splitlines())
+
+
+class Load:
+    """Clients that come and go while a block of code is run; none of them may fail."""
+
+    def __init__(self, case, node):
+        self.case, self.node = case, node
+
+    def __enter__(self):
+        self.clients = self.node.popen("python3", "-c", LOAD, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.case.assertEqual(self.clients.stdout.readline(), "began\n")
+
+    def __exit__(self, failed, *_):
+        said = self.clients.communicate("stop\n", timeout=points.PATIENCE)[0]
+        if failed is None:
+            asked, failures = json.loads(said)
+            self.case.assertEqual(failures, [], f"of {asked}")
+            self.case.assertGreater(asked, 20)
+
+
+@unittest.skipUnless(PACKAGES, "RECEPTOR_PACKAGES does not say where packages are")
+class Packages(Case):
+    """On a node with the .deb packages."""
+
+    def newer(self):
+        return [with_version(package(name), NEWER, self.session.directory) for name in NAMES]
+
+    def version(self):
+        return self.a.out("dpkg-query", "--show", "--showformat=${Version}", "receptord")
+
+    def test_10_an_upgrade_and_a_downgrade_under_load_fail_no_connection(self):
+        node_id, older, first = self.status()["NodeID"], self.version(), self.pid()
+        with Load(self, self.a):
+            install_packages(self.a, *self.newer())
+            second = self.until(lambda: self.is_active(SERVICE) and self.pid())
+        self.assertEqual(self.version(), NEWER)
+        with Load(self, self.a):
+            install_packages(self.a, *(package(name) for name in NAMES))
+            third = self.until(lambda: self.is_active(SERVICE) and self.pid())
+        self.assertEqual(self.version(), older)
+        self.assertEqual(len({first, second, third}), 3)
+        self.assertEqual(self.status()["NodeID"], node_id)
+
+    def test_37_every_program_file_and_protocol_has_a_page_and_shells_complete(self):
+        listed = self.a.out("dpkg", "--listfiles", *NAMES).split()
+        names = [path.removeprefix("/usr/share/") for path in listed]
+        for name in [
+            "man/man8/receptord.8.gz", "man/man1/receptorctl.1.gz", "man/man1/receptorctl-send.1.gz",
+            "man/man5/receptord.toml.5.gz", "man/man7/receptor-plugin.7.gz",
+            *(f"bash-completion/completions/{program}" for program in ["receptord", "receptorctl"]),
+            *(f"zsh/vendor-completions/_{program}" for program in ["receptord", "receptorctl"]),
+            *(f"fish/vendor_completions.d/{program}.fish" for program in ["receptord", "receptorctl"]),
+        ]:
+            self.assertIn(name, names)
+        for shell, program in [("bash", "receptorctl"), ("bash", "receptord")]:
+            self.a.run(shell, "-n", f"/usr/share/bash-completion/completions/{program}")
+
+    def test_38_after_an_installation_it_runs_and_only_the_control_socket_is_there(self):
+        for unit in [SERVICE, CONTROL]:
+            self.assertTrue(self.is_active(unit), unit)
+            self.assertEqual(self.a.out("systemctl", "is-enabled", unit), "enabled")
+        self.assertFalse(self.is_active(MESH))
+        self.assertEqual(self.a.run("systemctl", "is-enabled", MESH, check=False).stdout.strip(), "disabled")
+        self.assertEqual(self.a.out("ss", "--no-header", "--listening", "--tcp", "--udp"), "")
+        self.ctl("ping", self.status()["NodeID"])
+
+    def test_38_a_changed_configuration_stays_over_an_upgrade(self):
+        shipped = self.a.path("/etc/receptor/receptord.toml").read_bytes()
+        self.addCleanup(self.a.write, "/etc/receptor/receptord.toml", shipped)
+        self.a.write("/etc/receptor/receptord.toml", 'node-id = "mine"\n')
+        install_packages(self.a, *self.newer())
+        self.until(lambda: self.status()["NodeID"] == "mine")
+
+    def test_38_a_plugin_that_is_dropped_in_is_there_at_once(self):
+        self.a.write("/etc/receptor/plugins/hello", (
+            "#!/bin/sh\n"
+            'echo \'{"type":"hello","protocol":1,"name":"hello","version":"1.0.0",'
+            '"actions":{"say":{"payload":"none","output":"text"}}}\'\n'
+            "read -r hello || exit 0\nread -r job || exit 0\necho good day\n"
+        ), mode=0o755)
+        said = self.until(lambda: self.ctl("send", "--directive", "hello:say", "--recipient", self.status()["NodeID"]).stdout)
+        self.assertEqual(said, "good day\n")
+
+
+@unittest.skipUnless(PACKAGES, "RECEPTOR_PACKAGES does not say where packages are")
+class Removal(Case):
+    """On a node on which nothing was installed before."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.session = rig.Session(f"{points.os.getpid()}-removal")
+        cls.addClassCleanup(cls.session.close)
+        cls.a = cls.session.node("a", layers=points.installed[1:])
+        cls.nodes = [cls.a]
+        cls.session.boot()
+
+    def setUp(self):
+        self.began = int(points.time.time())
+
+    def test_38_removed_and_purged_nothing_is_left(self):
+        before = paths(self.a)
+        install_packages(self.a, *(package(name) for name in NAMES))
+        node_id = self.status()["NodeID"]
+        self.systemctl("stop", SERVICE)
+        self.systemctl("enable", "--now", MESH)
+        self.systemctl("start", SERVICE)
+        self.a.write("/etc/receptor/receptord.toml.d/50-site.toml", '[capabilities]\nsite = "berlin"\n')
+
+        self.a.run("dpkg", "--remove", *NAMES)
+        self.assertEqual(self.a.run("pgrep", "--euid", "receptor", check=False).stdout, "")
+        self.assertEqual(self.systemctl("list-units", "--no-legend", "receptor*").stdout, "")
+        self.assertEqual(self.a.out("ss", "--no-header", "--listening", "--tcp"), "")
+        self.assertTrue(self.a.path("/etc/receptor/receptord.toml").exists())
+
+        install_packages(self.a, *(package(name) for name in NAMES))
+        self.assertEqual(self.status()["NodeID"], node_id)
+
+        self.a.run("dpkg", "--purge", *NAMES)
+        self.assertEqual(self.systemctl("list-units", "--no-legend", "receptor*").stdout, "")
+        self.assertEqual(paths(self.a) - before, set())
+        self.assertFalse(self.a.path("/run/receptor").exists())
