@@ -75,15 +75,16 @@ def install_packages(node, *files):
 
 class Case(unittest.TestCase):
     """Tests that share nodes: `a`, and with NODES = 3 also `b` and `c`, in a chain. Every test begins with nodes as after their
-    installation."""
+    installation; with BARE = True nothing is installed, and nothing is put back between tests."""
 
     NODES = 1
+    BARE = False
 
     @classmethod
     def setUpClass(cls):
         cls.session = rig.Session(f"{os.getpid()}-{cls.__name__.lower()[:12]}")
         cls.addClassCleanup(cls.session.close)
-        cls.nodes = [cls.session.node(name, layers=installed) for name in "abc"[: cls.NODES]]
+        cls.nodes = [cls.session.node(name, layers=installed[cls.BARE:]) for name in "abc"[: cls.NODES]]
         cls.links = [cls.session.link(*pair) for pair in zip(cls.nodes, cls.nodes[1:])]
         cls.session.boot()
         for name, node in zip("abc", cls.nodes):
@@ -91,7 +92,7 @@ class Case(unittest.TestCase):
 
     def setUp(self):
         for node in self.nodes:
-            if node.is_up():
+            if node.is_up() and not self.BARE:
                 restore(node)
         self.began = int(time.time())
 

@@ -1,14 +1,16 @@
 """What an administrator does with packages: install, upgrade while clients are at work, downgrade, remove, purge."""
 
 import json
+import re
 import shutil
 import subprocess
 import unittest
+from pathlib import Path
 
-import points
 import rig
-from points import CONTROL, MESH, NAMES, PACKAGES, SERVICE, Case, install_packages, package
+from points import CONTROL, MESH, NAMES, PACKAGES, PATIENCE, ROOT, SERVICE, Case, install_packages, package
 
+of_packages = unittest.skipUnless(PACKAGES, "RECEPTOR_PACKAGES does not say where packages are")
 NEWER = "99.0-1"
 
 # One client after the other asks for the status; told to stop, it prints how many there were and what failed.
@@ -72,14 +74,14 @@ class Load:
         self.case.assertEqual(self.clients.stdout.readline(), "began\n")
 
     def __exit__(self, failed, *_):
-        said = self.clients.communicate("stop\n", timeout=points.PATIENCE)[0]
+        said = self.clients.communicate("stop\n", timeout=PATIENCE)[0]
         if failed is None:
             asked, failures = json.loads(said)
             self.case.assertEqual(failures, [], f"of {asked}")
             self.case.assertGreater(asked, 20)
 
 
-@unittest.skipUnless(PACKAGES, "RECEPTOR_PACKAGES does not say where packages are")
+@of_packages
 class Packages(Case):
     """On a node with the .deb packages."""
 
@@ -143,20 +145,21 @@ class Packages(Case):
         self.assertEqual(said, "good day\n")
 
 
-@unittest.skipUnless(PACKAGES, "RECEPTOR_PACKAGES does not say where packages are")
+def install_ansible_runner(node):
+    """As an administrator does who has it from somewhere else than the distribution: with what the project's own tests use."""
+    [from_there] = (ROOT / ".venv/lib").glob("python3*/site-packages")
+    [to] = {path.parent for path in node.path("/usr/lib").glob("python3.*/asyncio")}
+    to = Path("/usr/local/lib", to.name, "dist-packages")
+    node.run("mkdir", "-p", to)
+    for name in ["ansible_runner", "daemon", "lockfile", "packaging", "pexpect", "ptyprocess", "python_daemon"]:
+        for path in from_there.glob(f"{name}*"):
+            rig.command("cp", "-r", path, node.path(to))
+    node.write("/usr/local/bin/ansible-runner", "#!/usr/bin/python3\nfrom ansible_runner.__main__ import main\nmain()\n", mode=0o755)
+
+
+@of_packages
 class Removal(Case):
-    """On a node on which nothing was installed before."""
-
-    @classmethod
-    def setUpClass(cls):
-        cls.session = rig.Session(f"{points.os.getpid()}-removal")
-        cls.addClassCleanup(cls.session.close)
-        cls.a = cls.session.node("a", layers=points.installed[1:])
-        cls.nodes = [cls.a]
-        cls.session.boot()
-
-    def setUp(self):
-        self.began = int(points.time.time())
+    BARE = True
 
     def test_38_removed_and_purged_nothing_is_left(self):
         before = paths(self.a)
@@ -180,3 +183,90 @@ class Removal(Case):
         self.assertEqual(self.systemctl("list-units", "--no-legend", "receptor*").stdout, "")
         self.assertEqual(paths(self.a) - before, set())
         self.assertFalse(self.a.path("/run/receptor").exists())
+
+
+@of_packages
+class Rpm(Case):
+    BARE = True
+
+    def test_39_the_scriptlets_of_an_rpm_work(self):
+        # Of Debian's own packages rpm knows nothing: what these need is there.
+        rpm = ["rpm", "--nodeps"]
+        files = []
+        for file in PACKAGES.glob("*.rpm"):
+            self.a.write(f"/root/{file.name}", file.read_bytes())
+            files.append(f"/root/{file.name}")
+        self.assertEqual(len(files), len(NAMES))
+
+        self.a.run(*rpm, "--install", *files)
+        for unit, state in [(SERVICE, "enabled"), (CONTROL, "enabled"), (MESH, "disabled")]:
+            self.assertEqual(self.a.run("systemctl", "is-enabled", unit, check=False).stdout.strip(), state, unit)
+        self.systemctl("start", SERVICE)
+        node_id, before = self.status()["NodeID"], self.pid()
+        self.assertEqual(self.a.run("rpm", "--verify", "--nodeps", *NAMES).stdout, "")
+
+        with Load(self, self.a):
+            self.a.run(*rpm, "--upgrade", "--force", *files)
+        self.assertNotIn(self.pid(), (0, before))
+        self.assertEqual(self.status()["NodeID"], node_id)
+
+        self.a.run(*rpm, "--erase", *NAMES)
+        self.assertEqual(self.systemctl("list-units", "--no-legend", "receptor*").stdout, "")
+        self.assertEqual(self.a.run("pgrep", "--euid", "receptor", check=False).stdout, "")
+        self.assertFalse(self.a.path("/usr/bin/receptord").exists())
+        self.assertFalse(self.a.path("/etc/receptor/receptord.toml").exists())
+
+
+class Chain(Case):
+    NODES = 3
+
+    def test_38_three_hosts_as_a_chain_run_ansible(self):
+        install_ansible_runner(self.c)
+        listen = '[[listen]]\nurl = "rnp://[::]:8888"\nallow-plaintext = true\n'
+        peer = '[[peer]]\nurl = "rnp://{}:8888"\nallow-plaintext = true\n'
+        for node, configuration in [
+            (self.a, listen), (self.b, listen + peer.format("a")), (self.c, peer.format("b")),
+        ]:
+            self.configure(f'node-id = "{node.name}"\n{configuration}', node=node)
+            self.systemctl("restart", SERVICE, node=node)
+        self.until(lambda: self.ctl("ping", "c", "--timeout", "1"))
+        self.assertEqual(len(self.ctl("--json", "traceroute", "c").stdout.splitlines()), 2)
+        payload = {"module": "ping", "inventory": "localhost", "host_pattern": "localhost",
+                   "extravars": {"ansible_connection": "local"}}
+        said = self.ctl("send", "--directive", "runner:execute", "--recipient", "c", json.dumps(payload), check=False)
+        self.assertEqual(said.returncode, 0, said.stdout[-2000:] + said.stderr[-2000:])
+        self.assertEqual(json.loads(said.stdout.splitlines()[-1])["status"], "successful")
+
+
+@of_packages
+class Quickstart(Case):
+    NODES, BARE = 2, True
+
+    def test_38_the_quickstart_does_what_it_says(self):
+        text = Path(ROOT, "docs/quickstart.md").read_text()
+        blocks = re.findall(r"^```sh ?([ab]?)\n(.*?)^```$", text, re.M | re.S)
+        self.assertGreater(len(blocks), 3)
+        for node in self.nodes:
+            for name in NAMES:
+                node.write(f"/root/{package(name).name}", package(name).read_bytes())
+        # In place of ssh, which the nodes have not got.
+        self.a.write("/usr/local/bin/scp", '#!/bin/sh\nfor to; do :; done\nmkdir -p /root/sent\nwhile [ $# -gt 1 ]; do cp "$1" /root/sent; shift; done\n'
+                     'echo "${to#*:}" >/root/sent/.to\n', mode=0o755)
+        for where, block in blocks:
+            for node in self.nodes:
+                if where in ("", node.name):
+                    done = node.run("bash", "-e", "-c", f"cd /root\n{block}", check=False)
+                    self.assertEqual(done.returncode, 0, f"{block}{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            if not where:
+                # Where it can be reached apt installs it, as the package recommends it.
+                install_ansible_runner(self.b)
+            sent = self.a.path("/root/sent")
+            if sent.exists():
+                to = (sent / ".to").read_text().strip()
+                for file in sent.glob("*.*"):
+                    shutil.copy(file, self.b.path(f"{to}/{file.name}"))
+                shutil.rmtree(sent)
+        self.assertEqual(json.loads(done.stdout.splitlines()[-1])["status"], "successful")
+        [link] = json.loads(self.ctl("--json", "links").stdout)["links"]
+        self.assertEqual((link["node"], link["state"]), ("b", "up"))
+        self.assertIsNotNone(link["certificate_expires"], "with TLS")

@@ -151,6 +151,9 @@ class Node:
             for line in self.notify.recv(4096).decode(errors="replace").split("\n"):
                 if line.startswith("X_NSPAWN_LEADER_PID="):
                     self.leader = int(line.split("=")[1])
+                    # Made with the modes of this host's, which are not always as they should be.
+                    for device in ["full", "null", "random", "tty", "urandom", "zero"]:
+                        self.path(f"/dev/{device}").chmod(0o666)
                 ready |= line == "READY=1"
         self.notify.close()
 
