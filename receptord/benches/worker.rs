@@ -245,6 +245,7 @@ impl Engine {
                     attempt: 1,
                     admitted,
                     start: false,
+                    outlives: false,
                 };
                 self.say(Command::Run(Box::new(job))).await;
                 if admitted {
@@ -261,6 +262,7 @@ impl Engine {
                 }
                 Report::Status { .. }
                 | Report::Left { .. }
+                | Report::Kept { .. }
                 | Report::Room
                 | Report::Returned(_)
                 | Report::Capabilities(_) => {}

@@ -23,6 +23,7 @@ use tokio::task::LocalSet;
 
 fn main() -> Exit {
     receptord::worker::exec::intercept();
+    receptord::worker::holder::program::intercept();
     let cli = Cli::parse();
     let taken = Passed::take_all().and_then(|passed| Ok((passed.waiting()?, passed)));
     let (waiting, passed) = match taken {

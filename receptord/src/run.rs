@@ -30,7 +30,7 @@ use crate::config::{
 };
 use crate::control::{Context, ControlError, ControlSocket, ReloadRequest, Rights};
 use crate::data_dir::DataDir;
-use crate::engine::{Engine, EngineHandle, HostLink, Input, Query};
+use crate::engine::{Engine, EngineHandle, HostLink, Input, Left, Query};
 use crate::exit::Exit;
 use crate::instance;
 use crate::keyring::{Keyring, Keys};
@@ -41,7 +41,7 @@ use crate::results::Keeper;
 use crate::spooler::Store;
 use crate::systemd::{self, Notifier, Passed};
 use crate::task;
-use crate::worker::{Command, Host, HostConfig};
+use crate::worker::{Command, Host, HostConfig, holder};
 
 /// Time for the goodbyes to leave when the daemon stops; a peer that does not read must not
 /// hold it up.
@@ -123,6 +123,7 @@ struct Daemon {
 type Failed = (Exit, Box<dyn Error>);
 
 async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Failed> {
+    let left = handles.passed.take_those(holder::is_name);
     let known = [systemd::CONTROL, systemd::MESH];
     if let Some(name) = handles.passed.names().find(|name| !known.contains(name)) {
         let text = format!(
@@ -177,13 +178,16 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
     );
     let (host_commands, commands) = mpsc::channel(HOST_COMMANDS);
     let (report, reports) = mpsc::channel(HOST_REPORTS);
-    let host = Host::new(host_config, commands, report)
+    let mut host = Host::new(host_config, commands, report)
         .map_err(|error| failed(Exit::Unavailable, error))?;
+    let left = holder::resume(left);
     let host_link = HostLink {
         commands: host_commands.clone(),
         reports,
         admission: host.admission(),
+        left: left.iter().map(Left::of).collect(),
     };
+    host.hold(left);
     let host_task = task::spawn("plugin-host", host.run());
 
     let keyring = Keyring::new(

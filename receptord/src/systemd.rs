@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -44,20 +44,34 @@ impl Passed {
         self.by_name.remove(name).unwrap_or_default()
     }
 
+    /// The descriptors with such a name, and their names.
+    pub fn take_those(&mut self, is_one: impl Fn(&str) -> bool) -> Vec<(String, OwnedFd)> {
+        let all = std::mem::take(&mut self.by_name);
+        let (taken, left): (BTreeMap<_, _>, _) =
+            all.into_iter().partition(|(name, _)| is_one(name));
+        self.by_name = left;
+        let each =
+            |(name, fds): (String, Vec<OwnedFd>)| fds.into_iter().map(move |fd| (name.clone(), fd));
+        taken.into_iter().flat_map(each).collect()
+    }
+
     /// The same sockets once more, for whoever waits at them when the start fails.
     ///
     /// # Errors
     ///
     /// When there are no descriptors left.
     pub fn waiting(&self) -> io::Result<Waiting> {
-        let fds = self.by_name.iter().flat_map(|(name, fds)| {
-            let is_control = name == CONTROL;
-            fds.iter()
-                .map(move |fd| Ok((is_control, fd.try_clone()?.into())))
-        });
-        Ok(Waiting {
-            sockets: fds.collect::<io::Result<_>>()?,
-        })
+        let mut sockets = Vec::new();
+        for (name, fds) in &self.by_name {
+            for fd in fds {
+                let socket: Socket = fd.try_clone()?.into();
+                // At a connection nobody waits, and a second name of it would keep it open.
+                if socket.is_listener().unwrap_or(false) {
+                    sockets.push((name == CONTROL, socket));
+                }
+            }
+        }
+        Ok(Waiting { sockets })
     }
 
     /// The names of what was not taken yet.
@@ -161,6 +175,52 @@ impl Notifier {
     /// Still working.
     pub fn watchdog(self) {
         send(&[NotifyState::Watchdog]);
+    }
+}
+
+/// A descriptor that the service manager keeps for the next start, as long as this lives.
+#[derive(Debug)]
+pub struct Kept {
+    name: String,
+}
+
+impl Kept {
+    /// Has the service manager keep this descriptor under this name, of which there is no other. `None` when there
+    /// is no service manager, or one that keeps nothing for this service.
+    #[must_use]
+    pub fn new(name: String, fd: BorrowedFd<'_>) -> Option<Self> {
+        std::env::var_os("NOTIFY_SOCKET")?;
+        // systemd 254 and later tell how many it keeps.
+        if std::env::var_os("FDSTORE").is_some_and(|room| room == "0") {
+            return None;
+        }
+        let state = [NotifyState::FdStore, NotifyState::FdName(&name)];
+        match sd_notify::notify_with_fds(&state, &[fd]) {
+            Ok(()) => Some(Self { name }),
+            Err(error) => {
+                tracing::debug!(%error, "the service manager does not keep a descriptor");
+                None
+            }
+        }
+    }
+
+    /// One that was kept, and was passed at this start.
+    #[must_use]
+    pub fn passed(name: String) -> Self {
+        Self { name }
+    }
+
+    /// Leaves it to the next start.
+    pub fn leave(mut self) {
+        self.name.clear();
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if !self.name.is_empty() {
+            send(&[NotifyState::FdStoreRemove, NotifyState::FdName(&self.name)]);
+        }
     }
 }
 

@@ -18,6 +18,7 @@ pub mod authority;
 pub mod chaos;
 mod control;
 pub mod hostile;
+pub mod manager;
 pub mod netns;
 pub mod power;
 pub mod relay;
@@ -165,6 +166,13 @@ impl Node {
     #[must_use]
     pub fn volume(mut self, volume: &volume::Volume) -> Self {
         self.wrapper = volume.enter();
+        self
+    }
+
+    /// Is started by this service manager, which keeps descriptors for it and has units for its plugins.
+    #[must_use]
+    pub fn managed(mut self, manager: &manager::Manager) -> Self {
+        self.wrapper = manager.launch();
         self
     }
 

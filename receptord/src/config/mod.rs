@@ -33,7 +33,7 @@ pub use self::print::{Apply, Change};
 pub use self::read::{DEFAULT_COST, MAX_LINKS};
 pub use self::settings::{
     CONTROL_GROUP, Control, Link, Listen, Log, Peer, Plugin, Plugins, Routing,
-    STANDARD_PLUGIN_DIRS, Settings, Shutdown, Spool, TLS_DIR, Tls, TlsFile,
+    STANDARD_PLUGIN_DIRS, Settings, Shutdown, Spool, TLS_DIR, Tls, TlsFile, WORKER_SOCKETS,
 };
 pub use self::url::{Bind, Host, LinkUrl};
 pub use receptor_proto::NodeId;

@@ -217,7 +217,8 @@ fn blocks(settings: &Settings) -> Vec<Block> {
             .set(AtOnce, "max-works", plugins.max_works.to_string())
             .set(AtOnce, "hello-timeout", time(plugins.hello_timeout))
             .set(AtOnce, "cancel-grace", time(plugins.cancel_grace))
-            .set(AtOnce, "allow-unsafe", plugins.allow_unsafe.to_string()),
+            .set(AtOnce, "allow-unsafe", plugins.allow_unsafe.to_string())
+            .set(AtOnce, "worker-sockets", path(&plugins.worker_sockets)),
     );
     for (name, Plugin { config, .. }) in &plugins.plugin {
         let mut block = Block::new(&format!("plugins.{name}"));

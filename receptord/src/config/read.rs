@@ -23,7 +23,7 @@ use super::rules;
 use super::section::{Report, Section};
 use super::settings::{
     Control, Link, Listen, Log, Peer, Plugin, Plugins, Routing, Security, Settings, Shutdown,
-    Spool, TLS_DIR, Tls, TlsFile,
+    Spool, TLS_DIR, Tls, TlsFile, WORKER_SOCKETS,
 };
 use super::units;
 use super::url::{LinkUrl, MAX_UNIX_PATH};
@@ -546,6 +546,9 @@ fn read_plugins(root: &mut Section, r: &mut Report) -> Plugins {
         hello_timeout: section.duration(r, "hello-timeout", plugin::HELLO_TIMEOUT, &grace),
         cancel_grace: section.duration(r, "cancel-grace", plugin::CANCEL_GRACE, &grace),
         allow_unsafe: section.boolean(r, "allow-unsafe", false),
+        worker_sockets: section
+            .text(r, "worker-sockets", absolute)
+            .unwrap_or_else(|| PathBuf::from(WORKER_SOCKETS)),
         plugin: BTreeMap::new(),
     };
     for (name, table) in section.remaining_sections(r) {

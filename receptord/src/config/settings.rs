@@ -21,6 +21,9 @@ use super::section::Report;
 use super::url::LinkUrl;
 use crate::policy::Rules;
 
+/// Where the service manager listens for those who want a plugin in a unit of its own.
+pub const WORKER_SOCKETS: &str = "/run";
+
 /// Where plugins are looked for after the configured directories, in this order. The last
 /// one is set at build for distributions that use libexec.
 pub const STANDARD_PLUGIN_DIRS: [&str; 3] = [
@@ -183,6 +186,8 @@ pub struct Plugins {
     pub cancel_grace: Duration,
     /// Run plugins that others may write to. For development only.
     pub allow_unsafe: bool,
+    /// Where the service manager listens to run plugins in units of their own.
+    pub worker_sockets: PathBuf,
     /// Settings of single plugins, by name.
     pub plugin: BTreeMap<String, Plugin>,
 }

@@ -50,8 +50,8 @@ use crate::worker::{Job, Report};
 pub(crate) use self::input::{EngineGone, EngineHandle, Health, Input, LinkReport, Query, Submit};
 pub(crate) use self::mailbox::{Letter, Mailbox, News, Response};
 pub(crate) use self::quiet::{Quiet, Taking};
-pub(crate) use self::works::HostLink;
 use self::works::Works;
+pub(crate) use self::works::{HostLink, Left};
 
 /// Inputs handled before the outputs are done: enough to share the cost of a turn, few enough
 /// that a probe behind them is not late.
@@ -220,7 +220,7 @@ impl Engine {
             notifier,
             settings,
             reports: host.reports,
-            works: Works::new(host.commands, host.admission),
+            works: Works::new(host.commands, host.admission, host.left),
             links: BTreeMap::new(),
             dirty: Vec::new(),
             clients: Clients::default(),
@@ -243,6 +243,7 @@ impl Engine {
         tokio::pin!(sleep);
         let mut armed = sleep.deadline();
         self.turn(false);
+        self.end_others();
         self.store.release();
         loop {
             let due = self.mesh.poll_timeout().map(|at| self.clock.at(at));
@@ -560,14 +561,14 @@ impl Engine {
                     attempt,
                     admitted: false,
                     start: false,
+                    outlives: self.mesh.outlives_a_restart(work),
                 });
                 self.dispatch(job, stored);
             }
             Output::Start { work } => self.start_work(work),
+            Output::ResponsesSafe { work, serial } => self.responses_safe(work, serial),
             Output::CancelWork { work, reason } => self.cancel_work(work, reason),
             Output::ResumeWork { work } => self.resume_work(work),
-            // Plugins end with this process, and what they have said goes with it.
-            Output::ResponsesSafe { .. } => {}
             Output::Ended {
                 work,
                 sender,

@@ -14,7 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use receptor_mesh::{Denied, EntryId, Payload, Taken, WorkRoom, use_denied};
+use receptor_mesh::{Denied, EntryId, Payload, WorkRoom, use_denied};
 use receptor_proto::bundle::Bundle;
 use receptor_proto::lsa::Capability;
 use receptor_proto::packet::{self, Content, Eof, SEGMENT_MAX};
@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use super::Engine;
 use crate::by_id::ById;
 use crate::control::new_id;
+use crate::worker::holder::Resumed;
 use crate::worker::{
     Admission, Admitted, Command, Job, JobPayload, Report, ReportPayload, WINDOW_RESULTS,
 };
@@ -41,6 +42,28 @@ pub(crate) struct HostLink {
     pub(crate) reports: mpsc::Receiver<Report>,
     /// Places for works.
     pub(crate) admission: Admission,
+    /// What the host has from an earlier start of the daemon.
+    pub(crate) left: Vec<Left>,
+}
+
+/// A work whose plugin still runs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Left {
+    work: MessageId,
+    idempotent: bool,
+    /// The serial of the last response before what it says next.
+    said: u64,
+}
+
+impl Left {
+    /// What the engine has to know of it.
+    pub(crate) fn of(resumed: &Resumed) -> Self {
+        Self {
+            work: resumed.work(),
+            idempotent: resumed.is_idempotent(),
+            said: resumed.said(),
+        }
+    }
 }
 
 /// See the module.
@@ -56,6 +79,10 @@ pub(super) struct Works {
     /// Places have become free, for whichever plugin waits for one.
     freed: bool,
     table: ById<Work>,
+    /// Those whose processes outlive this daemon, until their ends are safe.
+    kept: ById<Kept>,
+    /// Works of an earlier start that the core has not asked for; `None` once it has asked for all.
+    left: Option<ById<Left>>,
     /// By plugin; only those with something in them.
     queues: HashMap<String, Queue>,
 }
@@ -92,6 +119,33 @@ struct Work {
     apart: Option<Apart>,
     /// Its place among all works that came.
     order: u64,
+}
+
+/// Which of a work's results are safe, so that its process need not keep them.
+#[derive(Debug, Default)]
+struct Kept {
+    /// The serials of those that were not safe yet, oldest first; `None` of what nobody wants.
+    serials: VecDeque<Option<u64>>,
+    /// How many were before these.
+    safe: u64,
+    /// The serials up to this one are safe.
+    safe_serial: u64,
+    /// Of the end, once the core has it.
+    end: Option<Option<u64>>,
+}
+
+impl Kept {
+    /// What the host is to be told now, if anything has changed: how many results are safe, and whether the end is.
+    fn news(&mut self) -> Option<(u64, bool)> {
+        let before = self.safe;
+        let is_safe = |serial: &Option<u64>| serial.is_none_or(|serial| serial <= self.safe_serial);
+        while self.serials.front().is_some_and(is_safe) {
+            self.serials.pop_front();
+            self.safe += 1;
+        }
+        let ended = self.serials.is_empty() && self.end.as_ref().is_some_and(is_safe);
+        (self.safe > before || ended).then_some((self.safe, ended))
+    }
 }
 
 /// What is known of a bundle's parts.
@@ -144,15 +198,21 @@ impl Held {
 }
 
 impl Works {
-    pub(super) fn new(commands: mpsc::Sender<Command>, admission: Admission) -> Self {
+    pub(super) fn new(
+        commands: mpsc::Sender<Command>,
+        admission: Admission,
+        left: Vec<Left>,
+    ) -> Self {
         Self {
             commands,
             admission,
+            left: Some(left.into_iter().map(|left| (left.work, left)).collect()),
             pending: VecDeque::new(),
             gone: 0,
             next_order: 0,
             freed: false,
             table: ById::default(),
+            kept: ById::default(),
             queues: HashMap::new(),
         }
     }
@@ -280,6 +340,7 @@ impl Works {
             attempt: 1,
             admitted,
             start: admitted,
+            outlives: false,
         });
         if !admitted {
             queue.at_host += 1;
@@ -374,6 +435,17 @@ impl Works {
         self.table.get(&work)?.part_of
     }
 
+    /// Tells the host what of a work need not be kept any more.
+    fn tell_safe(&mut self, work: MessageId) {
+        let Some((results, end)) = self.kept.get_mut(&work).and_then(Kept::news) else {
+            return;
+        };
+        if end {
+            self.kept.remove(&work);
+        }
+        self.command(Command::Safe { work, results, end });
+    }
+
     fn taken(&mut self, work: MessageId, results: usize) {
         if results > 0 {
             self.command(Command::Taken { work, results });
@@ -402,6 +474,11 @@ impl Engine {
             ..
         } = &*job;
         let work = *work;
+        if let Some(left) = self.works.left.as_mut().and_then(|left| left.remove(&work))
+            && self.go_on(left, &job, stored)
+        {
+            return;
+        }
         // The core asks of what arrives. What an earlier start took may not be permitted any more.
         let rules = Arc::clone(&self.settings.borrow().rules);
         if !rules.may_use(sender.as_str(), directive.as_str()).says {
@@ -436,6 +513,46 @@ impl Engine {
         let queue = self.works.queues.entry(plugin.clone()).or_default();
         queue.held.push_back(job);
         self.admit(&plugin);
+    }
+
+    /// Takes up a work that runs already. False: the core knows better.
+    fn go_on(&mut self, left: Left, job: &Job, stored: Option<EntryId>) -> bool {
+        let Left {
+            work,
+            idempotent,
+            said,
+        } = left;
+        let Ok(adopted) = self.mesh.work_adopted(self.now, work, idempotent, said) else {
+            return false;
+        };
+        let entry = Work {
+            order: self.works.next_order,
+            stored,
+            blocked: adopted.room == WorkRoom::Wait,
+            ..Work::default()
+        };
+        self.works.next_order += 1;
+        self.works.table.insert(work, entry);
+        self.works.command(Command::GoOn {
+            job: Box::new(job.clone()),
+            repeats: adopted.repeats,
+        });
+        true
+    }
+
+    /// The core has dispatched what it had from an earlier start.
+    pub(super) fn end_others(&mut self) {
+        if self.works.left.take().is_some_and(|left| !left.is_empty()) {
+            self.works.command(Command::EndOthers);
+        }
+    }
+
+    /// A restart knows the responses of a work up to this one.
+    pub(super) fn responses_safe(&mut self, work: MessageId, serial: u64) {
+        if let Some(kept) = self.works.kept.get_mut(&work) {
+            kept.safe_serial = kept.safe_serial.max(serial);
+            self.works.tell_safe(work);
+        }
     }
 
     /// Lets the host have what it has a place for.
@@ -571,6 +688,9 @@ impl Engine {
                     None => self.leave(work),
                 }
             }
+            Report::Kept { work } => {
+                self.works.kept.insert(work, Kept::default());
+            }
             Report::Room => self.works.freed = true,
             Report::Returned(job) => self.take_back(job),
             Report::Status {
@@ -599,6 +719,14 @@ impl Engine {
     fn take_report(&mut self, work: MessageId, held: Held) {
         let Some(entry) = self.works.table.get_mut(&work) else {
             discard(&held);
+            if matches!(held, Held::Done { .. })
+                && let Some(kept) = self.works.kept.get_mut(&work)
+            {
+                // Nobody wants anything of it.
+                kept.safe_serial = u64::MAX;
+                kept.end = Some(None);
+                self.works.tell_safe(work);
+            }
             return;
         };
         if entry.part_of.is_some() {
@@ -721,26 +849,27 @@ impl Engine {
                 name,
                 payload,
             } => {
-                let Some(payload) = self.adopt(work, payload) else {
-                    return self.works.taken(work, 1);
+                let is_kept = self.works.kept.contains_key(&work);
+                let payload = match self.adopt(work, payload) {
+                    Some(payload) => payload,
+                    // Its number is taken, or those behind it would have another one after a restart.
+                    None if is_kept => Payload::Inline(Bytes::new()),
+                    None => return self.works.taken(work, 1),
                 };
-                match self.mesh.work_data(self.now, work, content, name, payload) {
-                    Ok(Taken {
-                        room: WorkRoom::Wait,
-                        ..
-                    }) => {
-                        if let Some(entry) = self.works.table.get_mut(&work) {
-                            entry.blocked = true;
-                            entry.untaken += 1;
-                        }
-                    }
-                    // A work that the core has ended goes on until its end; its results
-                    // are nobody's.
-                    Ok(Taken {
-                        room: WorkRoom::Open,
-                        ..
-                    })
-                    | Err(_) => self.works.taken(work, 1),
+                let taken = self.mesh.work_data(self.now, work, content, name, payload);
+                let waits = taken.is_ok_and(|taken| taken.room == WorkRoom::Wait);
+                if let Some(kept) = self.works.kept.get_mut(&work) {
+                    let serial = taken.ok().and_then(|taken| taken.serial);
+                    kept.serials.push_back(serial);
+                    self.works.tell_safe(work);
+                }
+                if waits && let Some(entry) = self.works.table.get_mut(&work) {
+                    entry.blocked = true;
+                    entry.untaken += 1;
+                }
+                // A work that the core has ended goes on until its end; its results are nobody's.
+                if !waits {
+                    self.works.taken(work, 1);
                 }
             }
             Held::Done {
@@ -759,7 +888,11 @@ impl Engine {
                     self.store.set_aside(stored);
                 }
                 self.forget_told(work);
-                let _ = self.mesh.work_done(self.now, work, eof, content, payload);
+                let end = self.mesh.work_done(self.now, work, eof, content, payload);
+                if let Some(kept) = self.works.kept.get_mut(&work) {
+                    kept.end = Some(end.ok().flatten());
+                    self.works.tell_safe(work);
+                }
             }
         }
     }

@@ -254,6 +254,12 @@ impl Admission {
         }
     }
 
+    /// A work runs that was running before, whatever is known of its plugin by now.
+    pub(super) fn take_anyway(&self, name: &str) {
+        let mut book = self.0.borrow_mut();
+        book.plugins.entry(name.to_owned()).or_default().used += 1;
+    }
+
     pub(super) fn give_back(&self, name: &str) {
         self.give_back_many(name, 1);
     }

@@ -53,6 +53,24 @@ pub enum Command {
         /// How many of its results.
         results: usize,
     },
+    /// Of a work that was [`Report::Kept`]: what of it has found a place that outlives this daemon.
+    Safe {
+        /// Which.
+        work: MessageId,
+        /// So many of its results.
+        results: u64,
+        /// Its end as well: nothing of its process is wanted any more.
+        end: bool,
+    },
+    /// Go on with a work whose process an earlier daemon has left. Ends as if it had been run here.
+    GoOn {
+        /// The work, as it was dispatched.
+        job: Box<Job>,
+        /// So many of the results that come first are the engine's already.
+        repeats: u64,
+    },
+    /// Nobody knows the other works whose processes were left: end them.
+    EndOthers,
     /// The configuration has changed. Everything is looked at again.
     SetConfig(Box<HostConfig>),
     /// Look at all plugins again.
@@ -99,6 +117,8 @@ pub struct Job {
     pub admitted: bool,
     /// With `admitted`: hand it over at once. No [`Command::Start`] follows.
     pub start: bool,
+    /// It is dispatched again after a restart, so that the next daemon may go on with it.
+    pub outlives: bool,
 }
 
 /// The payload of a work.
@@ -137,6 +157,12 @@ pub enum Report {
         name: Option<String>,
         /// The result.
         payload: ReportPayload,
+    },
+    /// The process of this work outlives this daemon, and is held until its end is [`Command::Safe`]. Comes before
+    /// all of its results.
+    Kept {
+        /// Which.
+        work: MessageId,
     },
     /// A place has become free although no work has ended.
     Room,

@@ -37,6 +37,8 @@ pub struct HostConfig {
     /// The daemon's own program, for `exec-plugin`. `/proc/self/exe` stays true when the file is
     /// replaced by an upgrade.
     pub helper: PathBuf,
+    /// Where the service manager listens to start holders; `None`: plugins are children of this process.
+    pub holders: Option<PathBuf>,
     /// What of the daemon's environment plugins get.
     pub inherited: Vec<(OsString, OsString)>,
     /// Works that run at once on this node; those of a serving plugin count as one.
@@ -158,6 +160,7 @@ impl HostConfig {
             data_dir: std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned()),
             dirs,
             helper: PathBuf::from("/proc/self/exe"),
+            holders: None,
             inherited: inherited(),
             max_works: 8,
             allow_unsafe: false,
@@ -174,6 +177,7 @@ impl HostConfig {
         config.dirs.extend(own_dir());
         config.max_works = size(settings.max_works);
         config.allow_unsafe = settings.allow_unsafe;
+        config.holders = Some(settings.worker_sockets.clone());
         config.times.hello = settings.hello_timeout;
         config.times.cancel_grace = settings.cancel_grace;
         for (name, plugin) in &settings.plugin {

@@ -53,6 +53,20 @@ pub(super) async fn start(
     plugin: &Executable,
     purpose: Purpose<'_>,
 ) -> Result<Process, ErrorBody> {
+    let (instruction, source) = instruction(config, plugin, &purpose);
+    shared
+        .spawner
+        .spawn(&instruction, source)
+        .await
+        .map_err(|e| plugin_start(&plugin.name, &e.to_string(), None, ""))
+}
+
+/// How a plugin is to be started, and who says what it logs.
+pub(super) fn instruction(
+    config: &HostConfig,
+    plugin: &Executable,
+    purpose: &Purpose<'_>,
+) -> (Instruction, Source) {
     let own = config.plugins.get(&plugin.name);
     let default = PluginConfig::default();
     let own = own.unwrap_or(&default);
@@ -66,13 +80,14 @@ pub(super) async fn start(
         (env::NODE, config.node.as_str().into()),
         (env::JOB_DIR, dir.clone().into()),
     ];
-    let variables = fixed.into_iter().chain(purpose.variables);
+    let variables = fixed.into_iter().chain(purpose.variables.iter().cloned());
     environment.extend(variables.map(|(name, value)| (name.into(), value)));
     let instruction = Instruction {
         program: plugin.path.clone(),
         dir,
         parent: std::process::id(),
         new_privileges: own.new_privileges,
+        shares_files: false,
         limits: own.limits.clone(),
         environment,
     };
@@ -80,11 +95,7 @@ pub(super) async fn start(
         plugin: plugin.name.clone(),
         job: purpose.job.to_owned(),
     };
-    shared
-        .spawner
-        .spawn(&instruction, source)
-        .await
-        .map_err(|e| plugin_start(&plugin.name, &e.to_string(), None, ""))
+    (instruction, source)
 }
 
 /// Creates the directory that a process is to run in.
@@ -232,7 +243,7 @@ pub(super) async fn describe(
     };
     process.kill_if_alive().await;
     process.finish_stderr();
-    shared.sweeper.ended(process.root());
+    process.clear_away(&shared.sweeper).await;
     tracing::debug!(plugin = plugin.name, ?took, ok = hello.is_ok(), "described");
     hello
 }

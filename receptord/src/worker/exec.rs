@@ -30,7 +30,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{close, getppid, setsid};
 
@@ -106,6 +106,8 @@ pub(super) struct Instruction {
     pub parent: u32,
     /// Let the plugin gain privileges through set-user-id programs such as sudo.
     pub new_privileges: bool,
+    /// What the plugin makes is for its group as well: the daemon runs as another user.
+    pub shares_files: bool,
     /// Limits.
     pub limits: Vec<(Limit, u64)>,
     /// The whole environment.
@@ -116,7 +118,14 @@ impl Instruction {
     /// The bytes for the helper's stdin: a length, then fields that end with NUL, which no path
     /// and no variable can contain.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = vec![0; 4];
+        let fields = self.encode_fields();
+        let len = u32::try_from(fields.len()).unwrap_or(u32::MAX);
+        [&len.to_le_bytes()[..], &fields].concat()
+    }
+
+    /// The fields alone, for [`Self::decode`].
+    pub(super) fn encode_fields(&self) -> Vec<u8> {
+        let mut out = Vec::new();
         let mut field = |key: &str, value: &OsStr| {
             out.extend_from_slice(key.as_bytes());
             out.push(b'=');
@@ -129,6 +138,9 @@ impl Instruction {
         if self.new_privileges {
             field("new-privileges", "1".as_ref());
         }
+        if self.shares_files {
+            field("shares-files", "1".as_ref());
+        }
         for (limit, value) in &self.limits {
             field("limit", format!("{}={value}", limit.name()).as_ref());
         }
@@ -137,10 +149,6 @@ impl Instruction {
             variable.push("=");
             variable.push(value);
             field("env", &variable);
-        }
-        let len = u32::try_from(out.len() - 4).unwrap_or(u32::MAX);
-        if let Some(head) = out.first_chunk_mut() {
-            *head = len.to_le_bytes();
         }
         out
     }
@@ -157,6 +165,7 @@ impl Instruction {
                     instruction.parent = text()?.parse().map_err(|_| "a bad parent")?;
                 }
                 b"new-privileges" => instruction.new_privileges = true,
+                b"shares-files" => instruction.shares_files = true,
                 b"limit" => {
                     let (name, amount) = text()?.split_once('=').ok_or("a bad limit")?;
                     let limit = Limit::ALL.iter().find(|(_, known)| *known == name);
@@ -192,6 +201,8 @@ pub fn intercept() {
 fn run() -> Result<(), String> {
     // Fails only for the leader of a process group, which a spawned process never is.
     let _ = setsid();
+    // A holder takes its signals from a descriptor and has them blocked.
+    let _ = SigSet::empty().thread_set_mask();
     umask(Mode::from_bits_truncate(0o077));
     close_descriptors().map_err(|e| format!("descriptors cannot be closed: {e}"))?;
     let Some(instruction) = read().map_err(|e| format!("no instruction: {e}"))? else {
@@ -250,6 +261,9 @@ fn apply(instruction: &Instruction) -> Result<(), String> {
     if !instruction.new_privileges {
         prctl::set_no_new_privs().map_err(|e| format!("no_new_privs: {e}"))?;
     }
+    if instruction.shares_files {
+        umask(Mode::from_bits_truncate(0o007));
+    }
     std::env::set_current_dir(&instruction.dir)
         .map_err(|e| format!("{}: {e}", instruction.dir.display()))?;
     // A plugin must not go on working for a daemon that is gone; if it went before this line, its
@@ -307,6 +321,7 @@ mod tests {
             dir: OsString::from_vec(b"/tmp/\xff".to_vec()).into(),
             parent: 4711,
             new_privileges: true,
+            shares_files: true,
             limits: vec![(Limit::OpenFiles, 1024), (Limit::Core, 0)],
             environment: vec![
                 ("A".into(), "x=y".into()),

@@ -39,11 +39,12 @@ use super::api::{Command, Job, JobPayload, MAX_WAITING, Report, ReportPayload};
 use super::config::{HostConfig, PluginConfig};
 use super::describe::Executable;
 use super::discover::Found;
-use super::job;
+use super::holder::Resumed;
+use super::job::{self, GoingOn};
 use super::lookout::Lookout;
 use super::outcome::{Outcome, error};
 use super::process::Spawner;
-use super::running::{Control, Terms, Why};
+use super::running::{Control, Places, Terms, Why};
 use super::serve::{self, NewJob, Server, ServerEnd};
 use super::shared::{Promise, Shared, TaskEnd};
 use super::tree;
@@ -82,6 +83,10 @@ pub struct Host {
     lookout: Rc<Lookout>,
     plugins: BTreeMap<String, Plugin>,
     works: ById<Work>,
+    /// Processes that an earlier daemon has left, and that nobody has asked for yet.
+    left: ById<Resumed>,
+    /// Works that the next daemon goes on with: what is theirs stays.
+    spared: BTreeSet<String>,
     outbox: VecDeque<Report>,
     /// Gives waiting works their order over all plugins.
     order: u64,
@@ -138,6 +143,8 @@ impl Host {
             lookout: Rc::new(lookout),
             plugins: BTreeMap::new(),
             works: ById::default(),
+            left: ById::default(),
+            spared: BTreeSet::new(),
             outbox: VecDeque::new(),
             order: 0,
             to_describe: BTreeSet::new(),
@@ -154,6 +161,14 @@ impl Host {
     #[must_use]
     pub fn admission(&self) -> Admission {
         self.admission.clone()
+    }
+
+    /// Has these processes ready for [`Command::GoOn`].
+    pub fn hold(&mut self, left: Vec<Resumed>) {
+        for resumed in left {
+            self.spared.insert(resumed.work().to_string());
+            self.left.insert(resumed.work(), resumed);
+        }
     }
 
     /// Runs until [`Command::Shutdown`], or until the engine is gone, and then until nothing is
@@ -185,10 +200,16 @@ impl Host {
     /// Ends whatever runs below the job directories, and empties these directories.
     async fn clear_away(&self, dirs: Vec<PathBuf>) {
         let jobs = self.config.jobs();
+        let spared = self.spared.clone();
         let cleared = spawn_blocking(move || {
-            tree::sweep_below(&jobs);
+            tree::sweep_below(&jobs, &spared);
             for dir in &dirs {
                 for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                    let name = entry.file_name();
+                    let job = name.to_str().and_then(|name| name.split('.').next());
+                    if job.is_some_and(|job| spared.contains(job)) {
+                        continue;
+                    }
                     if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                         super::sweep::remove(&entry.path());
                     } else {
@@ -258,6 +279,16 @@ impl Host {
                     control.taken(results);
                 }
             }
+            Command::Safe { work, results, end } => {
+                if let Some(Work::Running { control, .. }) = self.works.get(&work) {
+                    control.set_safe(results);
+                    if end {
+                        control.set_end_safe();
+                    }
+                }
+            }
+            Command::GoOn { job, repeats } => self.go_on(job, repeats),
+            Command::EndOthers => self.end_others(),
             Command::SetConfig(config) => self.set_config(*config),
             Command::Rescan => {
                 self.lookout.look();
@@ -525,7 +556,7 @@ impl Host {
         let (control, server) = match hello.mode {
             Mode::Job => {
                 let control = Rc::new(Control::new(work, Rc::default()));
-                let task = job::Task {
+                run_job(job::Task {
                     shared: Rc::clone(&self.shared),
                     config: Rc::clone(&self.config),
                     plugin: executable.clone(),
@@ -533,12 +564,7 @@ impl Host {
                     action: action.clone(),
                     job,
                     control: Rc::clone(&control),
-                };
-                let fallback = TaskEnd::Job { work, hello: None };
-                let promise = Promise::new(&self.shared.ends, fallback);
-                task::spawn("plugin job", async move {
-                    let hello = job::run(task).await.hello;
-                    promise.keep(TaskEnd::Job { work, hello });
+                    resumed: None,
                 });
                 (control, None)
             }
@@ -575,11 +601,77 @@ impl Host {
         Ok(())
     }
 
+    /// Goes on with a work whose process was left. It has a place, whether there is one or not.
+    fn go_on(&mut self, job: Box<Job>, repeats: u64) {
+        let (work, directive) = (job.work, job.directive.clone());
+        let Some(resumed) = self.left.remove(&work) else {
+            let text = "its node was restarted while the work ran";
+            return self.refuse(work, error(ErrorCode::Interrupted, text));
+        };
+        if self.stopping.is_some() {
+            return resumed.leave();
+        }
+        let (remote, note, mark) = match resumed.into_parts() {
+            Ok(parts) => parts,
+            Err(problem) => {
+                let text = format!("its node was restarted and cannot go on with it: {problem}");
+                return self.refuse(work, error(ErrorCode::Interrupted, text));
+            }
+        };
+        let action = note.hello.actions.get(&note.action).cloned();
+        tracing::info!(%work, %directive, "a work goes on that was running before the restart");
+        self.admission.take_anyway(directive.plugin());
+        let control = Rc::new(Control::new(work, Rc::default()));
+        control.start();
+        run_job(job::Task {
+            shared: Rc::clone(&self.shared),
+            config: Rc::clone(&self.config),
+            plugin: note.plugin(),
+            hello: Rc::new(note.hello.clone()),
+            action: action.unwrap_or_default(),
+            job,
+            control: Rc::clone(&control),
+            resumed: Some(GoingOn {
+                remote,
+                note,
+                mark,
+                repeats,
+            }),
+        });
+        self.works.insert(
+            work,
+            Work::Running {
+                directive,
+                control,
+                server: None,
+            },
+        );
+    }
+
+    /// Ends processes that were left and that nobody has asked for.
+    fn end_others(&mut self) {
+        for (work, resumed) in std::mem::take(&mut self.left) {
+            self.spared.remove(&work.to_string());
+            tracing::info!(%work, "a plugin is ended whose work is over");
+            let places = Places {
+                dir: self.config.jobs().join(work.to_string()),
+                results: self.config.results(),
+            };
+            let shared = Rc::clone(&self.shared);
+            task::spawn("end of a left plugin", job::end(resumed, places, shared));
+        }
+    }
+
     // What the tasks tell.
 
     fn ended(&mut self, end: TaskEnd) {
         match end {
-            TaskEnd::Job { work, hello } => {
+            TaskEnd::Job { work, hello, left } => {
+                if left {
+                    self.spared.insert(work.to_string());
+                } else {
+                    self.spared.remove(&work.to_string());
+                }
                 if let Some(Work::Running { directive, .. }) = self.works.remove(&work) {
                     let plugin = directive.plugin();
                     self.admission.give_back(plugin);
@@ -719,6 +811,14 @@ impl Host {
         });
         self.admission.close();
         self.to_describe.clear();
+        for (_, resumed) in std::mem::take(&mut self.left) {
+            resumed.leave();
+        }
+        for work in self.works.values() {
+            if let Work::Running { control, .. } = work {
+                control.leave();
+            }
+        }
         for (name, plugin) in &mut self.plugins {
             for (_, job) in plugin.waiting.drain(..) {
                 self.works.remove(&job.work);
@@ -780,6 +880,21 @@ impl Host {
     }
 }
 
+/// Runs a job in a task of its own.
+fn run_job(task: job::Task) {
+    let work = task.job.work;
+    let fallback = TaskEnd::Job {
+        work,
+        hello: None,
+        left: false,
+    };
+    let promise = Promise::new(&task.shared.ends, fallback);
+    task::spawn("plugin job", async move {
+        let job::Ended { hello, left } = job::run(task).await;
+        promise.keep(TaskEnd::Job { work, hello, left });
+    });
+}
+
 /// Starts a serving process.
 fn serve(
     shared: &Rc<Shared>,
@@ -810,9 +925,12 @@ fn serve(
     });
 }
 
-/// Makes a directory that nobody else can look into.
+/// Makes a directory that nobody else can look into. One that is there may let a group pass through.
 fn make_private(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+    if fs::metadata(path)?.permissions().mode() & 0o067 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
 }

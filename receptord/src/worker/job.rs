@@ -14,10 +14,15 @@
 //!
 //! Never has more results under way than the engine has room for: while there is none the plugin's pipe
 //! is not read, which holds up this plugin and nobody else.
+//!
+//! Where there is a unit for it the process runs behind a holder. Then the job can be left to the next daemon
+//! from its `execute` on, and its process is held until its last word is safe.
 
 mod conversation;
 
 use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -26,19 +31,21 @@ use receptor_proto::{ErrorBody, ErrorCode};
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 
-use self::conversation::{Conversation, Stop};
+use self::conversation::{Conversation, Stop, Unseen};
 use super::alarm::Alarm;
 use super::api::{Job, Report};
 use super::config::HostConfig;
 use super::describe::{
-    Executable, Parting, Purpose, host_hello, let_go, make_dir, own_config, put_down, read_hello,
-    start,
+    Executable, Parting, Purpose, host_hello, instruction, let_go, make_dir, own_config, put_down,
+    read_hello, start,
 };
+use super::holder::{Connection, Mark, Note, Remote, Resumed, Unit, keep_name};
 use super::job_dir::{Given, Handover};
 use super::outcome::{Outcome, error};
 use super::process::Process;
 use super::running::{Control, Places, Running, Terms, Why};
 use super::shared::Shared;
+use super::stderr::Source;
 use super::sweep;
 
 /// The payload's file in the job directory.
@@ -63,6 +70,21 @@ pub(super) struct Task {
     pub job: Box<Job>,
     /// What the host says meanwhile.
     pub control: Rc<Control>,
+    /// The process that an earlier daemon has left.
+    pub resumed: Option<GoingOn>,
+}
+
+/// A process that was left to this daemon.
+#[derive(Debug)]
+pub(super) struct GoingOn {
+    /// The process.
+    pub remote: Remote,
+    /// What was known of it.
+    pub note: Note,
+    /// What was put away.
+    pub mark: Mark,
+    /// So many of the results that come first are the engine's already.
+    pub repeats: u64,
 }
 
 /// What a job's task leaves.
@@ -70,10 +92,12 @@ pub(super) struct Task {
 pub(super) struct Ended {
     /// What the plugin said of itself this time, if it did.
     pub hello: Option<PluginHello>,
+    /// The next daemon goes on with it.
+    pub left: bool,
 }
 
-/// Runs a job to its end, including the last report.
-pub(super) async fn run(task: Task) -> Ended {
+/// Runs a job to its end, including the last report, or until it is left to the next daemon.
+pub(super) async fn run(mut task: Task) -> Ended {
     let now = Instant::now();
     let own = own_config(&task.config, &task.plugin.name);
     let control = Rc::clone(&task.control);
@@ -82,46 +106,137 @@ pub(super) async fn run(task: Task) -> Ended {
         dir: task.config.jobs().join(&running.id),
         results: task.config.results(),
     };
-    let mut ended = Ended { hello: None };
-    let prepared = prepare(&task, &running).await;
-    let (payload, mut process) = match prepared {
-        Ok(prepared) => prepared,
-        Err(problem) => {
-            sweep::remove(&places.dir);
-            let report = running.done(Outcome::Failed(problem), &places).await;
-            let _ = task.shared.reports.send(report).await;
-            return ended;
-        }
+    let mut ended = Ended {
+        hello: None,
+        left: false,
     };
-    let begun = begin(&task, &mut running, &mut process, payload).await;
+    let goes_on = task.resumed.is_some();
+    let (mut process, begun) = match task.resumed.take() {
+        Some(GoingOn {
+            remote,
+            note,
+            mark,
+            repeats,
+        }) => {
+            let source = Source {
+                plugin: task.plugin.name.clone(),
+                job: running.id.clone(),
+            };
+            running.go_on(note.began(), mark, repeats);
+            (
+                Process::resumed(remote, places.dir.clone(), source),
+                Ok(note.hello),
+            )
+        }
+        None => match prepare(&task, &running).await {
+            Ok((payload, mut process)) => {
+                let begun = begin(&task, &mut running, &mut process, payload).await;
+                (process, begun)
+            }
+            Err(problem) => {
+                sweep::remove(&places.dir);
+                let report = running.done(Outcome::Failed(problem), &places).await;
+                let _ = task.shared.reports.send(report).await;
+                return ended;
+            }
+        },
+    };
+    if process.is_kept() {
+        running.keep_files();
+        let kept = Report::Kept { work: running.work };
+        let _ = task.shared.reports.send(kept).await;
+    } else {
+        running.control.nothing_to_keep();
+    }
+    let control = Rc::clone(&running.control);
+    let is_kept = process.is_kept();
+    tokio::select! {
+        biased;
+        () = control.left(), if is_kept => ended.left = true,
+        hello = finish(&task, &mut running, &mut process, &places, begun) => {
+            // What a note holds of a hello is no news.
+            ended.hello = hello.filter(|_| !goes_on);
+        }
+    }
+    if ended.left {
+        process.leave();
+        return ended;
+    }
+    if is_kept {
+        remove_files(&running.id, &places);
+    }
+    process.clear_away(&task.shared.sweeper).await;
+    ended
+}
+
+/// Ends a process that was left and that nobody wants.
+pub(super) async fn end(resumed: Resumed, places: Places, shared: Rc<Shared>) {
+    let id = resumed.work().to_string();
+    let Ok((remote, note, _)) = resumed.into_parts() else {
+        return;
+    };
+    let source = Source {
+        plugin: note.hello.name,
+        job: id.clone(),
+    };
+    let mut process = Process::resumed(remote, places.dir.clone(), source);
+    process.kill().await;
+    remove_files(&id, &places);
+    process.clear_away(&shared.sweeper).await;
+}
+
+/// Removes result files that were taken and that nobody has put away.
+fn remove_files(id: &str, places: &Places) {
+    let entries = std::fs::read_dir(&places.results);
+    for entry in entries.into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let job = name.to_str().and_then(|name| name.split('.').next());
+        if job == Some(id) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// From the beginning of the job to the moment in which nothing of its process is wanted any more.
+async fn finish(
+    task: &Task,
+    running: &mut Running,
+    process: &mut Process,
+    places: &Places,
+    begun: Result<PluginHello, ErrorBody>,
+) -> Option<PluginHello> {
     let mut outbox = VecDeque::new();
-    let outcome = match begun {
+    let (outcome, hello) = match begun {
         Ok(mut hello) => {
             let mut conversation = Conversation {
-                task: &task,
-                running: &mut running,
-                process: &mut process,
-                places: &places,
+                task,
+                running,
+                process,
+                places,
                 outbox: &mut outbox,
                 hello: &mut hello,
                 stop: Stop::No,
                 drained_at: None,
+                unseen: Unseen::default(),
                 alarm: Alarm::default(),
             };
-            let outcome = conversation.run().await;
-            ended.hello = Some(hello);
-            outcome
+            (conversation.run().await, Some(hello))
         }
-        Err(problem) => Outcome::Failed(problem),
+        Err(problem) => (Outcome::Failed(problem), None),
     };
-    outbox.push_back(running.done(outcome, &places).await);
+    outbox.push_back(running.done(outcome, places).await);
+    let is_kept = process.is_kept();
+    let id = running.id.clone();
     // The sender need not wait for the plugin's exit, nor the plugin for the sender.
     tokio::join!(
         flush(&task.shared.reports, outbox),
-        clean_up(&task, &mut process, &running.id)
+        clean_up(task, process, &id)
     );
-    task.shared.sweeper.ended(process.root());
-    ended
+    if is_kept {
+        // Until its last word is safe the next daemon may have to hear it again.
+        running.control.end_is_safe().await;
+    }
+    hello
 }
 
 /// Everything before the first byte to the plugin.
@@ -134,12 +249,17 @@ async fn prepare(task: &Task, running: &Running) -> Result<(Option<Given>, Proce
         ..
     } = task;
     let dir = make_dir(config, plugin, &running.id)?;
+    let unit = config
+        .holders
+        .as_deref()
+        .and_then(|dir| Unit::find(dir, &plugin.name));
     let handover = Handover {
         dir,
         file_name: PAYLOAD_FILE.to_owned(),
         reads_files: task.hello.has(feature::FILE),
         may_run_again: task.action.idempotent,
     };
+    let file = handover.dir.join(PAYLOAD_FILE);
     let payload = job.payload.clone();
     let payload = handover
         .prepare(payload, job.content, task.action.payload)
@@ -164,10 +284,43 @@ async fn prepare(task: &Task, running: &Running) -> Result<(Option<Given>, Proce
         job: &running.id,
         variables,
     };
+    if let Some(unit) = &unit {
+        let file = matches!(payload, Some(Given::File(_))).then_some(file);
+        match start_in_unit(task, unit, file.as_deref(), &purpose) {
+            Ok(process) => return Ok((payload, process)),
+            Err(error) if shared.tell_unitless() => {
+                let socket = unit.socket.display();
+                tracing::warn!(%error, %socket, "plugins run without units of their own");
+            }
+            Err(error) => tracing::debug!(%error, "without a unit of its own"),
+        }
+    }
     let process = start(shared, config, plugin, purpose).await?;
     // The plugin takes a while to come up, in which the next one can be made ready.
     shared.spawner.park();
     Ok((payload, process))
+}
+
+/// Starts the plugin behind a holder, with whose user it shares its directory.
+fn start_in_unit(
+    task: &Task,
+    unit: &Unit,
+    file: Option<&Path>,
+    purpose: &Purpose<'_>,
+) -> io::Result<Process> {
+    let jobs = task.config.jobs();
+    unit.share_way(&jobs)?;
+    unit.share_dir(&jobs.join(purpose.job))?;
+    if let Some(file) = file {
+        Unit::share_file(file)?;
+    }
+    let mut connection = Connection::open(&unit.socket)?;
+    // What may be run again is, after a restart: what it has said before counts, and would have to be known.
+    if task.job.outlives && task.job.attempt == 1 {
+        connection.keep(keep_name(task.job.work));
+    }
+    let (instruction, source) = instruction(&task.config, &task.plugin, purpose);
+    Ok(Process::behind(connection, &instruction, source))
 }
 
 /// Waits until the start is on the disk. A plugin that acts without reading what it is told has
@@ -237,7 +390,13 @@ async fn begin(
             Ok(lines)
         });
     match lines {
-        Ok(lines) => process.send(&lines),
+        Ok(lines) => {
+            let action = task.job.directive.action();
+            if let Some(note) = Note::new(task.job.work, &task.plugin, &hello, action) {
+                process.note(note, &lines);
+            }
+            process.send(&lines);
+        }
         Err(problem) => {
             process.kill_if_alive().await;
             let message = format!("the payload does not fit a line: {problem}");

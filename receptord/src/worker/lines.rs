@@ -31,6 +31,11 @@ impl Lines {
         &mut self.buffer
     }
 
+    /// Bytes that were read and not taken.
+    pub(super) fn len(&self) -> usize {
+        self.buffer.len() - self.taken
+    }
+
     fn drop_taken(&mut self) {
         self.buffer.advance(self.taken);
         self.searched -= self.taken;

@@ -12,6 +12,7 @@
 //! describe   ─▶ process                              what it can do
 //! job, serve ─▶ running, job_dir, process, outcome   one work
 //! process    ─▶ exec (in the child), lines, stderr   one process
+//!            ─▶ holder                               one in a unit of its own
 //! alarm                                             one timer
 //! sweep      ─▶ tree                                 nothing is left behind
 //! ```
@@ -28,6 +29,7 @@ mod describe;
 mod discover;
 pub mod exec;
 pub(crate) mod fuzz;
+pub mod holder;
 mod host;
 mod job;
 mod job_dir;

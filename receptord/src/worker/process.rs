@@ -3,7 +3,7 @@
 //! Owns the spawn (always through `exec-plugin`, often through one that is parked already), what
 //! waits to be written, what was read and not yet understood, and the end: signals to the group, the
 //! whole tree, the exit status. Never knows what a line means, and never holds more than one line
-//! and one read of it.
+//! and one read of it. A process behind a holder has the same face, and what it said and nobody has put away.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
@@ -25,8 +25,10 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::exec::{Instruction, WORD};
+use super::holder::{Common, Connection, Mark, Note, Remote};
 use super::lines::{Lines, TooLong};
 use super::stderr::{Source, Stderr};
+use super::sweep::{self, Sweeper};
 use super::tree::{self, Awaited, DEATH, Root};
 use crate::task;
 
@@ -108,24 +110,19 @@ impl Spawner {
             None => self.start().await?,
         };
         raw.awaited.runs_plugin();
-        let now = Instant::now();
-        let mut process = Process {
+        let pipes = Pipes {
             pid: raw.pid,
-            dir: instruction.dir.clone(),
             child: raw.child,
             stdin: Some(raw.stdin),
-            outgoing: Vec::new(),
-            sent: 0,
-            close_when_sent: false,
-            tell_sent: None,
             stdout: Some(raw.stdout),
-            lines: Lines::default(),
-            read: Cell::new(SMALL_READ),
-            stderr_pipe: Some(raw.stderr),
-            stderr: Stderr::new(source, now),
-            status: None,
+            stderr: Some(raw.stderr),
             _awaited: raw.awaited,
         };
+        let mut process = Process::new(
+            Body::Child(Box::new(pipes)),
+            instruction.dir.clone(),
+            source,
+        );
         process.send(&instruction.encode());
         Ok(process)
     }
@@ -264,37 +261,145 @@ pub(super) enum Event {
 /// A running plugin. Dropped while it runs, it is killed.
 #[derive(Debug)]
 pub(super) struct Process {
-    pid: i32,
+    body: Body,
     dir: PathBuf,
-    child: Child,
-    stdin: Option<pipe::Sender>,
-    /// Whole lines, of which the pipe has taken the first `sent` bytes.
+    /// Whole lines, of which the plugin's end has taken the first `sent` bytes.
     outgoing: Vec<u8>,
     sent: usize,
     close_when_sent: bool,
     tell_sent: Option<usize>,
-    stdout: Option<pipe::Receiver>,
     lines: Lines,
     read: Cell<usize>,
-    stderr_pipe: Option<pipe::Receiver>,
     /// Its log lines.
     pub stderr: Stderr,
     status: Option<ExitStatus>,
+}
+
+/// Where it runs.
+#[derive(Debug)]
+enum Body {
+    Child(Box<Pipes>),
+    Remote(Box<Remote>),
+}
+
+/// A child of this daemon.
+#[derive(Debug)]
+struct Pipes {
+    pid: i32,
+    child: Child,
+    stdin: Option<pipe::Sender>,
+    stdout: Option<pipe::Receiver>,
+    stderr: Option<pipe::Receiver>,
     _awaited: Awaited,
 }
 
 impl Process {
-    /// For the sweep after its end.
-    pub(super) fn root(&self) -> Root {
-        Root {
-            pid: self.pid,
-            dir: self.dir.clone(),
+    fn new(body: Body, dir: PathBuf, source: Source) -> Self {
+        Self {
+            body,
+            dir,
+            outgoing: Vec::new(),
+            sent: 0,
+            close_when_sent: false,
+            tell_sent: None,
+            lines: Lines::default(),
+            read: Cell::new(SMALL_READ),
+            stderr: Stderr::new(source, Instant::now()),
+            status: None,
         }
     }
 
-    /// The process id.
-    pub(super) fn pid(&self) -> i32 {
-        self.pid
+    /// Has a holder start it.
+    pub(super) fn behind(
+        connection: Connection,
+        instruction: &Instruction,
+        source: Source,
+    ) -> Self {
+        let remote = Remote::start(connection, &instruction.encode_fields());
+        let body = Body::Remote(Box::new(remote));
+        Self::new(body, instruction.dir.clone(), source)
+    }
+
+    /// One that an earlier daemon has left behind a holder.
+    pub(super) fn resumed(remote: Remote, dir: PathBuf, source: Source) -> Self {
+        Self::new(Body::Remote(Box::new(remote)), dir, source)
+    }
+
+    fn root(pid: i32, dir: &Path) -> Root {
+        Root {
+            pid,
+            dir: dir.to_owned(),
+        }
+    }
+
+    /// The process id, when it is a child.
+    pub(super) fn pid(&self) -> Option<i32> {
+        match &self.body {
+            Body::Child(pipes) => Some(pipes.pid),
+            Body::Remote(_) => None,
+        }
+    }
+
+    /// Whether the next daemon can go on with it.
+    pub(super) fn is_kept(&self) -> bool {
+        match &self.body {
+            Body::Child(_) => false,
+            Body::Remote(remote) => remote.is_kept(),
+        }
+    }
+
+    /// Whether a holder is between.
+    pub(super) fn is_remote(&self) -> bool {
+        matches!(self.body, Body::Remote(_))
+    }
+
+    /// Leaves it for the next daemon. One that is not kept is killed.
+    pub(super) fn leave(self) {
+        match self.body {
+            Body::Child(_) => {}
+            Body::Remote(remote) => remote.leave(),
+        }
+    }
+
+    /// Leaves word for the next daemon, before these lines are sent, which are the job.
+    pub(super) fn note(&mut self, note: Note, lines: &[u8]) {
+        let more = self.queued() + lines.len();
+        if let Body::Remote(remote) = &mut self.body {
+            remote.note(note, more);
+        }
+    }
+
+    /// The offset of what was not taken yet in all that the plugin has said. Counted behind a holder only.
+    pub(super) fn offset(&self) -> u64 {
+        match &self.body {
+            Body::Child(_) => 0,
+            Body::Remote(remote) => remote.offset(self.lines.len()),
+        }
+    }
+
+    /// Nobody wants what came before this offset any more.
+    pub(super) fn seen(&mut self, offset: u64, mark: &Mark) {
+        if let Body::Remote(remote) = &mut self.body {
+            remote.seen(offset, mark);
+        }
+    }
+
+    /// Clears away what is left of it and its directory, once it has ended.
+    pub(super) async fn clear_away(mut self, sweeper: &Sweeper) {
+        match &mut self.body {
+            Body::Child(pipes) => sweeper.ended(Self::root(pipes.pid, &self.dir)),
+            Body::Remote(remote) => {
+                remote
+                    .finish(Common {
+                        lines: &mut self.lines,
+                        stderr: &mut self.stderr,
+                        status: &mut self.status,
+                    })
+                    .await;
+                let dir = self.dir.clone();
+                let _ = spawn_blocking(move || sweep::remove(&dir)).await;
+            }
+        }
     }
 
     /// How it ended, if it has.
@@ -304,7 +409,10 @@ impl Process {
 
     /// Whether stdout may still bring something.
     pub(super) fn is_open(&self) -> bool {
-        self.stdout.is_some()
+        match &self.body {
+            Body::Child(pipes) => pipes.stdout.is_some(),
+            Body::Remote(remote) => remote.is_open(),
+        }
     }
 
     /// Queues bytes for stdin and writes what the pipe takes at once. Nothing happens when the
@@ -321,10 +429,12 @@ impl Process {
 
     /// Writes what the pipe takes at once of what is queued.
     pub(super) fn flush(&mut self) {
-        if self.has_unsent() && self.write().is_err() {
-            self.stdin = None;
+        if self.queued() > 0 {
+            self.write();
         }
-        if self.stdin.is_none() {
+        if let Body::Child(pipes) = &self.body
+            && pipes.stdin.is_none()
+        {
             self.outgoing.clear();
             self.sent = 0;
         }
@@ -342,6 +452,14 @@ impl Process {
 
     /// Bytes that the pipe has not taken.
     pub(super) fn unsent(&self) -> usize {
+        match &self.body {
+            Body::Child(_) => self.queued(),
+            Body::Remote(remote) => self.queued() + remote.unfed(),
+        }
+    }
+
+    /// Bytes that have not left.
+    fn queued(&self) -> usize {
         self.outgoing.len() - self.sent
     }
 
@@ -353,8 +471,15 @@ impl Process {
     /// Closes stdin when everything is written.
     pub(super) fn close_stdin(&mut self) {
         self.close_when_sent = true;
-        if !self.has_unsent() {
-            self.stdin = None;
+        if self.queued() == 0 {
+            self.close_now();
+        }
+    }
+
+    fn close_now(&mut self) {
+        match &mut self.body {
+            Body::Child(pipes) => pipes.stdin = None,
+            Body::Remote(remote) => remote.close_stdin(),
         }
     }
 
@@ -381,6 +506,15 @@ impl Process {
         self.lines.rest(limit)
     }
 
+    /// As [`Self::bytes`], cut where it will be cut again should another daemon have to go on from here.
+    pub(super) fn piece(&mut self, limit: usize) -> BytesMut {
+        let piece = match &mut self.body {
+            Body::Child(_) => limit,
+            Body::Remote(remote) => remote.piece(self.lines.len()).min(limit),
+        };
+        self.lines.rest(piece)
+    }
+
     /// Waits for the next event, and meanwhile writes what is queued and logs what comes on stderr.
     /// Reads stdout only if `read`. Can be dropped at any await without a loss.
     pub(super) async fn next(&mut self, read: bool) -> Event {
@@ -390,34 +524,53 @@ impl Process {
                 self.tell_sent = None;
                 return Event::Sent;
             }
-            let writes = self.stdin.is_some() && self.has_unsent();
+            let writes = self.queued() > 0;
+            let pipes = match &mut self.body {
+                Body::Child(pipes) => pipes,
+                Body::Remote(remote) => {
+                    if let Some(event) = remote.event(read) {
+                        return event;
+                    }
+                    remote
+                        .progress(Common {
+                            lines: &mut self.lines,
+                            stderr: &mut self.stderr,
+                            status: &mut self.status,
+                        })
+                        .await;
+                    if writes {
+                        self.flush();
+                    }
+                    continue;
+                }
+            };
             // Not biased: a flood on one pipe must not keep the others from their turn.
             tokio::select! {
-                count = read_some(&mut self.stdout, self.lines.buffer(), &self.read), if read => {
+                count = read_some(&mut pipes.stdout, self.lines.buffer(), &self.read), if read => {
                     if count == 0 {
-                        self.stdout = None;
+                        pipes.stdout = None;
                         return Event::Closed;
                     }
                     return Event::Output;
                 }
-                ready = writable(self.stdin.as_ref()), if writes => {
+                ready = writable(pipes.stdin.as_ref()), if writes => {
                     if ready.is_err() {
-                        self.stdin = None;
+                        pipes.stdin = None;
                     }
                     self.flush();
                 }
-                count = read_some(&mut self.stderr_pipe, &mut self.stderr.buffer, &self.read) => {
+                count = read_some(&mut pipes.stderr, &mut self.stderr.buffer, &self.read) => {
                     let now = Instant::now();
                     if count == 0 {
-                        self.stderr_pipe = None;
+                        pipes.stderr = None;
                         self.stderr.finish(now);
                     } else {
                         self.stderr.take(now);
                     }
                 }
-                status = self.child.wait(), if self.status.is_none() => {
+                status = pipes.child.wait(), if self.status.is_none() => {
                     self.status = Some(status.unwrap_or_else(|error| {
-                        tracing::error!(%error, pid = self.pid, "waiting for a plugin");
+                        tracing::error!(%error, pid = pipes.pid, "waiting for a plugin");
                         ExitStatus::default()
                     }));
                     return Event::Exited;
@@ -426,48 +579,66 @@ impl Process {
         }
     }
 
-    fn write(&mut self) -> io::Result<()> {
-        let Some(stdin) = &self.stdin else {
-            return Ok(());
-        };
+    fn write(&mut self) {
         let unsent = self.outgoing.get(self.sent..).unwrap_or_default();
-        match stdin.try_write(unsent) {
-            Ok(written) => self.sent += written,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) => return Err(error),
+        match &mut self.body {
+            Body::Child(pipes) => {
+                let Some(stdin) = &pipes.stdin else {
+                    return;
+                };
+                match stdin.try_write(unsent) {
+                    Ok(written) => self.sent += written,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                    Err(_) => {
+                        pipes.stdin = None;
+                        return;
+                    }
+                }
+            }
+            Body::Remote(remote) => self.sent += remote.write(unsent),
         }
-        if !self.has_unsent() {
+        if self.queued() == 0 {
             self.outgoing.clear();
             self.sent = 0;
             // A large payload must not leave its buffer behind for the rest of a job.
             self.outgoing.shrink_to(UNSENT_KEPT);
             if self.close_when_sent {
-                self.stdin = None;
+                self.close_now();
             }
-        } else if self.sent > self.unsent() {
+        } else if self.sent > self.queued() {
             // What is moved is less than what was written since the last time.
             self.outgoing.drain(..self.sent);
             self.sent = 0;
         }
-        Ok(())
     }
 
     /// Asks the plugin's process group to end.
-    pub(super) fn terminate(&self) {
-        self.signal(Signal::SIGTERM);
-    }
-
-    fn signal(&self, signal: Signal) {
-        if self.status.is_some() {
-            return;
+    pub(super) fn terminate(&mut self) {
+        match &mut self.body {
+            Body::Child(pipes) if self.status.is_none() => {
+                tree::signal(pipes.pid, Signal::SIGTERM);
+            }
+            Body::Child(_) => {}
+            Body::Remote(remote) => remote.terminate(),
         }
-        tree::signal(self.pid, signal);
     }
 
     /// Kills the plugin and all of its descendants, and waits until they are dead, or until it is
     /// clear that they hang in the kernel.
     pub(super) async fn kill(&mut self) {
-        let (root, lives) = (self.root(), self.status.is_none());
+        let pipes = match &mut self.body {
+            Body::Child(pipes) => pipes,
+            Body::Remote(remote) => {
+                return remote
+                    .kill(Common {
+                        lines: &mut self.lines,
+                        stderr: &mut self.stderr,
+                        status: &mut self.status,
+                    })
+                    .await;
+            }
+        };
+        let (root, lives) = (Self::root(pipes.pid, &self.dir), self.status.is_none());
         let killed = spawn_blocking(move || {
             if lives {
                 tree::halt(&root);
@@ -477,11 +648,11 @@ impl Process {
         if let Err(error) = killed.await {
             tracing::error!(%error, "killing a plugin");
         }
-        self.signal(Signal::SIGKILL);
-        if self.status.is_none()
-            && let Ok(status) = timeout(DEATH, self.child.wait()).await
-        {
-            self.status = Some(status.unwrap_or_default());
+        if self.status.is_none() {
+            tree::signal(pipes.pid, Signal::SIGKILL);
+            if let Ok(status) = timeout(DEATH, pipes.child.wait()).await {
+                self.status = Some(status.unwrap_or_default());
+            }
         }
     }
 
@@ -495,12 +666,20 @@ impl Process {
     /// Takes what is left on stderr without waiting for more.
     pub(super) fn finish_stderr(&mut self) {
         let now = Instant::now();
-        if let Some(pipe) = &self.stderr_pipe {
-            while let Ok(1..) = pipe.try_read_buf(&mut self.stderr.buffer) {
-                self.stderr.take(now);
+        match &mut self.body {
+            Body::Child(pipes) => {
+                if let Some(pipe) = pipes.stderr.take() {
+                    while let Ok(1..) = pipe.try_read_buf(&mut self.stderr.buffer) {
+                        self.stderr.take(now);
+                    }
+                }
             }
+            Body::Remote(remote) => remote.take(Common {
+                lines: &mut self.lines,
+                stderr: &mut self.stderr,
+                status: &mut self.status,
+            }),
         }
-        self.stderr_pipe = None;
         self.stderr.finish(now);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -20,9 +20,12 @@ use tokio::sync::Notify;
 
 use super::api::{Report, ReportPayload, WINDOW_BYTES, WINDOW_RESULTS};
 use super::config::PluginConfig;
+use super::holder::Mark;
 use super::job_dir::{self, FileProblem, check_sum, take_result};
 use super::outcome::{self, Outcome, cut, error};
 
+/// Ends the name of a file that the engine gets, when there is another one to keep.
+const GIVEN: &str = "given";
 /// Longest `state` of a status in bytes.
 const MAX_STATE: usize = 64;
 /// Longest `message` of a status in bytes.
@@ -38,10 +41,36 @@ pub(super) struct Control {
     /// Bytes in memory of each result that was not confirmed, oldest first.
     unconfirmed: RefCell<VecDeque<usize>>,
     held: Cell<usize>,
+    /// So many results have found a place that outlives this daemon, or need none.
+    safe: Cell<u64>,
+    /// So has the end.
+    end_safe: Flag,
+    /// The next daemon is to go on with it.
+    left: Flag,
     work: MessageId,
     /// It is among [`Changes::jobs`].
     listed: Cell<bool>,
     changes: Rc<Changes>,
+}
+
+/// Something that one task waits for beside all else.
+#[derive(Debug, Default)]
+struct Flag {
+    set: Cell<bool>,
+    notify: Notify,
+}
+
+impl Flag {
+    fn set(&self) {
+        self.set.set(true);
+        self.notify.notify_one();
+    }
+
+    async fn is_set(&self) {
+        while !self.set.get() {
+            self.notify.notified().await;
+        }
+    }
 }
 
 /// What wakes the task that runs a job, or many.
@@ -77,6 +106,9 @@ impl Control {
             cancel: RefCell::new(None),
             unconfirmed: RefCell::new(VecDeque::new()),
             held: Cell::new(0),
+            safe: Cell::new(0),
+            end_safe: Flag::default(),
+            left: Flag::default(),
             work,
             listed: Cell::new(false),
             changes,
@@ -124,6 +156,42 @@ impl Control {
             }
         }
         self.changes.wake();
+    }
+
+    /// So many of its results are safe.
+    pub(super) fn set_safe(&self, results: u64) {
+        self.safe.set(self.safe.get().max(results));
+        self.changes.wake();
+    }
+
+    /// None of its results has to outlive this daemon.
+    pub(super) fn nothing_to_keep(&self) {
+        self.safe.set(u64::MAX);
+    }
+
+    /// How many results are safe.
+    pub(super) fn safe(&self) -> u64 {
+        self.safe.get()
+    }
+
+    /// Its end is safe.
+    pub(super) fn set_end_safe(&self) {
+        self.end_safe.set();
+    }
+
+    /// Waits for that.
+    pub(super) async fn end_is_safe(&self) {
+        self.end_safe.is_set().await;
+    }
+
+    /// Leaves it to the next daemon, if it can be left.
+    pub(super) fn leave(&self) {
+        self.left.set();
+    }
+
+    /// Waits for that.
+    pub(super) async fn left(&self) {
+        self.left.is_set().await;
     }
 
     /// Whether one more result may be sent.
@@ -306,6 +374,14 @@ pub(super) struct Running {
     heard: Instant,
     results: u64,
     files: u32,
+    /// Results that were passed on, and responses that an earlier daemon had before.
+    reported: u64,
+    said_before: u64,
+    /// Results to come that the engine has had from an earlier daemon.
+    repeats: u64,
+    /// Result files stay until they are safe; those up to this number are gone.
+    keeps_files: bool,
+    files_seen: u32,
     complete: bool,
     status: Option<Status>,
     status_sent: Option<Instant>,
@@ -333,6 +409,11 @@ impl Running {
             heard: now,
             results: 0,
             files: 0,
+            reported: 0,
+            said_before: 0,
+            repeats: 0,
+            keeps_files: false,
+            files_seen: 0,
             complete: true,
             status: None,
             status_sent: None,
@@ -357,6 +438,45 @@ impl Running {
     pub(super) fn begin(&mut self, now: Instant) {
         self.began = now;
         self.heard = now;
+    }
+
+    /// It goes on from where an earlier daemon was.
+    pub(super) fn go_on(&mut self, began: Instant, mark: Mark, repeats: u64) {
+        self.began = began;
+        self.said_before = mark.said;
+        self.results = mark.results;
+        self.files = mark.files;
+        self.files_seen = mark.files;
+        self.repeats = repeats;
+    }
+
+    /// The next daemon may have to hear of its results again.
+    pub(super) fn keep_files(&mut self) {
+        self.keeps_files = true;
+    }
+
+    /// How many results were passed on.
+    pub(super) fn reported(&self) -> u64 {
+        self.reported
+    }
+
+    /// What the next daemon has to know to go on from here.
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            said: self.said_before + self.reported,
+            results: self.results,
+            files: self.files,
+        }
+    }
+
+    /// The files of the results up to this one are not needed any more.
+    pub(super) fn files_seen(&mut self, count: u32, at: &Places) {
+        for number in self.files_seen..count {
+            if self.keeps_files {
+                let _ = std::fs::remove_file(self.file_path(number + 1, at));
+            }
+        }
+        self.files_seen = self.files_seen.max(count);
     }
 
     /// For the plugin.
@@ -424,6 +544,9 @@ impl Running {
     /// # Errors
     /// [`Flaw::Quota`] when it is one too many; [`Flaw::Plugin`] when its file cannot be taken.
     pub(super) async fn result(&mut self, body: Payload, at: &Places) -> Result<Report, Flaw> {
+        if self.repeats > 0 {
+            return self.repeat(&body);
+        }
         let (content, name, payload) = match body {
             Payload::Json(json) => {
                 let bytes = Bytes::copy_from_slice(json.get().as_bytes());
@@ -438,7 +561,7 @@ impl Running {
                 (Content::Bytes, name, payload)
             }
         };
-        self.control.sent(&payload);
+        self.passed_on(&payload);
         Ok(Report::Data {
             work: self.work,
             content,
@@ -454,14 +577,57 @@ impl Running {
         bytes: Bytes,
         at: &Places,
     ) -> Result<Report, Flaw> {
+        if self.repeats > 0 {
+            return self.repeat_bytes(bytes.len());
+        }
         let payload = self.inline(bytes, at).await?;
-        self.control.sent(&payload);
+        self.passed_on(&payload);
         Ok(Report::Data {
             work: self.work,
             content,
             name: None,
             payload,
         })
+    }
+
+    fn passed_on(&mut self, payload: &ReportPayload) {
+        self.control.sent(payload);
+        self.reported += 1;
+    }
+
+    /// A result that the engine has already. It is counted once more by everybody, and its payload, which may not
+    /// be there any more, is nobody's.
+    fn repeat(&mut self, body: &Payload) -> Result<Report, Flaw> {
+        match body {
+            Payload::Json(json) => self.repeat_bytes(json.get().len()),
+            Payload::Text(text) => self.repeat_bytes(text.len()),
+            Payload::Bytes(bytes) => self.repeat_bytes(bytes.len()),
+            Payload::File(file) => {
+                self.files += 1;
+                self.count(file.size.unwrap_or(0))?;
+                Ok(self.repeated())
+            }
+        }
+    }
+
+    fn repeat_bytes(&mut self, size: usize) -> Result<Report, Flaw> {
+        if size > SEGMENT_MAX {
+            self.files += 1;
+        }
+        self.count(u64::try_from(size).unwrap_or(u64::MAX))?;
+        Ok(self.repeated())
+    }
+
+    fn repeated(&mut self) -> Report {
+        self.repeats -= 1;
+        let payload = ReportPayload::Inline(Bytes::new());
+        self.passed_on(&payload);
+        Report::Data {
+            work: self.work,
+            content: Content::None,
+            name: None,
+            payload,
+        }
     }
 
     /// The last report.
@@ -499,7 +665,9 @@ impl Running {
         if bytes.len() <= SEGMENT_MAX {
             return Ok(ReportPayload::Inline(bytes));
         }
-        let path = self.next_file(at);
+        // What the plugin said is said again; this file need not be kept for it.
+        let path = given(&self.next_file(at));
+        let _ = std::fs::remove_file(&path);
         match job_dir::write_result(path.clone(), bytes).await {
             Ok((size, sums)) => Ok(ReportPayload::File { path, size, sums }),
             Err(problem) => Err(error(
@@ -510,9 +678,22 @@ impl Running {
     }
 
     async fn file(&mut self, file: &FileRef, at: &Places) -> Result<ReportPayload, Flaw> {
-        let path = self.next_file(at);
+        let mut path = self.next_file(at);
         let wrong = |problem: FileProblem| Flaw::Plugin(problem.to_string());
-        let size = take_result(&at.dir, file, &path).map_err(wrong)?;
+        let size = match path.symlink_metadata() {
+            // An earlier daemon has taken it, and it was not safe yet.
+            Ok(taken) if self.keeps_files => taken.len(),
+            Ok(_) | Err(_) => take_result(&at.dir, file, &path).map_err(wrong)?,
+        };
+        if self.keeps_files {
+            let given = given(&path);
+            let _ = std::fs::remove_file(&given);
+            std::fs::hard_link(&path, &given).map_err(|problem| {
+                let text = format!("a result cannot be kept: {problem}");
+                Flaw::Host(error(ErrorCode::Internal, text))
+            })?;
+            path = given;
+        }
         check_sum(path.clone(), file).await.map_err(wrong)?;
         if let Err(quota) = self.count(size) {
             let _ = std::fs::remove_file(&path);
@@ -557,8 +738,20 @@ impl Running {
 
     fn next_file(&mut self, at: &Places) -> PathBuf {
         self.files += 1;
-        at.results.join(format!("{}.{}", self.id, self.files))
+        self.file_path(self.files, at)
     }
+
+    fn file_path(&self, number: u32, at: &Places) -> PathBuf {
+        at.results.join(format!("{}.{number}", self.id))
+    }
+}
+
+/// The name under which the engine gets a file.
+fn given(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(GIVEN);
+    name.into()
 }
 
 /// Why a result cannot be passed on.

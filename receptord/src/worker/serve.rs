@@ -183,7 +183,7 @@ pub(super) async fn run(task: Task) -> ServerEnd {
         process.finish_stderr();
     };
     tokio::join!(flush, finish);
-    task.shared.sweeper.ended(process.root());
+    process.clear_away(&task.shared.sweeper).await;
     let late = error(
         ErrorCode::PluginExit,
         format!("{} ended before it got the work", task.plugin.name),
@@ -216,7 +216,7 @@ async fn open(task: &Task, name: &str) -> Result<(Process, PluginHello, PathBuf)
         Err(problem) => {
             task.server.close();
             process.kill_if_alive().await;
-            task.shared.sweeper.ended(process.root());
+            process.clear_away(&task.shared.sweeper).await;
             Err(problem)
         }
     }

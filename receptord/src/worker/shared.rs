@@ -30,6 +30,7 @@ pub(super) struct Shared {
     /// To the host's own task.
     pub ends: Rc<Ends>,
     number: Cell<u64>,
+    unitless: Cell<bool>,
 }
 
 impl Shared {
@@ -45,7 +46,13 @@ impl Shared {
             reports,
             ends: Rc::new(Ends::default()),
             number: Cell::new(0),
+            unitless: Cell::new(false),
         }
+    }
+
+    /// Whether it is to be told that a plugin could not be run in a unit: once.
+    pub(super) fn tell_unitless(&self) -> bool {
+        !self.unitless.replace(true)
     }
 
     /// A number that was not given out before.
@@ -64,6 +71,8 @@ pub(super) enum TaskEnd {
         work: MessageId,
         /// What the plugin said of itself this time, if it did.
         hello: Option<PluginHello>,
+        /// The next daemon goes on with it.
+        left: bool,
     },
     /// A work of a serving plugin, which has given its place back.
     Served(MessageId),

@@ -300,14 +300,19 @@ pub(super) fn sweep(ended: &[Root]) {
 }
 
 /// Ends everything that was started with a job directory below `jobs`: what a daemon that is
-/// gone has left behind.
-pub(super) fn sweep_below(jobs: &Path) {
+/// gone has left behind, but for the jobs that it has left to others.
+pub(super) fn sweep_below(jobs: &Path, spared: &BTreeSet<String>) {
     let own = getpid().as_raw();
     let end = until_gone(|| {
         let snapshot = Snapshot::take();
         let mut set = BTreeSet::new();
         for pid in snapshot.all.keys() {
-            if *pid != own && job_dir(*pid).is_some_and(|dir| dir.starts_with(jobs)) {
+            let is_left = |dir: PathBuf| {
+                let job = dir.strip_prefix(jobs).ok()?.components().next()?;
+                let job = job.as_os_str().to_str();
+                Some(job.is_none_or(|job| !spared.contains(job)))
+            };
+            if *pid != own && job_dir(*pid).and_then(is_left) == Some(true) {
                 snapshot.descend(*pid, &mut set);
             }
         }

@@ -20,6 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::manager::Manager;
+
 /// No wait in any test takes longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 const ROGUE: &str = include_str!("rogue.py");
@@ -53,6 +55,8 @@ pub(crate) struct Rig {
     /// Bundles that came back.
     pub(crate) returned: Vec<MessageId>,
     number: u128,
+    /// Starts the holders of plugins in units.
+    pub(crate) manager: Option<Manager>,
 }
 
 /// What is known of a work.
@@ -145,6 +149,8 @@ impl Rig {
         config.times.term_grace = Duration::from_millis(300);
         config.times.exit = Duration::from_millis(500);
         config.times.drain = Duration::from_millis(500);
+        let manager = crate::IN_UNITS.then(|| Manager::start(&root));
+        config.holders = manager.as_ref().map(|manager| manager.dir().to_owned());
         change(&mut config);
         let (commands, receiver) = mpsc::channel(64);
         let (sender, reports) = mpsc::channel(64);
@@ -162,6 +168,7 @@ impl Rig {
             takes: Cell::new(true),
             returned: Vec::new(),
             number: 0,
+            manager,
         }
     }
 
@@ -185,6 +192,7 @@ impl Rig {
             attempt: 1,
             admitted: false,
             start: false,
+            outlives: false,
         }
     }
 
@@ -216,7 +224,11 @@ impl Rig {
     pub(crate) async fn finish(&mut self, work: MessageId) -> Work {
         self.until(|rig| rig.work(work).is_some_and(|work| work.done.is_some()))
             .await;
-        self.works.remove(&work).unwrap()
+        let work = self.works.remove(&work).unwrap();
+        if let Some(manager) = &self.manager {
+            assert!(work.data.is_empty() || manager.started() > 0, "no holder");
+        }
+        work
     }
 
     /// Waits until the host has let go of a work that may run again.
@@ -324,7 +336,7 @@ impl Rig {
                 assert!(entry.done.is_none() && !entry.left, "ended twice");
                 entry.left = true;
             }
-            Report::Room => {}
+            Report::Kept { .. } | Report::Room => {}
             Report::Returned(job) => self.returned.push(job.work),
             Report::Capabilities(capabilities) => self.capabilities = Some(capabilities),
         }
@@ -361,24 +373,6 @@ impl Rig {
             .await;
     }
 
-    /// Sends works to `serve:later` until one comes to another process than this; all others end
-    /// with that process.
-    pub(crate) async fn until_other_process(&mut self, pid: i32) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            assert!(Instant::now() < deadline, "no other process");
-            let work = self.send("serve:later", "").await;
-            self.until_data(work, 1).await;
-            let is_other = self.work(work).unwrap().pid() != pid;
-            if is_other {
-                self.run("serve:wake", "").await;
-                self.finish(work).await;
-                return;
-            }
-            self.soon().await;
-        }
-    }
-
     /// Names of what is advertised.
     pub(crate) fn advertised(&self) -> Vec<&str> {
         let capabilities = self.capabilities.iter().flatten();
@@ -399,6 +393,9 @@ impl Rig {
             self.take(report).await;
         }
         timeout(PATIENCE, &mut self.host).await.unwrap().unwrap();
+        if let Some(manager) = &self.manager {
+            manager.wait(PATIENCE);
+        }
         let data = self.root().join("data");
         assert_eq!(entries(&data.join("jobs")), Vec::<String>::new());
         assert_eq!(processes_of(&data), Vec::<i32>::new());

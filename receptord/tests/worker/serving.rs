@@ -8,8 +8,27 @@ use receptor_proto::plugin::Json;
 use receptord::worker::{Command, JobPayload, PluginConfig};
 use serde_json::json;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use crate::rig::{Rig, install, is_alive, run};
+use crate::rig::{PATIENCE, Rig, install, is_alive, run};
+
+/// Sends works to `serve:later` until one comes to another process than this; all others end
+/// with that process.
+async fn until_other_process(rig: &mut Rig, pid: i32) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        assert!(Instant::now() < deadline, "no other process");
+        let work = rig.send("serve:later", "").await;
+        rig.until_data(work, 1).await;
+        let is_other = rig.work(work).expect("a work that runs").pid() != pid;
+        if is_other {
+            rig.run("serve:wake", "").await;
+            rig.finish(work).await;
+            return;
+        }
+        rig.soon().await;
+    }
+}
 
 #[test]
 fn many_works_share_a_process() {
@@ -465,7 +484,7 @@ fn a_replaced_plugin_finishes_its_works_and_new_ones_get_the_new_one() {
         let rigs = rig.dirs[0].join("serve");
         assert!(rigs.exists());
         // A work that waits for the new description comes to the new process.
-        rig.until_other_process(pid).await;
+        until_other_process(&mut rig, pid).await;
         assert!(is_alive(pid), "it still has a work");
         rig.cancel(old).await;
         assert_eq!(rig.finish(old).await.code(), "cancelled");

@@ -19,9 +19,13 @@ use super::{MAX_LOG, Task};
 use crate::worker::alarm::Alarm;
 use crate::worker::api::Report;
 use crate::worker::describe::{closed_error, exit_error};
+use crate::worker::holder::Mark;
 use crate::worker::outcome::{Outcome, cut, describe, error, protocol_error};
 use crate::worker::process::{Event, Process};
 use crate::worker::running::{Flaw, Places, Running, Why, flaw_error};
+
+/// Bytes heard between two words to a holder about what it need not keep, while there is more to come.
+const TELL_EVERY: u64 = 64 * 1024;
 
 /// How far the host has gone in ending a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +52,54 @@ pub(super) struct Conversation<'a> {
     pub stop: Stop,
     /// When to give up on the end of stdout.
     pub drained_at: Option<Instant>,
+    /// What the holder still keeps, if there is one.
+    pub unseen: Unseen,
     pub alarm: Alarm,
+}
+
+/// How far a plugin behind a holder was heard, and what of that the next daemon would have to hear again.
+#[derive(Debug, Default)]
+pub(super) struct Unseen {
+    /// Places in what it said, each behind so many results, oldest first.
+    places: VecDeque<Place>,
+    /// The last offset that the holder was told.
+    told: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    reported: u64,
+    offset: u64,
+    mark: Mark,
+}
+
+impl Unseen {
+    /// What comes before this place was heard.
+    fn heard(&mut self, place: Place) {
+        match self.places.back_mut() {
+            Some(last) if last.reported == place.reported => *last = place,
+            Some(_) | None => self.places.push_back(place),
+        }
+    }
+
+    /// The last place with no more than so many results before it, when the holder is to be told of it: results of
+    /// which nothing is left there free what it keeps, everything else is told in larger pieces.
+    fn next(&mut self, safe: u64) -> Option<Place> {
+        let mut place = None;
+        while let Some(first) = self.places.front()
+            && first.reported <= safe
+        {
+            place = self.places.pop_front();
+        }
+        let place = place?;
+        if place.offset - self.told < TELL_EVERY && !self.places.is_empty() {
+            self.places.push_front(place);
+            return None;
+        }
+        let is_news = place.offset > self.told;
+        self.told = place.offset;
+        is_news.then_some(place)
+    }
 }
 
 /// What one look at what was read has brought.
@@ -81,6 +132,7 @@ impl Conversation<'_> {
                     }
                 }
             }
+            self.tell_holder();
             let now = Instant::now();
             if let Some(report) = self.running.take_status(now) {
                 // The latest wins, so that one that finds no room may be lost.
@@ -96,6 +148,22 @@ impl Conversation<'_> {
                 continue;
             }
             self.wait().await;
+        }
+    }
+
+    /// Tells the holder what nobody wants to hear again.
+    fn tell_holder(&mut self) {
+        if !self.process.is_remote() {
+            return;
+        }
+        self.unseen.heard(Place {
+            reported: self.running.reported(),
+            offset: self.process.offset(),
+            mark: self.running.mark(),
+        });
+        if let Some(place) = self.unseen.next(self.running.control.safe()) {
+            self.process.seen(place.offset, &place.mark);
+            self.running.files_seen(place.mark.files, self.places);
         }
     }
 
@@ -163,7 +231,7 @@ impl Conversation<'_> {
                 Err(long) => self.too_long(&long.start),
             },
             OutputKind::Bytes => {
-                let bytes = self.process.bytes(SEGMENT_MAX);
+                let bytes = self.process.piece(SEGMENT_MAX);
                 if bytes.is_empty() {
                     return Step::Nothing;
                 }
@@ -301,7 +369,7 @@ impl Conversation<'_> {
         self.running.why = Some(why);
     }
 
-    fn terminate(&self, now: Instant) -> Stop {
+    fn terminate(&mut self, now: Instant) -> Stop {
         self.process.terminate();
         Stop::Terminated(now + self.task.config.times.term_grace)
     }

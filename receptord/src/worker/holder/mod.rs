@@ -1,0 +1,29 @@
+//! Plugins in units of their own, which outlive the daemon.
+//!
+//! Where systemd listens for it, a job's process is not a child of the daemon but of a *holder* in a unit of its
+//! own, with its own user, limits and cgroup. The connection to the holder can be left with the service manager,
+//! so that the next daemon goes on where this one was, after a restart, an upgrade or a crash.
+//!
+//! ```text
+//! daemon: Remote ─ Connection ──packet── program: Input ─▶ plugin
+//!            note (what to know to go on)            Kept ◀─
+//! next daemon: resume ─▶ Remote
+//! ```
+//!
+//! Owns both ends of that connection. Knows what a work is only in `note`; never decides about one.
+
+mod connection;
+mod input;
+mod kept;
+mod note;
+mod packet;
+pub mod program;
+mod remote;
+mod resume;
+mod units;
+
+pub(super) use self::connection::Connection;
+pub(super) use self::note::{Mark, Note};
+pub(super) use self::remote::{Common, Remote};
+pub use self::resume::{Resumed, is_name, resume};
+pub(super) use self::units::{Unit, keep_name};

@@ -1,0 +1,88 @@
+//! Where the service manager listens for those who want a holder.
+//!
+//! Owns the names of these sockets: `receptor-worker-PLUGIN.sock` is for one plugin, `receptor-worker.sock` for
+//! all others. Without any of them plugins are children of the daemon. Also owns what a job's directory must be
+//! for a plugin of another user: the group of the socket is the group that daemon and plugin have in common.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use receptor_proto::MessageId;
+
+/// The socket for all plugins, without its extension.
+const SOCKET: &str = "receptor-worker";
+
+/// A socket behind which holders are started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::worker) struct Unit {
+    /// Where it is.
+    pub socket: PathBuf,
+    group: u32,
+}
+
+impl Unit {
+    /// The socket for a plugin, if there is one in this directory.
+    pub(in crate::worker) fn find(dir: &Path, plugin: &str) -> Option<Self> {
+        let names = [format!("{SOCKET}-{plugin}.sock"), format!("{SOCKET}.sock")];
+        names.iter().find_map(|name| {
+            let socket = dir.join(name);
+            let found = fs::metadata(&socket).ok()?;
+            found.file_type().is_socket().then(|| Self {
+                socket,
+                group: found.gid(),
+            })
+        })
+    }
+
+    /// Lets the plugin's user work in a job's directory.
+    ///
+    /// # Errors
+    /// When the directory is not of the common group, and cannot be given to it.
+    pub(in crate::worker) fn share_dir(&self, dir: &Path) -> io::Result<()> {
+        self.give(dir)?;
+        fs::set_permissions(dir, Permissions::from_mode(0o770))
+    }
+
+    /// Lets the plugin's user read and change a file there. Its directory keeps everybody else out, so that its
+    /// group, which the daemon may not be able to choose in its sandbox, does not matter.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    pub(in crate::worker) fn share_file(path: &Path) -> io::Result<()> {
+        fs::set_permissions(path, Permissions::from_mode(0o666))
+    }
+
+    /// Lets the plugin's user pass through the directory of all jobs. A package makes it so that those in it are of
+    /// the common group from their beginning.
+    ///
+    /// # Errors
+    /// As [`Self::share_dir`].
+    pub(in crate::worker) fn share_way(&self, jobs: &Path) -> io::Result<()> {
+        self.give(jobs)?;
+        let mode = fs::metadata(jobs)?.mode();
+        if mode & 0o010 == 0 {
+            fs::set_permissions(jobs, Permissions::from_mode(0o710))?;
+        }
+        Ok(())
+    }
+
+    fn give(&self, path: &Path) -> io::Result<()> {
+        if fs::metadata(path)?.gid() != self.group {
+            chown(path, None, Some(self.group))?;
+        }
+        Ok(())
+    }
+}
+
+/// The name of a work's connection in the service manager's store.
+pub(in crate::worker) fn keep_name(work: MessageId) -> String {
+    format!("{SOCKET}-{work}")
+}
+
+/// Whether a stored descriptor of this name is such a connection.
+pub(super) fn is_kept(name: &str) -> bool {
+    name.strip_prefix(SOCKET)
+        .is_some_and(|rest| rest.starts_with('-'))
+}
