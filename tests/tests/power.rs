@@ -29,7 +29,7 @@ type Lost = fn(&[&str], u64) -> bool;
 /// Every sync of a daemon that something depends on: what is lost without it, and where it is.
 /// What the log and the files of payloads do in less common cases is tested with the store's own
 /// disk (`receptord/spool/tests`).
-const SYNCS: [(Lost, &str); 12] = [
+const SYNCS: [(Lost, &str); 13] = [
     (accepted_small, ""),
     (accepted_small, "spool/segments/0"),
     (accepted_small, "spool/segments/$"),
@@ -42,6 +42,7 @@ const SYNCS: [(Lost, &str); 12] = [
     (kept_responses, "kept/"),
     (kept_responses, "kept/$"),
     (arrived, "spool/segments/0"),
+    (cancelled, "spool/segments/0"),
 ];
 
 #[test]
@@ -61,6 +62,7 @@ fn what_was_promised_outlives_the_power() {
         dead_letter,
         kept_responses,
         arrived,
+        cancelled,
     ] {
         for seed in 1..=2 {
             assert!(!lost(&[], seed), "seed {seed}");
@@ -93,6 +95,32 @@ fn missing(c: &Daemon, ids: &[String]) -> usize {
     let entries = reply["messages"].as_array().unwrap();
     let kept = |id: &&String| !entries.iter().any(|entry| entry["id"] == **id);
     ids.iter().filter(kept).count()
+}
+
+/// A message of which a client heard that it is cancelled does not come back.
+fn cancelled(forget: &[&str], seed: u64) -> bool {
+    let mesh = Mesh::new();
+    let (mut power, c) = Power::of(node(&mesh, "c"));
+    let mut c = c.start();
+    let ids = accept(&c, 10, 10);
+    assert!(fail_and_restart(&mut c, &mut power, seed), "as accepted");
+    power.forget_syncs(forget);
+    let mut control = c.control();
+    for id in &ids {
+        let reply = control.json(&json!({"command": "cancel", "id": id}).to_string());
+        assert!(reply["error"].is_null(), "{reply}");
+    }
+    if !fail_and_restart(&mut c, &mut power, seed) {
+        return true;
+    }
+    let reply = c.control().json("spool");
+    let waiting = reply["messages"].as_array().unwrap();
+    let waits = |id: &str, kind| {
+        let mut all = waiting.iter();
+        all.any(|entry| entry["id"] == id && entry["kind"] == kind)
+    };
+    let is_back = |id: &String| waits(id, "request") && !waits(id, "cancel");
+    ids.iter().any(is_back)
 }
 
 /// Lets the power fail and starts again; whether that is possible.

@@ -406,6 +406,12 @@ impl Mesh {
         result
     }
 
+    /// Whether what [`Self::cancel`] was asked for is still to come, because the work waits in the store alone.
+    #[must_use]
+    pub fn is_recalled(&self, work: MessageId) -> bool {
+        self.delivery.is_recalled(work)
+    }
+
     /// Gives up what waits here of this work: its request, as [`Self::cancel`] does, or the
     /// responses that its sender has not got, who is told so in their place. What is in custody here
     /// is given up too, and its origin told to do the same.

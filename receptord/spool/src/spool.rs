@@ -311,6 +311,26 @@ impl<D: Disk> Spool<D> {
         if !self.writable {
             return Ok(false);
         }
+        self.settle()?;
+        if !self.log.is_settled() {
+            return Ok(false);
+        }
+        self.sweep();
+        if 2 * self.spread() <= SPREAD_MAX * self.needed() + self.free() / 2 {
+            return Ok(false);
+        }
+        self.compact()
+    }
+
+    /// Makes everything durable that was committed, removals too.
+    ///
+    /// # Errors
+    ///
+    /// When the disk fails. What was removed may be there again after a crash until this succeeds.
+    pub fn settle(&mut self) -> Result<(), SpoolError> {
+        if !self.writable {
+            return Ok(());
+        }
         let mut results = Results::new();
         let gathered = self
             .log
@@ -322,15 +342,7 @@ impl<D: Disk> Spool<D> {
         if flushed.is_err() || !self.log.carry.is_empty() {
             self.log.repair(&self.disk, &mut self.index, &mut results);
         }
-        flushed?;
-        if !self.log.is_settled() {
-            return Ok(false);
-        }
-        self.sweep();
-        if 2 * self.spread() <= SPREAD_MAX * self.needed() + self.free() / 2 {
-            return Ok(false);
-        }
-        self.compact()
+        flushed
     }
 
     /// Others lack room on this disk: what is kept for speed alone is given back, from here on.

@@ -12,9 +12,11 @@ use receptor_proto::control::{
 };
 use receptor_proto::packet::{self, Eof, Message, MessageKind};
 use receptor_proto::{ErrorBody, ErrorCode, IdPrefix, MessageId, NodeId};
+use tokio::sync::oneshot;
 
 use super::Engine;
 use crate::results::{DeadLetter, Ending, LetterBody, not_found, now_ms, resolve};
+use crate::spooler::Answer;
 
 /// Messages that are looked at for one answer; a line holds a few thousand.
 const SPOOL_MAX: usize = 10_000;
@@ -60,6 +62,19 @@ impl Engine {
             )
         };
         Err(ErrorBody::new(ErrorCode::NotFound, text))
+    }
+
+    /// What a client was told must not be undone by a crash.
+    pub(super) fn answer_when_durable(
+        &mut self,
+        result: Result<MessageId, ErrorBody>,
+        reply: oneshot::Sender<Result<MessageId, ErrorBody>>,
+    ) {
+        match result {
+            Ok(work) => self.answers.push(Answer { work, reply }),
+            // A client that has gone wants no answer.
+            Err(error) => drop(reply.send(Err(error))),
+        }
     }
 
     pub(super) fn release(&mut self, prefix: &IdPrefix) -> Result<MessageId, ErrorBody> {

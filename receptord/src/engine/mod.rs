@@ -42,7 +42,7 @@ use crate::instance;
 use crate::link::{Outbox, WRITE_BUDGET};
 use crate::member::Membership;
 use crate::results::{DeadLetter, Ending, Keeper};
-use crate::spooler::{Done, Recovered, Reports, Store};
+use crate::spooler::{Answer, Done, Recovered, Reports, Store};
 use crate::systemd::Notifier;
 use crate::task;
 use crate::worker::{Job, Report};
@@ -101,6 +101,8 @@ pub(crate) struct Engine {
     echoes: HashMap<EchoId, oneshot::Sender<Result<EchoAnswer, ErrorBody>>>,
     events: EventLog,
     shutdown: Option<oneshot::Sender<()>>,
+    /// For clients, once the disk has what the core wants of it.
+    answers: Vec<Answer>,
 }
 
 struct LinkEntry {
@@ -227,6 +229,7 @@ impl Engine {
             echoes: HashMap::new(),
             events: EventLog::default(),
             shutdown: None,
+            answers: Vec::new(),
         };
         Ok((engine, handle))
     }
@@ -332,6 +335,14 @@ impl Engine {
                 break;
             }
         }
+        let recalled = |answer: &mut Answer| self.mesh.is_recalled(answer.work);
+        let done: Vec<Answer> = self
+            .answers
+            .extract_if(.., |answer| !recalled(answer))
+            .collect();
+        if !done.is_empty() {
+            self.store.settle(done);
+        }
         // A work takes longer than the word that it has arrived.
         self.works.flush();
         let sent = !self.dirty.is_empty();
@@ -435,13 +446,16 @@ impl Engine {
                 reason,
                 reply,
             } => {
-                let _ = reply.send(self.cancel(&work, reason));
+                let result = self.cancel(&work, reason);
+                self.answer_when_durable(result, reply);
             }
             Input::Release { work, reply } => {
-                let _ = reply.send(self.release(&work));
+                let result = self.release(&work);
+                self.answer_when_durable(result, reply);
             }
             Input::SpoolDrop { work, reply } => {
-                let _ = reply.send(self.spool_drop(&work));
+                let result = self.spool_drop(&work);
+                self.answer_when_durable(result, reply);
             }
             Input::Kept(work, result) => self.kept(work, result),
             Input::LetterKept(entry, result) => {

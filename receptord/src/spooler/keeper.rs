@@ -19,7 +19,7 @@ use receptor_proto::{ErrorBody, ErrorCode};
 use receptor_spool::{FsDisk, Op, Spool, SpoolError, Synced};
 use tokio::sync::{mpsc, oneshot};
 
-use super::queue::{Job, Queue, Reply, Taken};
+use super::queue::{Answer, Job, Queue, Reply, Taken};
 use super::syncer::Syncer;
 use super::{Done, now_ms, refusal};
 
@@ -282,6 +282,7 @@ impl Keeper {
                 let result = load(&from);
                 self.tell(Done::Loaded(work, result));
             }
+            Job::Settle(answers) => self.answer(answers),
             Job::Close(reply) => return Some(reply),
         }
         if self.batch.len() >= BATCH_MAX || self.batch_bytes >= BATCH_BYTES {
@@ -445,6 +446,23 @@ impl Keeper {
                 self.failed(&error);
                 Some(AGAIN)
             }
+        }
+    }
+
+    /// Tells these, when everything before is durable.
+    fn answer(&mut self, answers: Vec<Answer>) {
+        self.commit();
+        let result = self.spool.settle();
+        if let Err(error) = &result {
+            self.failed(error);
+        }
+        for Answer { work, reply } in answers {
+            let result = result.as_ref().map(|()| work).map_err(|error| {
+                let text = format!("done, but a restart may undo it: {error}");
+                ErrorBody::new(ErrorCode::Busy, text)
+            });
+            // A client that has gone wants no answer.
+            let _ = reply.send(result);
         }
     }
 

@@ -41,7 +41,7 @@ use receptor_spool::{
 use tokio::sync::{mpsc, oneshot};
 
 use self::keeper::Keeper;
-pub(crate) use self::queue::Trouble;
+pub(crate) use self::queue::{Answer, Trouble};
 use self::queue::{Job, Queue, Reply};
 use self::syncer::Syncer;
 use crate::config;
@@ -328,6 +328,11 @@ impl Store {
     /// Forgets a message and its payload, or a memo.
     pub(crate) fn remove(&self, entry: EntryId) {
         self.push_along(Job::Remove(entry), RECORD);
+    }
+
+    /// Answers these when everything that was asked for before is durable.
+    pub(crate) fn settle(&self, answers: Vec<Answer>) {
+        self.push(Job::Settle(answers));
     }
 
     /// For the core: reads a part; [`Done::Fetched`] follows.

@@ -81,7 +81,18 @@ pub(super) enum Job {
         work: MessageId,
         from: PathBuf,
     },
+    /// These are told when everything before this is durable.
+    Settle(Vec<Answer>),
     Close(oneshot::Sender<()>),
+}
+
+/// What was done for a client, who hears of it when no crash can undo it.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// To which work.
+    pub(crate) work: MessageId,
+    /// Where the client waits.
+    pub(crate) reply: oneshot::Sender<Result<MessageId, ErrorBody>>,
 }
 
 /// Who is told.
@@ -164,6 +175,7 @@ impl Job {
             | Self::Read { .. }
             | Self::Page { .. }
             | Self::Load { .. }
+            | Self::Settle(_)
             | Self::Close(_) => 0,
         };
         Weight {

@@ -140,6 +140,16 @@ impl Delivery {
         self.requests.get(id).is_none() && self.paging.ids.contains(id)
     }
 
+    /// Whether a cancel of this request waits until its page is read.
+    pub(crate) fn is_recalled(&self, id: MessageId) -> bool {
+        let recall = |tag| self.paging.recalls.get(&(tag, id));
+        self.paging
+            .ids
+            .find(id)
+            .filter_map(recall)
+            .any(|recall| recall.cancel.is_some())
+    }
+
     /// How many messages of each lane one recipient may have in memory.
     pub(super) fn allowance(&self) -> usize {
         let waiting = self.limits.flow_waiting.max(1);
