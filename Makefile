@@ -50,9 +50,9 @@ lint: ## format, clippy with warnings as errors, documentation
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
 
-deny: ## licences, sources and duplicates of what others wrote; builds cargo-deny if there is none (4 min)
+deny: ## licences, sources and duplicates of what others wrote; builds cargo-deny if there is none (a minute)
 	$(CARGO) deny --version >/dev/null 2>&1 || PATH="$(DENY)/bin:$$PATH" $(CARGO) deny --version >/dev/null 2>&1 \
-		|| $(CARGO) install --locked --quiet --root $(DENY) --target-dir $(DENY)/build cargo-deny
+		|| CARGO_PROFILE_DEV_DEBUG=false $(CARGO) install --debug --locked --quiet --root $(DENY) --target-dir $(DENY)/build cargo-deny
 	PATH="$(DENY)/bin:$$PATH" $(CARGO) deny --workspace check licenses bans sources
 
 sim: ## the simulator as in CI: meshes of 100 nodes with messages and every sort of fault
