@@ -337,10 +337,15 @@ impl Lsdb {
         }
         let before = self.get((lsa.key.kind, index));
         let before = before.map_or(0, |stored| stored.body.len());
-        let after = if purged { 0 } else { lsa.body.len() };
-        let bytes = self.bytes - before + after;
+        // What takes back states nothing, but may be signed.
+        let body = if purged && lsa.body.len() > SIGNED_MORE {
+            Bytes::new()
+        } else {
+            lsa.body.clone()
+        };
+        let bytes = self.bytes - before + body.len();
         // What is taken back or gets shorter makes room, and a node always states itself.
-        if index != OWN && after > before && bytes > self.bytes_limit {
+        if index != OWN && !purged && body.len() > before && bytes > self.bytes_limit {
             return Err(Refusal::Full);
         }
         let links = lsa.key.kind == LsaKind::LINKS;
@@ -378,12 +383,7 @@ impl Lsdb {
             instance: lsa.instance,
             expires: now + lifetime,
             purged,
-            // What takes back states nothing, but may be signed.
-            body: if purged && lsa.body.len() > SIGNED_MORE {
-                Bytes::new()
-            } else {
-                lsa.body.clone()
-            },
+            body,
         };
         self.bytes = bytes;
         // The same string as in what is passed on, so that comparing need not look at it.
@@ -855,6 +855,25 @@ mod tests {
         lsdb.install(now, &links(2, 1, &many)).unwrap();
         let end = now + Duration::from_secs(1000);
         lsdb.sweep(end, Duration::from_secs(600), &BTreeSet::new());
+        let kept: usize = lsdb.nodes.iter().flatten().map(Node::body_bytes).sum();
+        assert_eq!(lsdb.bytes, kept);
+    }
+
+    /// What takes back keeps its signature, and may be followed by another that does.
+    #[test]
+    fn what_takes_back_is_counted_as_what_it_is() {
+        let now = Instant::default();
+        let mut lsdb = empty(100);
+        let signed = |seq| Lsa {
+            remaining_s: 0,
+            body: Bytes::from_static(&[7; SIGNED_MORE]),
+            ..links(0, seq, &[])
+        };
+        for seq in 1..4 {
+            lsdb.install(now, &signed(seq)).unwrap();
+            assert_eq!(lsdb.bytes, SIGNED_MORE);
+        }
+        lsdb.install(now, &links(0, 4, &[1])).unwrap();
         let kept: usize = lsdb.nodes.iter().flatten().map(Node::body_bytes).sum();
         assert_eq!(lsdb.bytes, kept);
     }
