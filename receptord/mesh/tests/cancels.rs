@@ -378,17 +378,12 @@ fn who_cancels_before_the_receipt_of_the_request_says_when_it_has_come() {
     }
 }
 
-/// The end of the work comes ahead of the receipt of its request, whose cancel the recipient has.
-#[test]
-fn an_end_that_comes_ahead_of_the_receipt_says_that_the_request_has_come() {
-    let mut pair = pair();
-    let here = &mut pair.0;
-    let submission = submission(true);
-    here.mesh.submit(at(here.now), submission).unwrap();
+/// A request and its cancel leave, and the recipient has the cancel.
+fn only_its_cancel_arrives(here: &mut Host, respond: bool) {
+    let now = at(here.now);
+    here.mesh.submit(now, submission(respond)).unwrap();
     here.drain();
-    here.mesh
-        .cancel(at(here.now), id(1), CancelReason::User)
-        .unwrap();
+    here.mesh.cancel(now, id(1), CancelReason::User).unwrap();
     here.drain();
     here.frames.clear();
     let receipt = Body::Receipt(Receipt {
@@ -399,6 +394,13 @@ fn an_end_that_comes_ahead_of_the_receipt_says_that_the_request_has_come() {
     });
     let receipt = Packet::new(node("there"), node("here"), 30, &receipt);
     here.hear(Frame::Packet(receipt));
+}
+
+/// The end of the work comes ahead of the receipt of its request, whose cancel the recipient has.
+#[test]
+fn an_end_that_comes_ahead_of_the_receipt_says_that_the_request_has_come() {
+    let (mut here, _) = pair();
+    only_its_cancel_arrives(&mut here, true);
     let end = MessageKind::Response {
         serial: 1,
         eof: Some(Eof {
@@ -417,25 +419,8 @@ fn an_end_that_comes_ahead_of_the_receipt_says_that_the_request_has_come() {
 /// origin must still say that it had come, also when it was restarted in between.
 #[test]
 fn a_restart_does_not_forget_that_a_cancel_may_be_remembered() {
-    let mut pair = pair();
-    let start = pair.0.now;
-    let submission = submission(false);
-    let here = &mut pair.0;
-    here.mesh.submit(at(start), submission).unwrap();
-    here.drain();
-    here.mesh
-        .cancel(at(start), id(1), CancelReason::User)
-        .unwrap();
-    here.drain();
-    here.frames.clear();
-    let receipt = Body::Receipt(Receipt {
-        epoch: INSTANCE,
-        received: vec![(2, 2)],
-        instance: INSTANCE,
-        ..Receipt::default()
-    });
-    let receipt = Packet::new(node("there"), node("here"), 30, &receipt);
-    here.hear(Frame::Packet(receipt));
+    let (mut here, _) = pair();
+    only_its_cancel_arrives(&mut here, false);
     let disk: Vec<Record> = here.kept.values().cloned().collect();
     assert_eq!(
         disk.len(),

@@ -49,6 +49,14 @@ fn ended_well(wired: &mut Wired, name: &str, work: u128) -> bool {
     end.is_some_and(|eof| eof.error.is_none())
 }
 
+/// The work that `a` sent to `b` is not over, whatever `a` has heard, and ends when it is done.
+fn goes_on_to_its_end(wired: &mut Wired) {
+    assert!(wired.host("a").ends.is_empty());
+    wired.finish("b", id(1));
+    wired.run(1000);
+    assert!(ended_well(wired, "a", 1));
+}
+
 /// Packets of this kind that a node passed on or sent.
 fn sealed(wired: &mut Wired, name: &str, kind: u8) -> Vec<Packet> {
     let sent = &wired.host(name).sent;
@@ -487,10 +495,7 @@ fn nobody_answers_an_inquiry_for_another() {
         let last = wired.wire_between("r", "b");
         wired.lose_packets(last, "r", false);
         wired.run(60_000);
-        assert!(wired.host("a").ends.is_empty());
-        wired.finish("b", id(1));
-        wired.run(1000);
-        assert!(ended_well(&mut wired, "a", 1));
+        goes_on_to_its_end(&mut wired);
     }
 }
 
@@ -546,10 +551,7 @@ fn an_answer_of_an_earlier_start_is_not_the_answer_to_a_later_message_of_its_id(
     let first = wired.wire_between("a", "r");
     wired.inject_frame(first, "a", Frame::Packet(answer.unwrap()));
     wired.run(10_000);
-    assert!(wired.host("a").ends.is_empty());
-    wired.finish("b", id(1));
-    wired.run(1000);
-    assert!(ended_well(&mut wired, "a", 1));
+    goes_on_to_its_end(&mut wired);
 }
 
 #[test]
