@@ -34,8 +34,10 @@ impl World {
             if let Some(why) = links.find_map(|link| self.over_queue(node, link.link)) {
                 return Some(why);
             }
-            if host.jobs.len() > mesh.config().limits.works {
-                return Some(format!("node {node} has {} works", host.jobs.len()));
+            // What was over but for its removal may come back with a start.
+            let new = host.jobs.values().filter(|job| !job.came_back()).count();
+            if new > mesh.config().limits.works {
+                return Some(format!("node {node} has {new} works"));
             }
         }
         None

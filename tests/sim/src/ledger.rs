@@ -70,6 +70,8 @@ pub(crate) struct Letter {
     pub(crate) said: Said,
     /// The same of runs that their node forgot; it may still be on its way.
     forgotten: Vec<Said>,
+    /// In which life of its worker's data no restart can undo its end.
+    settled: Option<u32>,
     /// The last serial that the client got, and in which life of its node.
     got: (u64, Life),
     pub(crate) end: Option<Eof>,
@@ -182,6 +184,7 @@ impl Letter {
             runs: Vec::new(),
             said: Said::default(),
             forgotten: Vec::new(),
+            settled: None,
             got: (0, from_life),
             end: None,
             ended_at: 0,
@@ -215,6 +218,15 @@ impl Letter {
     /// Whether a disk has damaged it.
     pub(crate) fn is_damaged(&self) -> bool {
         self.unknown || self.damaged
+    }
+
+    /// Whether its worker's node may take it for one that was cut short.
+    fn may_be_cut(&self, work: MessageId, life: Life) -> Result<(), String> {
+        let settled = self.settled == Some(life.data) && !self.is_damaged();
+        if settled {
+            return Err(format!("{work} was over for good, and is taken up again"));
+        }
+        Ok(())
     }
 
     /// Whether its action may be run again after a crash.
@@ -368,6 +380,7 @@ impl Ledger {
                 "{work} runs at {node} {life:?} and ran at {before:?}"
             ));
         }
+        letter.may_be_cut(work, life)?;
         letter.runs.push((node, life));
         if letter.refused.is_some() {
             return Err(format!("{work} runs and was refused"));
@@ -385,6 +398,27 @@ impl Ledger {
             letter.said.responses = responses;
         }
         Ok(())
+    }
+
+    /// The plugin of a work outlived its node, and the work with it.
+    pub(crate) fn goes_on(&mut self, work: MessageId, life: Life) {
+        let letter = self.letters.get_mut(&work);
+        if let Some((_, run)) = letter.and_then(|letter| letter.runs.last_mut()) {
+            *run = life;
+        }
+    }
+
+    /// Its worker's node says that no restart of it forgets how the work ended.
+    pub(crate) fn end_is_safe(&mut self, work: MessageId, life: Life) {
+        if let Some(letter) = self.letters.get_mut(&work) {
+            letter.settled = letter.respond.then_some(life.data);
+        }
+    }
+
+    /// Whether a node may say that it was restarted while this work ran.
+    pub(crate) fn may_be_cut(&self, work: MessageId, life: Life) -> Result<(), String> {
+        let letter = self.letters.get(&work);
+        letter.map_or(Ok(()), |letter| letter.may_be_cut(work, life))
     }
 
     /// A client got a response.

@@ -15,6 +15,7 @@ mod event;
 #[expect(dead_code, reason = "tests of the core do more with it")]
 mod fake;
 mod faults;
+mod holder;
 mod hostile;
 mod ledger;
 mod net;

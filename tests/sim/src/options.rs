@@ -197,6 +197,8 @@ options! {
     changes: f64 = 0.0;
     /// Orderly stops with a goodbye, and starts again.
     shutdowns: f64 = 0.0;
+    /// Share of crashes and stops over which the plugins of a node go on.
+    outlive: f64 = 0.0;
     /// Share of links that stay cut when everything else heals, so that the mesh may fall apart.
     cut: f64 = 0.0;
     /// Nodes that go down for good when all trouble ends.
@@ -429,6 +431,7 @@ impl Options {
         Self {
             certificates,
             traitors,
+            outlive: some(rng, 1.0),
             ..drawn
         }
     }

@@ -174,6 +174,7 @@ impl World {
             Output::ResponsesSafe { work, serial } => {
                 self.trace
                     .line(now, || format!("{node}: {work} is safe up to {serial}"));
+                self.responses_safe(node, work, serial);
             }
             Output::Ended { work, .. } => {
                 self.trace.line(now, || format!("{node}: {work} has ended"));

@@ -61,6 +61,8 @@ pub struct Stats {
     pub kept: u64,
     /// Times that a plugin was told to wait.
     pub held: u64,
+    /// Works that went on behind a restart of their node.
+    pub adopted: u64,
     /// Echoes answered.
     pub echoes_answered: u64,
     /// Echoes that came to nothing.
@@ -128,6 +130,7 @@ impl Stats {
             loads: self.loads - earlier.loads,
             kept: self.kept - earlier.kept,
             held: self.held - earlier.held,
+            adopted: self.adopted - earlier.adopted,
             echoes_answered: self.echoes_answered - earlier.echoes_answered,
             echoes_failed: self.echoes_failed - earlier.echoes_failed,
             peer_mistakes: self.peer_mistakes - earlier.peer_mistakes,

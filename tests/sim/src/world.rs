@@ -23,6 +23,7 @@ use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use crate::event::{Carried, Event, LinkEvent, NodeIndex, ProcessEvent, Queue, Trouble};
 use crate::fake::{Authority, Fake};
+use crate::holder::Held;
 use crate::ledger::{Ledger, Life};
 use crate::net::{Net, link_id};
 use crate::options::{Bounds, Certificates, Codec, Options, Transport};
@@ -110,6 +111,8 @@ pub(crate) struct Host {
     pub(crate) unconfirmed: VecDeque<(u64, Vec<Record>)>,
     pub(crate) disk_free_at: u64,
     pub(crate) jobs: BTreeMap<MessageId, Job>,
+    /// What plugins have said of them; stays when plugins outlive the process.
+    pub(crate) held: BTreeMap<MessageId, Held>,
     /// Payloads that clients and plugins of this process have stored for the core.
     pub(crate) uploads: BTreeSet<EntryId>,
     /// Its disk neither writes nor reads; which fault that is.
@@ -203,6 +206,7 @@ impl Host {
             unconfirmed: VecDeque::new(),
             disk_free_at: 0,
             jobs: BTreeMap::new(),
+            held: BTreeMap::new(),
             uploads: BTreeSet::new(),
             disk_outage: None,
             torn: BTreeSet::new(),
@@ -477,6 +481,7 @@ impl World {
         self.hosts[node].mesh = Some(mesh);
         self.advertise(node);
         self.pump(node);
+        self.end_the_lost(node);
         for wire in 0..self.net.wires.len() {
             if self.net.wires[wire].ends[0] == node {
                 self.net.plan_dial(&mut self.queue, wire, true);
@@ -533,7 +538,7 @@ impl World {
         let result = self.hosts[node].store.crash(rng, data);
         self.check(result);
         self.hosts[node].powered = kill;
-        self.end_process(node, data);
+        self.end_process(node, kill, data);
         for (conn, side) in self.net.conns_of(node) {
             if kill {
                 self.net.abort(&mut self.queue, conn, side);
@@ -549,19 +554,21 @@ impl World {
         self.trace.line(now, || format!("node {node} stops"));
         let result = self.hosts[node].store.close();
         self.check(result);
-        self.end_process(node, false);
+        self.end_process(node, true, false);
         for (conn, side) in self.net.conns_of(node) {
             self.net.finish(&mut self.queue, conn, side);
         }
     }
 
-    fn end_process(&mut self, node: NodeIndex, data: bool) {
+    /// `kill`: its machine lives, and plugins on it may.
+    fn end_process(&mut self, node: NodeIndex, kill: bool, data: bool) {
         if let Some(mesh) = &self.hosts[node].mesh {
             let counters = mesh.counters();
             self.ended.add_counters(&counters);
         }
         let forgets = data || self.options.store == crate::options::StoreKind::Memory;
         let back = self.faults.chance(self.options.clock_back);
+        let outlived = kill && !forgets && self.faults.chance(self.options.outlive);
         let host = &mut self.hosts[node];
         host.mesh = None;
         host.frozen = None;
@@ -570,6 +577,9 @@ impl World {
         host.disk.clear();
         host.unconfirmed.clear();
         host.jobs.clear();
+        if !outlived {
+            host.held.clear();
+        }
         host.uploads.clear();
         host.torn.clear();
         host.disk_outage = None;

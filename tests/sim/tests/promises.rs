@@ -1,49 +1,12 @@
 //! The promises that a mesh as a whole owes, each under the faults that
 //! could break it. Small meshes, so that a debug build takes seconds; `cargo sim` does the rest.
 
+mod faults;
+
+use faults::{all_faults, hold};
 use receptor_sim::{
     Bounds, Codec, Lines, Options, Span, StoreKind, Topology, Transport, run, run_with,
 };
-
-fn hold(options: &Options) {
-    let outcome = run(options);
-    if let Some(failure) = outcome.failure {
-        let lines = outcome.lines.join("\n");
-        panic!("{lines}\n{}\n{}", failure.why, failure.command);
-    }
-}
-
-/// Everything that a healthy operator's mesh may meet, at once.
-fn all_faults(seed: u64) -> Options {
-    Options {
-        seed,
-        nodes: 8,
-        leaves: 0.25,
-        double_links: 0.2,
-        loss: 0.02,
-        spikes: 0.005,
-        flaps: 0.5,
-        black_holes: 0.1,
-        one_way: 0.1,
-        crashes: 0.2,
-        power_cuts: 0.1,
-        freezes: 0.1,
-        changes: 0.5,
-        shutdowns: 0.1,
-        rate: 5.0,
-        large: 0.05,
-        volatile: 0.15,
-        cancel: 0.1,
-        any: 0.15,
-        forget: 0.1,
-        nobody: 0.05,
-        slow_works: 0.02,
-        stalls: 0.1,
-        echoes: 2.0,
-        duration_s: 15.0,
-        ..Options::default()
-    }
-}
 
 #[test]
 fn every_topology_finds_its_routes() {
@@ -272,6 +235,33 @@ fn what_may_be_run_again_has_an_end_of_its_plugin() {
             ..all_faults(seed)
         });
     }
+}
+
+#[test]
+fn plugins_that_outlive_their_nodes_are_heard_to_the_end() {
+    let mut adopted = 0;
+    for seed in 1..=6 {
+        let stats = hold(&Options {
+            outlive: 1.0,
+            crashes: 0.6,
+            shutdowns: 0.4,
+            idempotent: 0.3,
+            cancel: 0.2,
+            responses: Span::new(0, 20),
+            work_ms: Span::new(0, 400),
+            slow_works: 0.0,
+            rate: 15.0,
+            disk_faults: if seed % 3 == 0 { 0.02 } else { 0.0 },
+            bounds: if seed % 2 == 0 {
+                Bounds::Tight
+            } else {
+                Bounds::Default
+            },
+            ..all_faults(seed)
+        });
+        adopted += stats.adopted;
+    }
+    assert!(adopted > 40, "{adopted}");
 }
 
 #[test]

@@ -181,7 +181,7 @@ impl Delivery {
                 work.unwritten = waiting;
                 return;
             }
-            self.response_safe(cx, id, &response);
+            self.response_safe(cx, id, &response, false);
         }
     }
 

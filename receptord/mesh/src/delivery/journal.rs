@@ -75,6 +75,8 @@ pub(crate) enum Done {
     Moved(Moved),
     /// A message of others is safe here.
     Kept(EntryId),
+    /// The request of a work whose end nothing else tells of is gone.
+    Gone { work: MessageId, serial: u64 },
     /// Incoming entries can be removed.
     Retired(Vec<Retired>),
 }
@@ -93,6 +95,7 @@ impl Done {
             }
             | Self::Slimmed { .. }
             | Self::Mark(..)
+            | Self::Gone { .. }
             | Self::Retired(_) => false,
             Self::Request(_)
             | Self::Response { awaited: true, .. }

@@ -95,6 +95,8 @@ pub(crate) struct Work {
     pub(crate) writing: (usize, u64),
     /// Responses whose turn to be written comes after that: what is on the disk has no gaps.
     pub(crate) unwritten: VecDeque<Unwritten>,
+    /// A restart knows that it has ended.
+    pub(crate) end_safe: bool,
     /// A write failed; the next is tried later.
     pub(crate) write_failed: bool,
     /// The last response that its reader has; stays on the disk until a later one is there, so
@@ -243,6 +245,7 @@ impl Works {
             stored_serial: 0,
             writing: (0, 0),
             unwritten: VecDeque::new(),
+            end_safe: false,
             write_failed: false,
             retained: None,
             waiting_bytes: new.inline,

@@ -15,7 +15,7 @@ use super::journal::{Arrival, Done, Retired, With};
 use super::works::{State, Unwritten};
 use super::{Cx, DISK_BUSY, Delivery, NO_ROOM_MAX, Out, RemoteId};
 use crate::wiring::Net;
-use crate::{Event, Instant, Output, PersistToken, Record};
+use crate::{EntryId, Event, Instant, Output, PersistToken, Record};
 
 impl Delivery {
     pub(crate) fn handle_persisted(
@@ -45,7 +45,8 @@ impl Delivery {
                 self.outgoing_stored(remote, key);
                 self.touch(remote);
                 self.page_out(remote, key);
-                self.response_written(cx, remote, work, &Unwritten { key, serial, eof });
+                let response = Unwritten { key, serial, eof };
+                self.response_written(cx, remote, work, &response);
             }
             Done::Cancel { remote, key } => self.outgoing_stored(remote, key),
             Done::Arrived { remote, key, what } => {
@@ -91,6 +92,9 @@ impl Delivery {
                     request.deliver(work, cx.out);
                 }
             }
+            Done::Gone { work, serial } => {
+                cx.out.push_back(Output::ResponsesSafe { work, serial });
+            }
             Done::Mark(..) | Done::Responses(_) => {}
             Done::Moved(moved) => self.moved_written(cx, moved),
             Done::Kept(entry) => self.kept_written(cx, entry),
@@ -111,7 +115,8 @@ impl Delivery {
                         request.noted = Some(after.entry);
                     }
                     match with {
-                        With::Nothing | With::Work(_) => self.journal.remove(entry),
+                        With::Nothing => self.journal.remove(entry),
+                        With::Work(work) => self.request_retired(cx, work, entry),
                         With::Early(_, owed) => {
                             // Ahead of the number in whose write its removal is to be.
                             cx.out.push_back(Output::Remove { entry });
@@ -124,16 +129,23 @@ impl Delivery {
                     if let Some((remote, key)) = self.no_room.pop_front() {
                         self.acks(remote).busy(key, Duration::ZERO);
                     }
-                    if let With::Work(id) = with {
-                        if let Some(work) = self.works.get(id) {
-                            let serial = work.serial;
-                            cx.out.push_back(Output::ResponsesSafe { work: id, serial });
-                        }
-                        self.forget_work(cx, id);
-                    }
                 }
             }
         }
+    }
+
+    /// Nothing is left to be said about a work, and its request can go.
+    fn request_retired(&mut self, cx: &mut Cx<'_>, id: MessageId, entry: EntryId) {
+        match self.works.get(id) {
+            Some(work) if !work.end_safe => {
+                // Only that tells a restart that there was an end.
+                let serial = work.serial;
+                cx.out.push_back(Output::Remove { entry });
+                self.journal.also(Done::Gone { work: id, serial });
+            }
+            Some(_) | None => self.journal.remove(entry),
+        }
+        self.forget_work(cx, id);
     }
 
     /// A message of this node is on its disk; without a way only such a one is entrusted to another node.
@@ -193,12 +205,18 @@ impl Delivery {
             return;
         };
         work.writing.0 = work.writing.0.saturating_sub(1);
-        self.response_safe(cx, id, response);
+        self.response_safe(cx, id, response, true);
         self.write_next(cx, id);
     }
 
-    /// A response is on the disk here or at its reader.
-    pub(super) fn response_safe(&mut self, cx: &mut Cx<'_>, id: MessageId, response: &Unwritten) {
+    /// A response is on the disk here, or only at its reader.
+    pub(super) fn response_safe(
+        &mut self,
+        cx: &mut Cx<'_>,
+        id: MessageId,
+        response: &Unwritten,
+        is_here: bool,
+    ) {
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
@@ -208,7 +226,9 @@ impl Delivery {
             return;
         }
         work.stored_serial = work.stored_serial.max(response.serial);
-        if !work.volatile {
+        // A restart that does not find the end here takes the work up again.
+        work.end_safe |= response.eof && is_here;
+        if !work.volatile && (work.end_safe || !response.eof) {
             cx.out.push_back(Output::ResponsesSafe {
                 work: id,
                 serial: work.stored_serial,
@@ -311,6 +331,7 @@ impl Delivery {
             | Done::Cancel { .. }
             | Done::Moved(_)
             | Done::OwnEnd { .. }
+            | Done::Gone { .. }
             | Done::GivenUp { .. } => {
                 self.journal.again(cx.now, done);
             }
@@ -526,7 +547,7 @@ impl Delivery {
                     self.journal.write(record, done);
                 }
             }
-            Done::GivenUp { .. } => self.journal.also(done),
+            Done::GivenUp { .. } | Done::Gone { .. } => self.journal.also(done),
             Done::Arrived { .. }
             | Done::Slimmed { .. }
             | Done::Mark(..)
