@@ -5,6 +5,7 @@ launch DIR COMMAND    becomes COMMAND, with the descriptors that are kept
 """
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,8 @@ class Keeper:
         self.kept, self.forward, self.holders = {}, None, []
         self.workers = listen(directory + "/receptor-worker.sock", socket.SOCK_SEQPACKET)
         self.notify = listen(directory + "/notify", socket.SOCK_DGRAM)
+        # As for a service that stays down.
+        signal.signal(signal.SIGUSR1, lambda *_: [self.forget(name) for name in list(self.kept)])
         self.launches = listen(directory + "/launch", socket.SOCK_STREAM)
 
     def serve(self):

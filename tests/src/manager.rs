@@ -7,6 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::{program, wait_for};
 
 const SCRIPT: &str = include_str!("manager.py");
@@ -66,6 +69,16 @@ impl Manager {
         ]
         .map(|part| part.display().to_string())
         .to_vec()
+    }
+
+    /// Has it forget what it keeps.
+    ///
+    /// # Panics
+    ///
+    /// When it is not there any more.
+    pub fn forget(&self) {
+        let pid = i32::try_from(self.child.id()).expect("a process id");
+        kill(Pid::from_raw(pid), Signal::SIGUSR1).expect("it runs");
     }
 
     /// The names of what it keeps.

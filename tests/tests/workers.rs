@@ -7,6 +7,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use receptor_tests::manager::Manager;
 use receptor_tests::{Control, Daemon, Mesh, wait_for};
 use serde_json::{Value, json};
@@ -140,13 +142,18 @@ impl Answer {
         }
     }
 
+    /// Takes the rest, and returns the last of it.
+    fn end(&mut self) -> Value {
+        loop {
+            if let Some(end) = self.next() {
+                return end;
+            }
+        }
+    }
+
     /// Takes the rest, which must be complete: every number once and in order, and one process.
     fn finish(&mut self, count: u64) {
-        let end = loop {
-            if let Some(end) = self.next() {
-                break end;
-            }
-        };
+        let end = self.end();
         assert_eq!(end["code"], 0, "{end}");
         assert_eq!(self.numbers, (1..=count).collect::<Vec<_>>());
         self.pids.dedup();
@@ -197,4 +204,76 @@ fn a_stop_in_order_leaves_works_running() {
             fs::read_dir(&dir).unwrap().next().is_none().then_some(())
         });
     }
+}
+
+#[test]
+fn what_a_plugin_says_while_there_is_no_daemon_is_heard_by_the_next() {
+    let mut scene = Scene::new();
+    let go = scene.go();
+    let mut answer = scene.send("lines", &json!({"count": 500, "wait": 10, "go": go}));
+    answer.until(10);
+    scene.b.kill();
+    fs::write(go, "").unwrap();
+    let pid = answer.pids[0];
+    wait_for("the plugin to end", || (!is_alive(pid)).then_some(()));
+    scene.b.restart();
+    answer.finish(500);
+    scene.wait_nothing_kept();
+}
+
+#[test]
+fn a_work_is_cancelled_by_a_daemon_that_did_not_start_it() {
+    let mut scene = Scene::new();
+    let go = scene.go();
+    let mut answer = scene.send("lines", &json!({"count": 20, "wait": 10, "go": go}));
+    answer.until(10);
+    scene.b.kill();
+    scene.b.restart();
+    let works = scene.a.control().json("{\"command\":\"works\"}");
+    let id = works["works"][0]["id"].as_str().unwrap().to_owned();
+    let command = json!({"command": "cancel", "id": id});
+    scene.a.control().json(&command.to_string());
+    let end = answer.end();
+    assert_eq!(end["error"]["code"], "cancelled", "{end}");
+    scene.wait_nothing_kept();
+    assert!(!is_alive(answer.pids[0]));
+}
+
+#[test]
+fn a_plugin_that_nobody_can_go_on_with_is_ended_and_its_work_was_cut_short() {
+    let mut scene = Scene::new();
+    let go = scene.go();
+    let mut answer = scene.send("lines", &json!({"count": 20, "wait": 10, "go": go}));
+    answer.until(10);
+    scene.b.stop();
+    // As a service manager does with a service that stays down.
+    scene.manager.forget();
+    scene.wait_nothing_kept();
+    wait_for("the plugin to end", || {
+        (!is_alive(answer.pids[0])).then_some(())
+    });
+    scene.b.restart();
+    let end = answer.end();
+    assert_eq!(end["error"]["code"], "interrupted", "{end}");
+}
+
+#[test]
+fn a_unit_that_is_killed_is_a_plugin_that_died() {
+    let scene = Scene::new();
+    let go = scene.go();
+    let mut answer = scene.send("lines", &json!({"count": 20, "wait": 10, "go": go}));
+    answer.until(10);
+    let pid = Pid::from_raw(i32::try_from(answer.pids[0]).unwrap());
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let holder = stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap();
+    kill(Pid::from_raw(holder.parse().unwrap()), Signal::SIGKILL).unwrap();
+    let end = answer.end();
+    assert_eq!(end["error"]["code"], "plugin-exit", "{end}");
+    assert_eq!(end["error"]["detail"]["signal"], "SIGKILL", "{end}");
+    scene.wait_nothing_kept();
+}
+
+fn is_alive(pid: u64) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
 }

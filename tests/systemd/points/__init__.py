@@ -159,6 +159,7 @@ RESTORE = """
 systemctl stop 'receptord*' 'receptor-worker*' 2>/dev/null
 rm -rf /run/systemd/system/receptor*.d /etc/systemd/system/receptor*.d /etc/receptor/receptord.toml.d /run/receptor/receptord.toml.d \
     /usr/lib/receptor/receptord.toml.d /etc/receptor/plugins /etc/receptor@* /var/lib/receptor /var/lib/receptor@*
+systemd-tmpfiles --create receptor.conf
 systemctl daemon-reload
 systemctl reset-failed
 systemctl start receptord-control.socket receptord.service

@@ -67,7 +67,8 @@ class Sandbox(Case):
                                        "find /run /tmp /dev/shm -newer /root/before -user receptor")
         elsewhere = [path for path in found.splitlines() if not path.startswith(("/var/lib/receptor", "/run/receptor"))]
         self.assertEqual(elsewhere, [])
-        self.assertEqual(self.a.out("stat", "-c", "%a %U %G", "/var/lib/receptor"), "700 receptor receptor")
+        self.assertEqual(self.a.out("stat", "-c", "%a %U %G", "/var/lib/receptor"), "711 receptor receptor")
+        self.assertEqual(self.a.out("sh", "-c", "find /var/lib/receptor -mindepth 1 -maxdepth 1 -type d -perm /o+rwx"), "")
         self.assertEqual(self.show("ProtectSystem"), "strict")
 
     def test_23_keys_come_as_credentials(self):

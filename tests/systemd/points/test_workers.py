@@ -1,0 +1,115 @@
+"""Works in units of their own, and what becomes of them when the daemon is stopped, restarted or killed."""
+
+from points import SERVICE, Case
+
+WORKERS = "receptor-worker.socket"
+TEMPLATE = "receptor-worker@.service"
+LINES = 3000
+GO = "/etc/receptor/go"
+# Says a thousand lines, waits for a file, and says the others; with each its process id.
+COUNT = f"""#!/bin/sh
+echo '{{"type":"hello","protocol":1,"name":"count","version":"1","actions":{{"execute":{{"payload":"none","output":"text"}}}}}}'
+read -r hello || exit 0
+read -r work || exit 0
+self="$$ $(id -un) $(ulimit -n)"
+number=0
+while [ $number -lt {LINES} ]; do
+    number=$((number + 1))
+    echo "$number $self"
+    while [ $number = 1000 ] && ! [ -e {GO} ]; do sleep 0.05; done
+done
+"""
+
+
+class Workers(Case):
+    def setUp(self):
+        super().setUp()
+        self.a.run("rm", "-f", GO)
+        self.a.write("/etc/receptor/plugins/count", COUNT, mode=0o755)
+        self.configure('node-id = "east"\n')
+        self.systemctl("start", WORKERS)
+        self.systemctl("restart", SERVICE)
+        self.until(lambda: "count" in self.ctl("plugin", "list").stdout)
+
+    def begin(self):
+        """Starts a work, and waits until it stands at its thousandth line."""
+        work = self.ctl("send", "--detach", "--directive=count:execute", "--recipient=east").stdout.strip()
+        self.until(lambda: len(self.lines(work)) == 1000, "a thousand lines")
+        return work
+
+    def lines(self, work):
+        return self.ctl("work", "results", work, check=False).stdout.splitlines()
+
+    def finish(self, work):
+        """Lets it go on to its end: every line came once, in order, from one process. The last of them."""
+        self.a.write(GO, "")
+        lines = self.ctl("work", "results", work, "--follow").stdout.splitlines()
+        self.assertEqual([int(line.split()[0]) for line in lines], list(range(1, LINES + 1)))
+        self.assertEqual(len({line.split()[1] for line in lines}), 1)
+        self.until(lambda: not self.units(), "its unit is gone")
+        self.assertEqual(self.show("NFileDescriptorStore"), "0")
+        return lines[-1].split()
+
+    def units(self):
+        listed = self.a.out("systemctl", "list-units", "--plain", "--no-legend", "receptor-worker@*")
+        return [line.split()[0] for line in listed.splitlines()]
+
+    def test_11_a_restart_leaves_works_running(self):
+        work = self.begin()
+        for _ in range(2):
+            before = self.pid()
+            self.systemctl("restart", SERVICE)
+            self.assertNotEqual(self.pid(), before)
+            self.until(lambda: self.status()["receptor"]["works_active"] == 1, "the work is taken up")
+        self.finish(work)
+
+    def test_11_a_stop_ends_works(self):
+        work = self.begin()
+        (unit,) = self.units()
+        group = self.show("ControlGroup", unit)
+        self.systemctl("stop", SERVICE)
+        self.until(lambda: not self.units(), "the unit is gone")
+        self.assertFalse(self.a.path(f"/sys/fs/cgroup{group}").exists())
+        self.systemctl("start", SERVICE)
+        ended = self.until(lambda: self.ctl("work", "results", work, "--follow", check=False))
+        self.assertIn("interrupted", ended.stderr)
+
+    def test_12_a_crash_leaves_works_running(self):
+        work = self.begin()
+        for _ in range(3):
+            before = self.pid()
+            self.assertEqual(self.show("NFileDescriptorStore"), "1")
+            self.systemctl("kill", "--signal=KILL", "--kill-whom=main", SERVICE)
+            self.until(lambda: self.pid() not in [0, before] and self.is_active(SERVICE), "another daemon")
+            self.until(lambda: self.status()["receptor"]["works_active"] == 1, "the work is taken up")
+        self.finish(work)
+
+    def test_15_each_work_has_a_unit_and_a_user_and_limits_that_can_be_changed(self):
+        self.edit(TEMPLATE, "[Service]\nLimitNOFILE=99\n")
+        work = self.begin()
+        other = self.ctl("send", "--detach", "--directive=count:execute", "--recipient=east").stdout.strip()
+        units = self.until(lambda: len(self.units()) == 2 and self.units(), "two units")
+        groups = {self.show("ControlGroup", unit) for unit in units}
+        self.assertEqual(len(groups), 2)
+        for group in groups:
+            self.assertRegex(group, "/receptor.slice/receptor-workers.slice/")
+        _, _, user, files = self.finish(work)
+        self.assertEqual((user, files), ("receptor-worker", "99"))
+        self.finish(other)
+
+    def test_15_a_plugin_cannot_reach_what_is_the_daemon_s(self):
+        probe = COUNT[: COUNT.index("self=")].replace("count", "probe") + (
+            "for path in /var/lib/receptor/spool /var/lib/receptor/jobs /run/receptor/receptord.sock; do\n"
+            "    if ls $path >/dev/null 2>&1; then echo seen $path; fi\ndone\n"
+            "if touch here && mkdir -m 700 mine && touch mine/too; then echo made; fi\n"
+        )
+        self.a.write("/etc/receptor/plugins/probe", probe, mode=0o755)
+        self.until(lambda: "probe" in self.ctl("plugin", "list").stdout)
+        said = self.ctl("send", "--directive=probe:execute", "--recipient=east").stdout
+        self.assertEqual(said.split("\n")[:-1], ["made"])
+        self.until(lambda: self.a.out("ls", "/var/lib/receptor/jobs") == "", "its directory is gone")
+
+    def test_18_exposure(self):
+        path = f"/usr/lib/systemd/system/{TEMPLATE}"
+        said = self.a.run("systemd-analyze", "--no-pager", "--offline=yes", "--threshold=20", "security", path, check=False)
+        self.assertEqual(said.returncode, 0, said.stdout)
