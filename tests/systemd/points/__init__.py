@@ -151,6 +151,10 @@ class Case(unittest.TestCase):
     def ctl(self, *words, node=None, **options):
         return (node or self.a).run("receptorctl", *words, **options)
 
+    def plugins(self):
+        listed = json.loads(self.ctl("--json", "plugin", "list").stdout)["plugins"]
+        return {plugin["name"]: plugin for plugin in listed}
+
     def status(self, node=None):
         return json.loads(self.ctl("--json", "status", node=node).stdout)
 
@@ -158,7 +162,7 @@ class Case(unittest.TestCase):
 RESTORE = """
 systemctl stop 'receptord*' 'receptor-worker*' 2>/dev/null
 rm -rf /run/systemd/system/receptor*.d /etc/systemd/system/receptor*.d /etc/receptor/receptord.toml.d /run/receptor/receptord.toml.d \
-    /usr/lib/receptor/receptord.toml.d /etc/receptor/plugins /etc/receptor@* /var/lib/receptor /var/lib/receptor@*
+    /usr/lib/receptor/receptord.toml.d /etc/receptor/plugins/* /etc/receptor@* /var/lib/receptor /var/lib/receptor@*
 systemd-tmpfiles --create receptor.conf
 systemctl daemon-reload
 systemctl reset-failed

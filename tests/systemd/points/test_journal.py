@@ -2,7 +2,7 @@
 
 import re
 
-from points import ROOT, SERVICE, Case
+from points import CONTROL, ROOT, SERVICE, Case
 
 STARTED = "91661fee146e4bbc9bb8b9520d681672"
 LINK_UP = "d8cb695cbaed42bcb75f201dede90c37"
@@ -28,7 +28,9 @@ class Journal(Case):
         self.assertEqual(up["PRIORITY"], "6")
         started = self.entries(f"MESSAGE_ID={STARTED}", "RECEPTOR_NODE=east")
         self.assertEqual(len(started), 1)
-        work = self.ctl("send", "--detach", "--expires=1s", "--directive=echo:echo", "--recipient=nobody", "hello").stdout.strip()
+        self.systemctl("stop", SERVICE, CONTROL, node=self.b)
+        send = ["send", "--detach", "--expires=1s", "--directive=echo:echo", "--recipient=west", '"hello"']
+        work = self.ctl(*send).stdout.strip()
         lost = self.until(lambda: self.entries(f"MESSAGE_ID={DEAD_LETTER}"), "a dead letter")[-1]
         self.assertEqual((lost["RECEPTOR_MESSAGE"], lost["RECEPTOR_WORK"], lost["RECEPTOR_NODE"]), (work, work, "east"))
         self.assertEqual(lost["PRIORITY"], "4")
@@ -48,14 +50,15 @@ class Journal(Case):
 
     def test_30_nothing_is_said_while_all_is_well(self):
         # Without ansible-runner the runner is not ready, and it is right to say so.
-        self.a.run("ln", "-s", "/dev/null", "/etc/receptor/plugins/runner")
+        for node in self.nodes:
+            node.run("ln", "-s", "/dev/null", "/etc/receptor/plugins/runner")
         self.edit(SERVICE, "[Service]\nWatchdogSec=900ms\n")
         self.link_nodes()
         pid = self.pid()
         said = lambda *words: self.entries(f"_PID={pid}", *words)
         # The start is over when there is something to run, and the status line has been told.
         self.until(lambda: [entry for entry in said() if entry["MESSAGE"] == "capabilities"])
-        self.ctl("send", "--directive=echo:echo", "--recipient=west", "hello")
+        self.ctl("send", "--directive=echo:echo", "--recipient=west", '"hello"')
         self.assertEqual(said("-p", "warning"), [])
         before = len(said())
         self.assertLess(before, 20)

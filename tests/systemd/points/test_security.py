@@ -34,13 +34,12 @@ class Sandbox(Case):
             self.edit(SERVICE, "[Service]\nSystemCallErrorNumber=kill\n", node=node)
         self.link_nodes()
         pids = [self.pid(node=node) for node in self.nodes]
-        self.a.run("sh", "-c", f"head -c 3000000 /dev/urandom > /root/large")
-        echoed = self.a.run("sh", "-c", "receptorctl send --directive echo:echo --recipient west @/root/large | cmp - /root/large")
+        self.a.run("sh", "-c", "head -c 3000000 /dev/urandom > /root/large")
+        echoed = self.a.run("sh", "-c", "receptorctl send --directive echo:bytes --recipient west @/root/large | cmp - /root/large")
         self.assertEqual(echoed.returncode, 0)
         self.a.write("/etc/receptor/plugins/new", "#!/bin/sh\nexit 1\n", mode=0o755)
         self.configure('[capabilities]\nsite = "berlin"\n', name="60-more.toml")
         self.systemctl("reload", SERVICE)
-        self.ctl("send", "--detach", "--directive=echo:echo", "--recipient=nobody", "hello")
         for words in [["status"], ["spool", "list"], ["traceroute", "west"], ["work", "list"], ["plugin", "list"]]:
             self.ctl(*words)
         self.assertEqual([self.pid(node=node) for node in self.nodes], pids)
@@ -62,7 +61,7 @@ class Sandbox(Case):
     def test_22_nothing_is_written_elsewhere(self):
         self.a.run("touch", "/root/before")
         self.link_nodes()
-        self.ctl("send", "--directive=echo:echo", "--recipient=west", "hello")
+        self.ctl("send", "--directive=echo:echo", "--recipient=west", '"hello"')
         found = self.a.out("sh", "-c", "find / -xdev -newer /root/before -user receptor -not -path '/proc/*' -not -path '/sys/*'; "
                                        "find /run /tmp /dev/shm -newer /root/before -user receptor")
         elsewhere = [path for path in found.splitlines() if not path.startswith(("/var/lib/receptor", "/run/receptor"))]
@@ -102,7 +101,11 @@ class Sandbox(Case):
             self.a.run("useradd", "-M", *groups, user, check=False)
         refused = self.ctl("status", user="stranger", check=False)
         self.assertEqual(refused.returncode, 77, refused.stderr)
+        if points.version < 257:
+            # Else all users but root are "nobody" to the daemon.
+            self.edit(SERVICE, (ROOT / "systemd/examples/users.conf").read_text())
+            self.systemctl("restart", SERVICE)
         self.ctl("log-level", "debug", user="member")
         uid = self.a.out("id", "-u", "member")
         said = [entry for entry in self.entries("-u", SERVICE) if entry["MESSAGE"] == "log level set by a client"][-1]
-        self.assertIn(uid, [value for name, value in said.items() if name.endswith("UID") and not name.startswith("_")], said)
+        self.assertEqual(said["RECEPTOR_UID"], uid)
