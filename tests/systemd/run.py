@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import points
@@ -96,15 +97,15 @@ def run_suite(suite, words, results):
 def run_suites(suites, words):
     """Tests several distributions at once and prints what each said; then the table."""
     rig.collect_garbage()
-    for suite in suites:
-        rig.base_tree(suite)
+    with ThreadPoolExecutor() as both:
+        list(both.map(rig.base_tree, suites))
     outcomes, failed = {}, []
     with tempfile.TemporaryDirectory() as directory:
         runs = []
         for suite in suites:
             # One alone is followed as it goes.
             log = open(Path(directory, f"{suite}.log"), "w+") if len(suites) > 1 else None
-            command = [sys.executable, __file__, "--suite", suite, "--results", f"{directory}/{suite}.json", *words]
+            command = [sys.executable, "-u", __file__, "--suite", suite, "--results", f"{directory}/{suite}.json", *words]
             runs.append((suite, log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
         for suite, log, run in runs:
             status = run.wait()

@@ -166,7 +166,7 @@ rm -rf /run/systemd/system/receptor*.d /etc/systemd/system/receptor*.d /etc/rece
 systemd-tmpfiles --create receptor.conf
 systemctl daemon-reload
 systemctl reset-failed
-systemctl start receptord-control.socket receptord.service
+systemctl start receptor-worker.socket receptord-control.socket receptord.service
 """
 
 
