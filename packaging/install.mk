@@ -122,3 +122,4 @@ dist: ## the sources with everything that they need, to build without network: t
 	cp -r packaging/debian target/dist/receptor-$(VERSION)/debian
 	tar -C target/dist --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime=@$(SOURCE_DATE_EPOCH) \
 		-cJf $(PACKAGES)/receptor-$(VERSION).tar.xz receptor-$(VERSION)
+	rm -rf target/dist

@@ -238,6 +238,28 @@ class Chain(Case):
         self.assertEqual(json.loads(said.stdout.splitlines()[-1])["status"], "successful")
 
 
+    def test_38_a_node_moves_to_another_host_and_what_waited_arrives(self):
+        self.systemctl("stop", CONTROL, SERVICE, node=self.b)
+        self.configure('node-id = "site"\n[[peer]]\nurl = "rnp://b:8888"\nallow-plaintext = true\n', node=self.c)
+        self.systemctl("restart", SERVICE, node=self.c)
+        work = self.ctl("send", "--detach", "--wait", "--directive", "echo:echo", "--recipient", "late", '"good day"',
+                        node=self.c).stdout.strip()
+        # As docs/operations.md says.
+        self.systemctl("stop", CONTROL, SERVICE, node=self.c)
+        self.c.run("tar", "-C", "/", "-czf", "/root/node.tar.gz", "var/lib/receptor", "etc/receptor")
+        self.systemctl("stop", CONTROL, SERVICE)
+        self.a.write("/root/node.tar.gz", self.c.path("/root/node.tar.gz").read_bytes())
+        self.a.run("rm", "-r", "/var/lib/receptor")
+        self.a.run("tar", "-C", "/", "-xpzf", "/root/node.tar.gz")
+        self.systemctl("start", CONTROL, SERVICE)
+        self.assertEqual(self.status()["NodeID"], "site")
+        self.assertIn(work[:8], self.ctl("spool", "list").stdout)
+
+        self.configure('node-id = "late"\n[[listen]]\nurl = "rnp://[::]:8888"\nallow-plaintext = true\n', node=self.b)
+        self.systemctl("start", CONTROL, SERVICE, node=self.b)
+        self.assertEqual(self.ctl("work", "results", "--follow", work).stdout, '"good day"\n')
+
+
 @of_packages
 class Quickstart(Case):
     NODES, BARE = 2, True
