@@ -165,13 +165,13 @@ class Removal(Case):
         before = paths(self.a)
         install_packages(self.a, *(package(name) for name in NAMES))
         node_id = self.status()["NodeID"]
+        self.configure('[[listen]]\nurl = "rnp://[::]:8899"\nallow-plaintext = true\n')
         self.systemctl("stop", SERVICE)
         self.systemctl("enable", "--now", MESH)
         self.systemctl("start", SERVICE)
-        self.a.write("/etc/receptor/receptord.toml.d/50-site.toml", '[capabilities]\nsite = "berlin"\n')
 
         self.a.run("dpkg", "--remove", *NAMES)
-        self.assertEqual(self.a.run("pgrep", "--euid", "receptor", check=False).stdout, "")
+        self.assertEqual(self.a.run("pgrep", "--euid", "receptor,receptor-worker", check=False).stdout, "")
         self.assertEqual(self.systemctl("list-units", "--no-legend", "receptor*").stdout, "")
         self.assertEqual(self.a.out("ss", "--no-header", "--listening", "--tcp"), "")
         self.assertTrue(self.a.path("/etc/receptor/receptord.toml").exists())
@@ -212,7 +212,7 @@ class Rpm(Case):
 
         self.a.run(*rpm, "--erase", *NAMES)
         self.assertEqual(self.systemctl("list-units", "--no-legend", "receptor*").stdout, "")
-        self.assertEqual(self.a.run("pgrep", "--euid", "receptor", check=False).stdout, "")
+        self.assertEqual(self.a.run("pgrep", "--euid", "receptor,receptor-worker", check=False).stdout, "")
         self.assertFalse(self.a.path("/usr/bin/receptord").exists())
         self.assertFalse(self.a.path("/etc/receptor/receptord.toml").exists())
 
