@@ -88,6 +88,15 @@ class Packages(Case):
     def newer(self):
         return [with_version(package(name), NEWER, self.session.directory) for name in NAMES]
 
+    def plugin(self, name, script):
+        """Drops in a plugin, and waits until it is noticed."""
+        self.a.write(f"/etc/receptor/plugins/{name}", (
+            "#!/bin/sh\n"
+            f'echo \'{{"type":"hello","protocol":1,"name":"{name}","version":"1.0.0","actions":{{"say":{{"payload":"none","output":"text"}}}}}}\'\n'
+            f"read -r hello || exit 0\nread -r job || exit 0\n{script}\n"
+        ), mode=0o755)
+        self.until(lambda: f'"{name}"' in self.ctl("--json", "capabilities").stdout)
+
     def version(self):
         return self.a.out("dpkg-query", "--show", "--showformat=${Version}", "receptord")
 
@@ -103,6 +112,19 @@ class Packages(Case):
         self.assertEqual(self.version(), older)
         self.assertEqual(len({first, second, third}), 3)
         self.assertEqual(self.status()["NodeID"], node_id)
+
+    def test_10_work_that_runs_goes_on_over_an_upgrade(self):
+        go = "/var/lib/receptor-worker/go"
+        self.a.run("rm", "-f", go)
+        self.plugin("slow", f"echo $$; while ! [ -e {go} ]; do sleep 0.1; done; echo end")
+        work = self.ctl("send", "--detach", "--directive", "slow:say", "--recipient", self.status()["NodeID"]).stdout.strip()
+        pid = self.until(lambda: self.ctl("work", "results", work, check=False).stdout.strip(), "the first response")
+        before = self.pid()
+        install_packages(self.a, *self.newer())
+        self.until(lambda: self.pid() not in (0, before) and self.status())
+        self.assertIn("slow", self.a.path(f"/proc/{pid}/cmdline").read_text())
+        self.a.write(go, "")
+        self.assertEqual(self.ctl("work", "results", "--follow", work).stdout.split(), [pid, "end"])
 
     def test_37_every_program_file_and_protocol_has_a_page_and_shells_complete(self):
         listed = self.a.out("dpkg", "--listfiles", *NAMES).split()
@@ -135,14 +157,9 @@ class Packages(Case):
         self.until(lambda: self.status()["NodeID"] == "mine")
 
     def test_38_a_plugin_that_is_dropped_in_is_there_at_once(self):
-        self.a.write("/etc/receptor/plugins/hello", (
-            "#!/bin/sh\n"
-            'echo \'{"type":"hello","protocol":1,"name":"hello","version":"1.0.0",'
-            '"actions":{"say":{"payload":"none","output":"text"}}}\'\n'
-            "read -r hello || exit 0\nread -r job || exit 0\necho good day\n"
-        ), mode=0o755)
-        said = self.until(lambda: self.ctl("send", "--directive", "hello:say", "--recipient", self.status()["NodeID"]).stdout)
-        self.assertEqual(said, "good day\n")
+        self.plugin("hello", "echo good day")
+        said = self.ctl("send", "--directive", "hello:say", "--recipient", self.status()["NodeID"])
+        self.assertEqual(said.stdout, "good day\n")
 
 
 def install_ansible_runner(node):
