@@ -210,6 +210,12 @@ impl Kept {
         Self { name }
     }
 
+    /// Whether this is its name.
+    #[must_use]
+    pub fn is(&self, name: &str) -> bool {
+        self.name == name
+    }
+
     /// Leaves it to the next start.
     pub fn leave(mut self) {
         self.name.clear();

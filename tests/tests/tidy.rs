@@ -124,7 +124,7 @@ fn crates_depend_only_on_what_they_may() {
                 "tokio",
             ],
         ),
-        ("receptor-tests", &["receptor-proto"]),
+        ("receptor-tests", &["receptor-identity", "receptor-proto"]),
     ]);
     for (package, dependencies) in dependencies() {
         let Some(may) = may.get(package.as_str()) else {

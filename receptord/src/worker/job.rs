@@ -39,7 +39,7 @@ use super::describe::{
     Executable, Parting, Purpose, host_hello, instruction, let_go, make_dir, own_config, put_down,
     read_hello, start,
 };
-use super::holder::{Connection, Mark, Note, Remote, Resumed, Unit, keep_name};
+use super::holder::{Connection, MAX_PACKET, Mark, Note, Remote, Resumed, Unit, keep_name};
 use super::job_dir::{Given, Handover};
 use super::outcome::{Outcome, error};
 use super::process::Process;
@@ -314,12 +314,15 @@ fn start_in_unit(
     if let Some(file) = file {
         Unit::share_file(file)?;
     }
+    let (instruction, source) = instruction(&task.config, &task.plugin, purpose);
+    if instruction.encode_fields().len() >= MAX_PACKET {
+        return Err(io::Error::other("its environment is too large"));
+    }
     let mut connection = Connection::open(&unit.socket)?;
     // What may be run again is, after a restart: what it has said before counts, and would have to be known.
     if task.job.outlives && task.job.attempt == 1 {
         connection.keep(keep_name(task.job.work));
     }
-    let (instruction, source) = instruction(&task.config, &task.plugin, purpose);
     Ok(Process::behind(connection, &instruction, source))
 }
 

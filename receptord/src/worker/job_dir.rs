@@ -17,6 +17,7 @@ use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat};
+use nix::unistd::geteuid;
 use receptor_proto::packet::Content;
 use receptor_proto::plugin::{
     FileRef, Json, MAX_INLINE, MAX_LINE, PayloadKind, PayloadRef, is_relative_path,
@@ -494,7 +495,9 @@ fn look_at(to: &Path, file: &FileRef) -> Result<u64, FileProblem> {
     let opened = open(to, flags, Mode::empty()).map_err(problem)?;
     let stat = fstat(&opened).map_err(problem)?;
     check_kind(stat.st_mode, file)?;
-    fchmod(&opened, Mode::S_IRUSR | Mode::S_IWUSR).map_err(problem)?;
+    if stat.st_uid == geteuid().as_raw() {
+        fchmod(&opened, Mode::S_IRUSR | Mode::S_IWUSR).map_err(problem)?;
+    }
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     if let Some(said) = file.size
         && said != size

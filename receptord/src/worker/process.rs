@@ -384,6 +384,18 @@ impl Process {
         }
     }
 
+    /// Has a file in its directory made readable for this daemon, if that is another user's.
+    pub(super) async fn share(&mut self, path: &str) {
+        if let Body::Remote(remote) = &mut self.body {
+            let common = Common {
+                lines: &mut self.lines,
+                stderr: &mut self.stderr,
+                status: &mut self.status,
+            };
+            remote.share(path, common).await;
+        }
+    }
+
     /// Clears away what is left of it and its directory, once it has ended.
     pub(super) async fn clear_away(mut self, sweeper: &Sweeper) {
         match &mut self.body {

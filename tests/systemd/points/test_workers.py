@@ -109,6 +109,24 @@ class Workers(Case):
         self.assertEqual(said.split("\n")[:-1], ["made"])
         self.until(lambda: self.a.out("ls", "/var/lib/receptor/jobs") == "", "its directory is gone")
 
+    def test_15_a_result_file_that_only_the_plugin_can_read_is_taken(self):
+        hello = COUNT[: COUNT.index("read -r hello")].replace("count", "files").replace('"text"', '"json"')
+        self.a.write("/etc/receptor/plugins/files", hello + """
+read -r hello || exit 0
+read -r work || exit 0
+umask 077
+echo private >small
+head -c 3000000 /dev/zero >large
+for file in small large; do
+    echo '{"type":"data","id":"'$RECEPTOR_JOB_ID'","file":"'$file'"}'
+done
+echo '{"type":"done","id":"'$RECEPTOR_JOB_ID'","code":0}'
+""", mode=0o755)
+        self.until(lambda: "files" in self.ctl("plugin", "list").stdout)
+        work = self.ctl("send", "--detach", "--directive=files:execute", "--recipient=east").stdout.strip()
+        said = self.a.out("sh", "-c", f"receptorctl work results {work} --follow | wc -c")
+        self.assertIn(int(said), range(3000008, 3000012))
+
     def test_18_exposure(self):
         path = f"/usr/lib/systemd/system/{TEMPLATE}"
         said = self.a.run("systemd-analyze", "--no-pager", "--offline=yes", "--threshold=20", "security", path, check=False)

@@ -11,7 +11,7 @@ use receptor_proto::plugin::MAX_LINE;
 
 /// Bytes beyond which no more is read from the plugin: the longest line, and as much again to go on with
 /// while that one is being put away.
-const WINDOW: usize = 2 * MAX_LINE;
+pub(super) const WINDOW: usize = 2 * MAX_LINE;
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 /// the daemon that it cannot go on from.
 pub(super) const VERSION: u8 = 1;
 /// Longest packet in bytes; what a socket takes in one piece on any system.
-pub(super) const MAX_PACKET: usize = 64 * 1024;
+pub(in crate::worker) const MAX_PACKET: usize = 64 * 1024;
 /// Longest piece of a stream in a packet, in bytes: a round number that leaves room for the rest of it, and is
 /// no more than what a response may have inline.
 pub(super) const MAX_CHUNK: usize = 60 * 1024;
@@ -38,6 +38,8 @@ pub(super) enum Order<'a> {
     Terminate,
     /// End the plugin and all that it has started.
     Kill,
+    /// Let the daemon's user read this file in the plugin's directory. Answered when it is so, or cannot be.
+    Share(&'a [u8]),
     /// End what is left of it, and empty its directory.
     Finish,
     /// Another daemon: drop the line that is not complete, tell where things are, and say everything
@@ -68,6 +70,8 @@ pub(super) enum News<'a> {
     Resumed(Resumed<'a>),
     /// [`Order::Finish`] is done.
     Finished,
+    /// [`Order::Share`] is.
+    Shared,
 }
 
 /// Where things are.
@@ -79,6 +83,8 @@ pub(super) struct Resumed<'a> {
     pub offset: u64,
     /// Bytes for stdin that came in whole lines.
     pub whole: u64,
+    /// Those of them that were written.
+    pub fed: u64,
     /// The mark of the last [`Order::Seen`].
     pub mark: &'a [u8],
     /// The last [`Order::Note`].
@@ -98,6 +104,7 @@ const TERMINATE: u8 = 6;
 const KILL: u8 = 7;
 const FINISH: u8 = 8;
 const RESUME: u8 = 9;
+const SHARE: u8 = 10;
 
 const OUTPUT: u8 = 65;
 const OUTPUT_END: u8 = 66;
@@ -106,6 +113,7 @@ const FED: u8 = 68;
 const EXITED: u8 = 69;
 const RESUMED: u8 = 70;
 const FINISHED: u8 = 71;
+const SHARED: u8 = 72;
 
 impl<'a> Order<'a> {
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -121,6 +129,7 @@ impl<'a> Order<'a> {
             }
             Self::Terminate => vec![TERMINATE],
             Self::Kill => vec![KILL],
+            Self::Share(path) => with(SHARE, path),
             Self::Finish => vec![FINISH],
             Self::Resume(number) => with(RESUME, &number.to_le_bytes()),
         }
@@ -139,6 +148,7 @@ impl<'a> Order<'a> {
             }
             TERMINATE => Self::Terminate,
             KILL => Self::Kill,
+            SHARE => Self::Share(rest),
             FINISH => Self::Finish,
             RESUME => Self::Resume(number(rest)?.0),
             _ => return Err(Unknown),
@@ -163,6 +173,7 @@ impl<'a> News<'a> {
                 out.extend_from_slice(&resumed.number.to_le_bytes());
                 out.extend_from_slice(&resumed.offset.to_le_bytes());
                 out.extend_from_slice(&resumed.whole.to_le_bytes());
+                out.extend_from_slice(&resumed.fed.to_le_bytes());
                 let mark = u64::try_from(resumed.mark.len()).unwrap_or(u64::MAX);
                 out.extend_from_slice(&mark.to_le_bytes());
                 out.extend_from_slice(resumed.mark);
@@ -170,6 +181,7 @@ impl<'a> News<'a> {
                 out
             }
             Self::Finished => vec![FINISHED],
+            Self::Shared => vec![SHARED],
         }
     }
 
@@ -194,6 +206,7 @@ impl<'a> News<'a> {
                 let (own, rest) = number(rest)?;
                 let (offset, rest) = number(rest)?;
                 let (whole, rest) = number(rest)?;
+                let (fed, rest) = number(rest)?;
                 let (mark, rest) = number(rest)?;
                 let mark = usize::try_from(mark).map_err(|_| Unknown)?;
                 let (mark, note) = rest.split_at_checked(mark).ok_or(Unknown)?;
@@ -201,11 +214,13 @@ impl<'a> News<'a> {
                     number: own,
                     offset,
                     whole,
+                    fed,
                     mark,
                     note,
                 })
             }
             FINISHED => Self::Finished,
+            SHARED => Self::Shared,
             _ => return Err(Unknown),
         })
     }
@@ -240,6 +255,7 @@ mod tests {
             },
             Order::Terminate,
             Order::Kill,
+            Order::Share(b"out/a"),
             Order::Finish,
             Order::Resume(4),
         ];
@@ -259,10 +275,12 @@ mod tests {
                 number: 9,
                 offset: 1,
                 whole: 2,
+                fed: 1,
                 mark: b"mark",
                 note: b"note",
             }),
             News::Finished,
+            News::Shared,
         ];
         for news in news {
             assert_eq!(News::decode(&news.encode()), Ok(news));
@@ -285,7 +303,7 @@ mod tests {
             assert_eq!(News::decode(packet), Err(Unknown));
         }
         let mut mark_too_long = vec![RESUMED, VERSION];
-        mark_too_long.extend_from_slice(&[0; 24]);
+        mark_too_long.extend_from_slice(&[0; 32]);
         mark_too_long.extend_from_slice(&u64::MAX.to_le_bytes());
         assert_eq!(News::decode(&mark_too_long), Err(Unknown));
     }

@@ -14,9 +14,11 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio, exit};
@@ -104,8 +106,8 @@ struct Holder {
     mark: Vec<u8>,
     /// What was told of this, as of the last [`Order::Resume`].
     told: Told,
-    /// The answer to an order that the socket has not taken yet.
-    answer: Option<Vec<u8>>,
+    /// Answers that the socket has not taken yet: as many as a daemon waits for.
+    answers: VecDeque<Vec<u8>>,
     /// The socket takes no more at the moment.
     full: bool,
     /// Nobody has the other end.
@@ -154,6 +156,8 @@ impl Holder {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(&mask, flags)?;
         prctl::set_child_subreaper(true)?;
+        // The plugin is of the same user: it must not look in here for the connection.
+        prctl::set_dumpable(false)?;
         Ok(Self {
             connection,
             signals,
@@ -165,7 +169,7 @@ impl Holder {
             note: Vec::new(),
             mark: Vec::new(),
             told: Told::default(),
-            answer: None,
+            answers: VecDeque::new(),
             full: false,
             alone: false,
             kill_at: None,
@@ -280,22 +284,33 @@ impl Holder {
             }
             Order::Terminate => self.signal(Signal::SIGTERM),
             Order::Kill => self.kill(),
+            Order::Share(path) => {
+                if let Some(plugin) = &self.plugin {
+                    share(&plugin.root.dir.join(OsStr::from_bytes(path)));
+                }
+                self.answers.push_back(News::Shared.encode());
+            }
             Order::Finish => {
                 self.clear_away();
-                self.answer = Some(News::Finished.encode());
+                self.answers.push_back(News::Finished.encode());
             }
             Order::Resume(number) => {
                 self.input.drop_partial();
                 self.kept.again();
-                self.told = Told::default();
+                self.told = Told {
+                    fed: self.input.fed(),
+                    ..Told::default()
+                };
                 let resumed = Resumed {
                     number,
                     offset: self.kept.offset(),
                     whole: self.input.whole(),
+                    fed: self.input.fed(),
                     mark: &self.mark,
                     note: &self.note,
                 };
-                self.answer = Some(News::Resumed(resumed).encode());
+                self.answers.clear();
+                self.answers.push_back(News::Resumed(resumed).encode());
             }
         }
         Ok(())
@@ -304,11 +319,11 @@ impl Holder {
     /// Tells the daemon what is new, as far as the socket takes it.
     fn say(&mut self) {
         self.full = false;
-        if let Some(answer) = self.answer.take()
-            && !self.send(&answer)
-        {
-            self.answer = Some(answer);
-            return;
+        while let Some(answer) = self.answers.pop_front() {
+            if !self.send(&answer) {
+                self.answers.push_front(answer);
+                return;
+            }
         }
         let mut left = BURST;
         while left > 0 && !self.full && !self.alone {
@@ -551,6 +566,17 @@ impl Plugin {
             status: None,
             awaited: Some(awaited),
         })
+    }
+}
+
+/// Lets the group, which is the daemon's as well, read and write a file. Of what cannot be so, or is none of its
+/// user's, the daemon tells the plugin.
+fn share(path: &Path) {
+    if let Ok(found) = path.symlink_metadata()
+        && found.is_file()
+    {
+        let mode = found.permissions().mode() | 0o660;
+        let _ = std::fs::set_permissions(path, Permissions::from_mode(mode));
     }
 }
 

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use tokio::time::timeout;
 
 use super::connection::Connection;
+use super::kept::WINDOW;
 use super::note::{Mark, Note};
 use super::packet::{News, Order};
 use crate::worker::lines::Lines;
@@ -39,6 +40,7 @@ pub(in crate::worker) struct Remote {
     /// What [`Self::event`] has not told yet.
     news: Waiting,
     finished: bool,
+    shared: bool,
     lost: bool,
 }
 
@@ -63,21 +65,22 @@ impl Remote {
     /// A new one: `instruction` is how to start it.
     pub(in crate::worker) fn start(mut connection: Connection, instruction: &[u8]) -> Self {
         connection.send(&Order::Run(instruction));
-        Self::at(connection, 0, 0)
+        Self::at(connection, (0, 0), 0)
     }
 
     /// One that was started by an earlier daemon and said `received` bytes that were put away; `sent` bytes went to
-    /// its stdin.
-    pub(super) fn at(connection: Connection, sent: u64, received: u64) -> Self {
+    /// its stdin, of which it has got `fed`.
+    pub(super) fn at(connection: Connection, (sent, fed): (u64, u64), received: u64) -> Self {
         Self {
             connection,
             sent,
-            fed: 0,
+            fed,
             received,
             ends: VecDeque::new(),
             open: true,
             news: Waiting::default(),
             finished: false,
+            shared: false,
             lost: false,
         }
     }
@@ -197,7 +200,9 @@ impl Remote {
                 }
             };
             match News::decode(packet) {
-                Ok(News::Output { offset, bytes }) if offset == self.received => {
+                Ok(News::Output { offset, bytes })
+                    if offset == self.received && lines.len() <= WINDOW =>
+                {
                     lines.buffer().extend_from_slice(bytes);
                     self.received += u64::try_from(bytes.len()).unwrap_or(0);
                     self.ends.push_back(self.received);
@@ -217,6 +222,7 @@ impl Remote {
                     self.news.exited = true;
                 }
                 Ok(News::Finished) => self.finished = true,
+                Ok(News::Shared) => self.shared = true,
                 Ok(News::Output { .. } | News::Resumed(_)) | Err(_) => {
                     tracing::error!("the holder of a plugin does not make sense");
                     self.lose(status);
@@ -244,6 +250,19 @@ impl Remote {
             }
         };
         let _ = timeout(FINISH, dead).await;
+    }
+
+    /// Has a file of the plugin's user made readable for this one.
+    pub(in crate::worker) async fn share(&mut self, path: &str, mut common: Common<'_>) {
+        self.shared = false;
+        self.connection.send(&Order::Share(path.as_bytes()));
+        let done = async {
+            while !self.shared && !self.lost {
+                self.progress(common.reborrow()).await;
+            }
+        };
+        // If it is not, that is told of the file.
+        let _ = timeout(FINISH, done).await;
     }
 
     /// Lets the holder end what the plugin has left and empty its directory, and waits for that.

@@ -38,6 +38,7 @@ struct Place {
     note: Note,
     mark: Mark,
     whole: u64,
+    fed: u64,
     offset: u64,
 }
 
@@ -64,7 +65,9 @@ pub fn resume(left: Vec<(String, OwnedFd)>) -> Vec<Resumed> {
     for (kept, socket) in left {
         match answer(&socket, number, deadline) {
             Ok(Some(place)) => {
-                if let Some(work) = place.note.work() {
+                // A plugin's user could forge a note, and the name with the service manager not.
+                let work = place.note.work();
+                if let Some(work) = work.filter(|work| kept.is(&units::keep_name(*work))) {
                     resumed.push(Resumed {
                         place,
                         work,
@@ -115,10 +118,11 @@ impl Resumed {
             note,
             mark,
             whole,
+            fed,
             offset,
         } = self.place;
         let connection = Connection::new(self.socket, Some(self.kept))?;
-        Ok((Remote::at(connection, whole, offset), note, mark))
+        Ok((Remote::at(connection, (whole, fed), offset), note, mark))
     }
 }
 
@@ -171,6 +175,7 @@ fn answer(socket: &OwnedFd, number: u64, deadline: Instant) -> io::Result<Option
                 note,
                 mark,
                 whole: resumed.whole,
+                fed: resumed.fed,
                 offset: resumed.offset,
             }));
         }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use bytes::BytesMut;
 use receptor_proto::packet::{Content, SEGMENT_MAX};
 use receptor_proto::plugin::{
-    Cancel, HostMessage, MAX_LINE, OutputKind, PluginHello, PluginMessage, feature,
+    Cancel, HostMessage, MAX_LINE, OutputKind, Payload, PluginHello, PluginMessage, feature,
 };
 use receptor_proto::{ErrorBody, ErrorCode};
 use tokio::sync::mpsc;
@@ -267,6 +267,9 @@ impl Conversation<'_> {
                     // Only when it is being ended: nobody could take it.
                     self.running.lose_result();
                     return Step::More;
+                }
+                if let Payload::File(file) = &data.body {
+                    self.process.share(&file.path).await;
                 }
                 let result = self.running.result(data.body, self.places).await;
                 self.pass_on(result)
