@@ -23,6 +23,7 @@ help: ## this list
 
 build: ## release binaries in target/release
 	$(CARGO) build --release --workspace --bins --locked
+	$(MAKE) --no-print-directory target/release/THIRD-PARTY-LICENSES
 
 venv: $(VENV)/.ready ## private virtual environment with ansible-runner and ansible-core
 

@@ -36,6 +36,10 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 $(PROGRAMS):
 	$(CARGO) build $(if $(filter debug,$(PROFILE)),,--profile $(PROFILE)) --workspace --bins --locked
 
+# Made by the build: whoever installs may have no cargo.
+$(BUILD)/THIRD-PARTY-LICENSES: Cargo.lock packaging/third-party.py
+	CARGO="$(CARGO)" $(PYTHON) packaging/third-party.py >$@.$$$$ && mv $@.$$$$ $@
+
 pages: $(PROGRAMS) ## manual pages and completions in target/release/pages
 	rm -rf $(PAGES)
 	$(BUILD)/receptord --pages $(PAGES)
@@ -55,7 +59,7 @@ put_as = $(if $(wildcard $(1)),install -D -m 0644 $(1) "$(DESTDIR)$(2)")
 put_units = $(call put,$(1),$(2))$(if $(wildcard $(1)), && \
 	sed -i 's|/usr/bin/receptor|$(bindir)/receptor|g' $(patsubst %,"$(DESTDIR)$(2)/%",$(notdir $(wildcard $(1)))))
 
-install: pages ## programs, plugins, units, pages and the default configuration, below DESTDIR
+install: pages $(BUILD)/THIRD-PARTY-LICENSES ## programs, plugins, units, pages and the default configuration, below DESTDIR
 	$(call put,$(BUILD)/receptord $(BUILD)/receptorctl,$(bindir),0755)
 	$(call put,$(BUILD)/echo $(BUILD)/runner,$(plugindir),0755)
 	$(call put_units,$(addprefix systemd/*.,service socket slice target),$(unitdir))
@@ -79,6 +83,7 @@ install: pages ## programs, plugins, units, pages and the default configuration,
 	test -e "$(DESTDIR)$(sysconfdir)/receptor/receptord.toml" \
 		|| install -m 0644 packaging/receptord.toml "$(DESTDIR)$(sysconfdir)/receptor/receptord.toml"
 	$(call put,README.md CHANGELOG.md LICENSE THREAT-MODEL.md docs/*.md,$(docdir))
+	install -D -m 0644 $(BUILD)/THIRD-PARTY-LICENSES "$(DESTDIR)$(datadir)/doc/receptorctl/THIRD-PARTY-LICENSES"
 	$(call put,plugins/examples/README.md systemd/examples/*,$(docdir)/examples)
 	$(call put,$(filter-out %.md,$(wildcard plugins/examples/*)),$(docdir)/examples,0755)
 

@@ -81,6 +81,7 @@ fn everything_is_where_the_system_looks_for_it() {
         "usr/lib/receptor/plugins/echo",
         "usr/lib/receptor/plugins/runner",
         "usr/share/bash-completion/completions/receptorctl",
+        "usr/share/doc/receptorctl/THIRD-PARTY-LICENSES",
         "usr/share/fish/vendor_completions.d/receptord.fish",
         "usr/share/man/man1/receptorctl-work-list.1",
         "usr/share/man/man5/receptord.toml.5",
