@@ -17,13 +17,13 @@ const BEHIND: usize = 2;
 /// Of that disk so much may be left.
 const LEFT: usize = 64 << 10;
 
-/// What is done to a mesh.
+/// What is done to a mesh, while every third message is cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mix {
     /// Two controllers send to any of three workers, which are killed, up to all at once.
     KilledWorkers,
     /// The links of a ring are cut one after the other, and overlapping, while large payloads
-    /// travel and are cancelled. No node comes to harm, so no work does.
+    /// travel. No node comes to harm, so no work does.
     CutRing,
     /// A router whose disk is full is frozen, while the worker behind it is killed and messages
     /// go into custody. It is not killed: a node without any room does not start.
@@ -60,13 +60,11 @@ impl Mix {
     }
 
     pub(super) fn taste(self) -> Taste {
-        let mut taste = Taste::default();
-        match self {
-            Self::KilledWorkers => taste.any = true,
-            Self::CutRing => (taste.large, taste.cancels) = (true, true),
-            Self::FullRouter => {}
+        Taste {
+            any: self == Self::KilledWorkers,
+            large: self == Self::CutRing,
+            cancels: true,
         }
-        taste
     }
 
     /// Whose disk can be filled.
