@@ -289,8 +289,7 @@ async fn prepare(task: &Task, running: &Running) -> Result<(Option<Given>, Proce
         match start_in_unit(task, unit, file.as_deref(), &purpose) {
             Ok(process) => return Ok((payload, process)),
             Err(error) if shared.tell_unitless() => {
-                let socket = unit.socket.display();
-                tracing::warn!(%error, %socket, "plugins run without units of their own");
+                tracing::info!(%error, "plugins run without units of their own");
             }
             Err(error) => tracing::debug!(%error, "without a unit of its own"),
         }
@@ -318,7 +317,11 @@ fn start_in_unit(
     if instruction.encode_fields().len() >= MAX_PACKET {
         return Err(io::Error::other("its environment is too large"));
     }
-    let mut connection = Connection::open(&unit.socket)?;
+    let opened = Connection::open(&unit.socket).inspect_err(|error| {
+        let socket = unit.socket.display();
+        tracing::warn!(%error, %socket, "no unit for a plugin");
+    });
+    let mut connection = opened?;
     // What may be run again is, after a restart: what it has said before counts, and would have to be known.
     if task.job.outlives && task.job.attempt == 1 {
         connection.keep(keep_name(task.job.work));

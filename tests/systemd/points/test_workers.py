@@ -1,6 +1,9 @@
 """Works in units of their own, and what becomes of them when the daemon is stopped, restarted or killed."""
 
+import json
+
 from points import SERVICE, Case
+from points.test_packages import install_ansible_runner
 
 WORKERS = "receptor-worker.socket"
 TEMPLATE = "receptor-worker@.service"
@@ -97,6 +100,20 @@ class Workers(Case):
         self.assertEqual((user, files), ("receptor-worker", "99"))
         self.finish(other)
 
+    def test_15_a_plugin_has_units_of_its_own(self):
+        for name in [WORKERS, TEMPLATE]:
+            text = self.a.path(f"/usr/lib/systemd/system/{name}").read_text()
+            copy = "/run/systemd/system/" + name.replace("worker", "worker-count")
+            self.a.write(copy, text.replace("receptor-worker.sock", "receptor-worker-count.sock"))
+            self.addCleanup(self.a.run, "rm", copy)
+        self.systemctl("daemon-reload")
+        self.systemctl("start", "receptor-worker-count.socket")
+        work = self.begin()
+        self.assertEqual(self.units(), [])
+        listed = self.a.out("systemctl", "list-units", "--plain", "--no-legend", "receptor-worker-count@*")
+        self.assertEqual(len(listed.splitlines()), 1)
+        self.finish(work)
+
     def test_15_a_plugin_cannot_reach_what_is_the_daemon_s(self):
         probe = COUNT[: COUNT.index("self=")].replace("count", "probe") + (
             "for path in /var/lib/receptor/spool /var/lib/receptor/jobs /run/receptor/receptord.sock; do\n"
@@ -126,6 +143,27 @@ echo '{"type":"done","id":"'$RECEPTOR_JOB_ID'","code":0}'
         work = self.ctl("send", "--detach", "--directive=files:execute", "--recipient=east").stdout.strip()
         said = self.a.out("sh", "-c", f"receptorctl work results {work} --follow | wc -c")
         self.assertIn(int(said), range(3000008, 3000012))
+
+    def test_15_ansible_runs_in_a_unit(self):
+        install_ansible_runner(self.a)
+        self.systemctl("restart", SERVICE)
+        payload = {"module": "setup", "inventory": "localhost", "host_pattern": "localhost",
+                   "extravars": {"ansible_connection": "local"}}
+        self.until(lambda: "ready" in self.ctl("plugin", "list").stdout)
+        said = self.ctl("send", "--directive=runner:execute", "--recipient=east", json.dumps(payload), check=False)
+        self.assertEqual(said.returncode, 0, said.stdout[-2000:] + said.stderr[-2000:])
+        self.assertEqual(json.loads(said.stdout.splitlines()[-1])["status"], "successful")
+        started = self.entries("-u", "receptor-worker@*")
+        self.assertTrue(started, "it ran elsewhere")
+
+    def test_31_the_plugins_of_further_nodes_are_their_children(self):
+        self.a.write("/etc/receptor@west/receptord.toml", 'node-id = "west"\n')
+        self.systemctl("start", "receptord@west")
+        self.addCleanup(self.systemctl, "stop", "receptord@west", "receptord-control@west.socket")
+        self.a.write(GO, "")
+        socket = "--socket-path=/run/receptor@west/receptord.sock"
+        said = self.ctl("send", "--directive=count:execute", "--recipient=west", socket).stdout.splitlines()
+        self.assertEqual((len(said), said[0].split()[2]), (LINES, "receptor"))
 
     def test_18_exposure(self):
         path = f"/usr/lib/systemd/system/{TEMPLATE}"

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{getegid, geteuid};
 use receptor_proto::MessageId;
 
 /// The socket for all plugins, without its extension.
@@ -29,7 +30,9 @@ impl Unit {
         names.iter().find_map(|name| {
             let socket = dir.join(name);
             let found = fs::metadata(&socket).ok()?;
-            found.file_type().is_socket().then(|| Self {
+            // That of another user is another daemon's.
+            let is_ours = found.file_type().is_socket() && found.uid() == geteuid().as_raw();
+            is_ours.then(|| Self {
                 socket,
                 group: found.gid(),
             })
@@ -58,8 +61,19 @@ impl Unit {
     /// the common group from their beginning.
     ///
     /// # Errors
-    /// As [`Self::share_dir`].
+    /// As [`Self::share_dir`]; and when a directory above is closed to the plugin's user.
     pub(in crate::worker) fn share_way(&self, jobs: &Path) -> io::Result<()> {
+        // Whoever is in the daemon's own group is taken for the daemon's user.
+        if self.group != getegid().as_raw() {
+            for above in jobs.ancestors().skip(1) {
+                let found = fs::metadata(above)?;
+                let ours = if found.gid() == self.group { 0o010 } else { 0 };
+                if found.mode() & (0o001 | ours) == 0 {
+                    let text = format!("{} is closed to the users of plugins", above.display());
+                    return Err(io::Error::other(text));
+                }
+            }
+        }
         self.give(jobs)?;
         let mode = fs::metadata(jobs)?.mode();
         if mode & 0o010 == 0 {
