@@ -541,6 +541,28 @@ pub struct LogLevelReply {
     pub level: String,
 }
 
+/// The text of this protocol, by which it is described to clients. Its examples are what tests read with these types.
+pub const TEXT: &str = include_str!("../PROTOCOL-control.md");
+
+/// Every command: what the sections of [`TEXT`] are about.
+pub fn commands() -> impl Iterator<Item = &'static str> {
+    let headings = TEXT.lines().filter_map(|line| line.strip_prefix("## "));
+    headings
+        .filter(|heading| heading.starts_with(|c: char| c.is_ascii_lowercase()))
+        .flat_map(|heading| heading.split(", "))
+}
+
+/// The answer to `describe`: what can be asked here.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DescribeReply {
+    /// [`VERSION`].
+    pub protocol: u32,
+    /// See [`commands`].
+    pub commands: Vec<String>,
+    /// [`TEXT`], with the lines of every command and of its answers.
+    pub text: String,
+}
+
 /// `{"command":"policy","from":"controller","directive":"runner:execute"}`: what the rules of this node say.
 /// One of `from`, `link` and `user` is there; with `from` also `directive` or `to`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -5,19 +5,17 @@ use std::collections::BTreeSet;
 
 use receptor_proto::ErrorCode;
 use receptor_proto::control::{
-    CancelCommand, CancelReply, CapabilitiesReply, DeadLetterCommand, DeadLettersReply, DropReply,
-    Envelope, ErrorReply, KEY_MAX, LINE_MAX, LinksReply, LogLevelCommand, LogLevelReply,
-    NodesReply, PingCommand, PingReply, PluginRestartCommand, PluginStatus, PluginsReply,
-    PolicyCommand, PolicyReply, ReleaseCommand, ReleaseReply, ReloadReply, ResultsCommand,
-    RetryReply, RoutesReply, SendCommand, SendReply, SpoolCommand, SpoolDropCommand, SpoolReply,
-    StatusCommand, StatusReply, TAG_MAX, TraceHop, TracerouteCommand, WorkState, WorksCommand,
-    WorksReply, keyed_id, parse_greeting,
+    CancelCommand, CancelReply, CapabilitiesReply, DeadLetterCommand, DeadLettersReply,
+    DescribeReply, DropReply, Envelope, ErrorReply, KEY_MAX, LINE_MAX, LinksReply, LogLevelCommand,
+    LogLevelReply, NodesReply, PingCommand, PingReply, PluginRestartCommand, PluginStatus,
+    PluginsReply, PolicyCommand, PolicyReply, ReleaseCommand, ReleaseReply, ReloadReply,
+    ResultsCommand, RetryReply, RoutesReply, SendCommand, SendReply, SpoolCommand,
+    SpoolDropCommand, SpoolReply, StatusCommand, StatusReply, TAG_MAX, TEXT, TraceHop,
+    TracerouteCommand, WorkState, WorksCommand, WorksReply, commands, keyed_id, parse_greeting,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-
-const TEXT: &str = include_str!("../PROTOCOL-control.md");
 
 /// The lines of all blocks whose info string begins so, with its rest.
 fn examples(info: &str) -> Vec<(&'static str, &'static str)> {
@@ -104,14 +102,18 @@ fn every_command_is_understood_and_shown() {
             "log-level" => same::<LogLevelCommand>(&rest),
             "policy" => same::<PolicyCommand>(&rest),
             "nodes" | "routes" | "links" | "capabilities" | "plugins" | "reload"
-            | "dead-letters" => {
+            | "dead-letters" | "describe" => {
                 assert_eq!(rest, "{}", "{example}");
             }
             other => panic!("{other} is not known"),
         }
         seen.insert(envelope.command);
     }
-    assert_eq!(seen.len(), 22, "{seen:?}");
+    let all: BTreeSet<_> = commands().map(str::to_owned).collect();
+    assert_eq!(
+        seen, all,
+        "a section without an example, or an example without"
+    );
 }
 
 #[test]
@@ -140,11 +142,12 @@ fn every_reply_is_understood_and_shown() {
             "reload" => same::<ReloadReply>(example),
             "log-level" => same::<LogLevelReply>(example),
             "policy" => same::<PolicyReply>(example),
+            "describe" => same::<DescribeReply>(example),
             other => panic!("{other} is not known"),
         }
         seen.insert(name);
     }
-    assert_eq!(seen.len(), 21, "{seen:?}");
+    assert_eq!(seen.len(), 22, "{seen:?}");
 }
 
 #[test]

@@ -40,6 +40,7 @@ pub(super) enum Request {
     Links,
     Capabilities,
     Plugins,
+    Describe,
     PluginRestart(PluginRestartCommand),
     LogLevel(LogLevelCommand),
     Policy(PolicyCommand),
@@ -65,6 +66,7 @@ impl Request {
             | Self::Links
             | Self::Capabilities
             | Self::Plugins
+            | Self::Describe
             | Self::LogLevel(LogLevelCommand { level: None })
             | Self::Policy(_)
             | Self::Works(_)
@@ -93,6 +95,7 @@ pub(super) fn is_go(name: &str) -> bool {
             | "links"
             | "capabilities"
             | "plugins"
+            | "describe"
             | "plugin-restart"
             | "log-level"
             | "policy"
@@ -189,6 +192,7 @@ pub(super) fn request(name: &str, form: Form<'_>) -> Result<Request, ErrorBody> 
         "links" => none(Request::Links, form)?,
         "capabilities" => none(Request::Capabilities, form)?,
         "plugins" => none(Request::Plugins, form)?,
+        "describe" => none(Request::Describe, form)?,
         "plugin-restart" => Request::PluginRestart(match form {
             Form::Json(line) => from_json(line)?,
             Form::Words(words) => match words[..] {
@@ -299,6 +303,16 @@ mod tests {
             b"{\"command\":\"ping\",\"tag\":[1]}",
         ] {
             assert!(parse(line).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn every_command_that_is_described_is_there() {
+        // These two are more than a question and its answer, and the session's own.
+        for name in receptor_proto::control::commands() {
+            let known = request(name, Form::Json(b"{}"))
+                .map_or_else(|error| error.code != ErrorCode::UnknownCommand, |_| true);
+            assert!(known || matches!(name, "send" | "results"), "{name}");
         }
     }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use receptor_mesh::Payload;
 use receptor_proto::control::{
-    CancelReply, DropReply, LogLevelReply, PluginsReply, ReleaseReply, ResultsCommand, SendCommand,
-    greeting,
+    self, CancelReply, DescribeReply, DropReply, LogLevelReply, PluginsReply, ReleaseReply,
+    ResultsCommand, SendCommand, greeting,
 };
 use receptor_proto::packet::CancelReason;
 use receptor_proto::{ErrorBody, ErrorCode};
@@ -516,6 +516,14 @@ async fn answer(
                 None => tagged(tag, &command),
             }
         }
+        Request::Describe => tagged(
+            tag,
+            &DescribeReply {
+                protocol: control::VERSION,
+                commands: control::commands().map(str::to_owned).collect(),
+                text: control::TEXT.to_owned(),
+            },
+        ),
         Request::LogLevel(command) => {
             let level = context.log_level(command.level.as_deref())?;
             tagged(tag, &LogLevelReply { level })

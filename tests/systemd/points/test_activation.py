@@ -101,6 +101,27 @@ class Activation(Case):
         """
         self.a.run("sh", "-c", script)
 
+    def test_35_the_control_protocol_describes_itself(self):
+        ask = """
+            import json, socket, sys
+            def ask(line):
+                client = socket.socket(socket.AF_UNIX)
+                client.connect(sys.argv[1])
+                lines = client.makefile("rb")
+                lines.readline()
+                client.sendall(line.encode() + b"\\n")
+                return lines.readline().decode()
+            described = json.loads(ask("describe"))
+            assert described["protocol"] == 1, described
+            for name in described["commands"]:
+                answer = ask(json.dumps({"command": name}))
+                assert answer and not answer.startswith("ERROR: Unknown") and '"code":"unknown-command"' not in answer, (name, answer)
+                assert json.dumps({"command": name}, separators=(",", ":"))[:-1] in described["text"], name
+            print(len(described["commands"]))
+        """
+        self.a.write("/root/describe.py", textwrap.dedent(ask))
+        self.assertGreater(int(self.a.out("python3", "/root/describe.py", SOCKET)), 20)
+
     def test_09_a_restart_fails_no_connection(self):
         self.a.write("/root/ask.py", ASK)
         self.a.run("rm", "-f", "/root/enough")

@@ -207,7 +207,11 @@ class Node:
 
     def run(self, *words, check=True, user=None, timeout=COMMAND_SECONDS, **options):
         """Runs a command in the node; one that fails is a `Failure` unless `check` is false."""
-        return command(*self.words(*words, user=user), check=check, timeout=timeout, **options)
+        done = command(*self.words(*words, user=user), check=False, timeout=timeout, **options)
+        if check and done.returncode != 0:
+            said = (done.stderr or done.stdout).strip()[-2000:]
+            raise Failure(f"{self.name}: {' '.join(map(str, words))}: exit {done.returncode}: {said}")
+        return done
 
     def out(self, *words, **options):
         """What a command in the node prints."""
