@@ -2,7 +2,7 @@
 //!
 //! Owns the plugin's process, its pipes and its end, and what it has said that no daemon has put away yet.
 //! A daemon that goes leaves the connection with the service manager, and the next one goes on
-//! with [`Order::Resume`]. When nobody has the connection any more the plugin is ended, and with it all
+//! with `Order::Resume`. When nobody has the connection any more the plugin is ended, and with it all
 //! that it has started. Knows nothing of works: what a daemon must know to go on is a note to it.
 //!
 //! ```text
