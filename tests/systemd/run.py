@@ -12,6 +12,7 @@ tests start from, the order, the result. Each suite is tested by a process of it
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -108,7 +109,14 @@ def run_suites(suites, words):
             command = [sys.executable, "-u", __file__, "--suite", suite, "--results", f"{directory}/{suite}.json", *words]
             runs.append((suite, log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
         for suite, log, run in runs:
-            status = run.wait()
+            try:
+                status = run.wait()
+            except BaseException:
+                # Whoever interrupts one interrupts all; their nodes die with them.
+                for _, _, other in runs:
+                    other.kill()
+                    other.wait()
+                raise
             if log is not None:
                 log.seek(0)
                 print(f"=== {suite}, systemd {SUITES[suite]}", log.read(), sep="\n", flush=True)
@@ -124,6 +132,12 @@ def run_suites(suites, words):
     return 1 if failed or problems else 0
 
 
+def end(number, _):
+    """As an interrupt: what was begun is cleaned up, and nothing interrupts that."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--suite", action="append", choices=SUITES)
@@ -131,6 +145,7 @@ def main():
     parser.add_argument("--list", action="store_true")
     parser.add_argument("words", nargs="*")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, end)
     if options.list:
         print(*(test.id() for test in chosen_tests(options.words)), sep="\n")
         return 0
