@@ -194,33 +194,3 @@ impl Authority {
         StreamOwned::new(connection, stream)
     }
 }
-
-fn varint(mut value: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while value >= 0x80 {
-        bytes.push(u8::try_from(value & 0x7f).unwrap() | 0x80);
-        value >>= 7;
-    }
-    bytes.push(u8::try_from(value).unwrap());
-    bytes
-}
-
-/// A hello as the protocol's text has it, with any name.
-pub fn hello(node: &str) -> Vec<u8> {
-    let mut body = vec![1];
-    body.extend(b"receptor");
-    for value in [1, 1, node.len() as u64] {
-        body.extend(varint(value));
-    }
-    body.extend(node.as_bytes());
-    // Instance, features, largest frame, credit, hold time in ms.
-    for value in [42, 0, 73_728, 4 << 20, 4000] {
-        body.extend(varint(value));
-    }
-    body.push(1);
-    body.extend(varint(10));
-    body.extend(varint(4));
-    body.extend(b"test");
-    let length = u32::try_from(body.len()).unwrap();
-    [&length.to_be_bytes()[..], &body].concat()
-}

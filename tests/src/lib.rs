@@ -15,6 +15,7 @@
 //! ```
 
 pub mod authority;
+pub mod by_hand;
 pub mod chaos;
 mod control;
 pub mod hostile;

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use receptor_tests::by_hand::{frame, hello};
 use receptor_tests::traffic::peak_kib;
 use receptor_tests::{Control, DEADLINE, Daemon, Mesh, wait_for};
 
@@ -32,39 +33,6 @@ impl Noise {
         bytes.truncate(count);
         bytes
     }
-}
-
-fn varint(mut value: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while value >= 0x80 {
-        bytes.push(u8::try_from(value & 0x7f).unwrap() | 0x80);
-        value >>= 7;
-    }
-    bytes.push(u8::try_from(value).unwrap());
-    bytes
-}
-
-fn frame(kind: u8, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(body.len() + 1).unwrap();
-    [&length.to_be_bytes()[..], &[kind], body].concat()
-}
-
-/// A hello as the protocol's text has it, with any name and versions.
-fn hello(versions: (u64, u64), node: &[u8]) -> Vec<u8> {
-    let mut body = b"receptor".to_vec();
-    for value in [versions.0, versions.1, node.len() as u64] {
-        body.extend(varint(value));
-    }
-    body.extend(node);
-    // Instance, features, largest frame, credit, hold time in ms.
-    for value in [42, 0, 73_728, 4 << 20, 4000] {
-        body.extend(varint(value));
-    }
-    body.push(1);
-    body.extend(varint(10));
-    body.extend(varint(4));
-    body.extend(b"test");
-    frame(1, &body)
 }
 
 /// Says something to a listener and gives what it answers until it closes; cut off after the

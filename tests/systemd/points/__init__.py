@@ -142,6 +142,14 @@ class Case(unittest.TestCase):
     def configure(self, text, node=None, name="50-test.toml"):
         (node or self.a).write(f"{CONFIGURATION}/{name}", text)
 
+    def link_nodes(self):
+        """Two nodes, "east" and "west", with a link."""
+        self.configure('node-id = "east"\n[[listen]]\nurl = "rnp://[::]:8888"\nallow-plaintext = true\n')
+        self.configure('node-id = "west"\n[[peer]]\nurl = "rnp://a:8888"\nallow-plaintext = true\n', node=self.b)
+        for node in self.nodes:
+            self.systemctl("restart", SERVICE, node=node)
+        self.until(lambda: self.ctl("ping", "west"), "a link")
+
     def edit(self, unit, text, node=None):
         """As `systemctl edit --runtime`."""
         node = node or self.a

@@ -12,13 +12,6 @@ DEAD_LETTER = "26bb8c2ad3944ff0bacde8c3a50aa5bc"
 class Journal(Case):
     NODES = 2
 
-    def link_nodes(self):
-        self.configure('node-id = "east"\n[[listen]]\nurl = "rnp://[::]:8888"\nallow-plaintext = true\n')
-        self.configure('node-id = "west"\n[[peer]]\nurl = "rnp://a:8888"\nallow-plaintext = true\n', node=self.b)
-        for node in self.nodes:
-            self.systemctl("restart", SERVICE, node=node)
-        self.until(lambda: self.ctl("ping", "west"), "a link")
-
     def test_28_events_have_kinds_and_fields(self):
         self.link_nodes()
         up = self.until(lambda: self.entries(f"MESSAGE_ID={LINK_UP}", "RECEPTOR_PEER=west"))[-1]

@@ -7,13 +7,6 @@ from points import ROOT, SERVICE, SOCKET, Case
 class Sandbox(Case):
     NODES = 2
 
-    def link_nodes(self):
-        self.configure('node-id = "east"\n[[listen]]\nurl = "rnp://[::]:8888"\nallow-plaintext = true\n')
-        self.configure('node-id = "west"\n[[peer]]\nurl = "rnp://a:8888"\nallow-plaintext = true\n', node=self.b)
-        for node in self.nodes:
-            self.systemctl("restart", SERVICE, node=node)
-        self.until(lambda: self.ctl("ping", "west"), "a link")
-
     def test_17_exposure(self):
         said = self.a.run("systemd-analyze", "--no-pager", "--threshold=11", "security", SERVICE, check=False)
         self.assertEqual(said.returncode, 0, said.stdout)

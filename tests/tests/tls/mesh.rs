@@ -6,7 +6,8 @@ use std::process::{Command, Output};
 use receptor_tests::{Daemon, Mesh, program, wait_for};
 use serde_json::Value;
 
-use receptor_tests::authority::{Authority, hello};
+use receptor_tests::authority::Authority;
+use receptor_tests::by_hand::hello;
 
 fn receptorctl(dir: &Path, line: &str) -> Output {
     let output = Command::new(program("receptorctl"))
@@ -140,7 +141,7 @@ fn what_a_certificate_is_for_is_all_that_a_node_may_be() {
     let authority = Authority::new(&mesh.dir().join("ca"));
     let a = authority.equip(mesh.node("a"), "a").start();
     let mut stream = authority.dial("mallory", &a.address());
-    stream.write_all(&hello("b")).unwrap();
+    stream.write_all(&hello((1, 1), b"b")).unwrap();
     let mut heard = Vec::new();
     let _ = stream.read_to_end(&mut heard);
     let heard = String::from_utf8_lossy(&heard);
@@ -155,7 +156,7 @@ fn what_a_certificate_is_for_is_all_that_a_node_may_be() {
     let b = authority.equip(mesh.node("b"), "b").peer_url(&url).start();
     let (stream, _) = listener.accept().unwrap();
     let mut stream = authority.take("mallory", stream);
-    stream.write_all(&hello("c")).unwrap();
+    stream.write_all(&hello((1, 1), b"c")).unwrap();
     let mut heard = Vec::new();
     let _ = stream.read_to_end(&mut heard);
     let heard = String::from_utf8_lossy(&heard);
@@ -168,7 +169,7 @@ fn what_a_certificate_is_for_is_all_that_a_node_may_be() {
 
     // Whoever says what its certificate says is let in.
     let mut stream = authority.dial("c", &a.address());
-    stream.write_all(&hello("c")).unwrap();
+    stream.write_all(&hello((1, 1), b"c")).unwrap();
     let mut first = [0; 5];
     stream.read_exact(&mut first).unwrap();
     assert_eq!(first[4], 1, "a hello");

@@ -7,7 +7,8 @@ use std::time::Instant;
 use receptor_tests::traffic::peak_kib;
 use receptor_tests::{DEADLINE, Daemon, Mesh, wait_for};
 
-use receptor_tests::authority::{Authority, hello};
+use receptor_tests::authority::Authority;
+use receptor_tests::by_hand::hello;
 
 /// Memory that a daemon may have used at most, whatever strangers did.
 const PEAK_KIB: u64 = 64 * 1024;
@@ -55,7 +56,7 @@ fn junk_and_silence_end_in_time() {
         vec![0x16],
         start[..start.len() / 2].to_vec(),
         start,
-        hello("b"),
+        hello((1, 1), b"b"),
         vec![0; 100_000],
         b"GET / HTTP/1.1\r\n\r\n".to_vec(),
     ];
@@ -75,7 +76,7 @@ fn junk_and_silence_end_in_time() {
     a.wait_log("the connection was not ready in time");
     // TLS is well, and then a byte a time, or nothing: the same deadline.
     let mut slow = authority.dial("slow", &a.address());
-    slow.write_all(&hello("slow")[..20]).unwrap();
+    slow.write_all(&hello((1, 1), b"slow")[..20]).unwrap();
     let mut heard = Vec::new();
     let _ = slow.read_to_end(&mut heard);
     let heard = String::from_utf8_lossy(&heard);
@@ -142,7 +143,7 @@ fn a_flood_from_one_address_leaves_room_for_others() {
     let listener_port = a.address().rsplit_once(':').unwrap().1.to_owned();
     let other = socket_from([127, 0, 0, 2], &listener_port);
     let mut other = authority.dial_over("c", other);
-    other.write_all(&hello("c")).unwrap();
+    other.write_all(&hello((1, 1), b"c")).unwrap();
     let mut first = [0; 5];
     other.read_exact(&mut first).unwrap();
     assert_eq!(first[4], 1, "a hello");
@@ -182,7 +183,7 @@ fn handshakes_again_and_again_stop_nobody() {
         let mut stream = authority.dial("x", &a.address());
         // With and without a word, and with another name than the certificate's.
         if round % 2 == 0 {
-            let _ = stream.write_all(&hello("y"));
+            let _ = stream.write_all(&hello((1, 1), b"y"));
             let mut heard = Vec::new();
             let _ = stream.read_to_end(&mut heard);
         } else {

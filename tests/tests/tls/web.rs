@@ -8,7 +8,8 @@ use std::thread;
 use receptor_tests::{DEADLINE, Daemon, Mesh, wait_for};
 
 use crate::mesh::link_to;
-use receptor_tests::authority::{Authority, hello};
+use receptor_tests::authority::Authority;
+use receptor_tests::by_hand::hello;
 
 #[test]
 fn a_mesh_over_web_sockets_carries_everything() {
@@ -80,7 +81,7 @@ fn who_only_looks_like_a_node_is_sent_away() {
     // A hello by hand, in messages of any size, with pings between them.
     let (status, mut stream) = ask(&a, "/mesh", "");
     assert!(status.contains("101"), "{status}");
-    for byte in hello("by-hand") {
+    for byte in hello((1, 1), b"by-hand") {
         stream.get_mut().write_all(&frame(2, &[byte])).unwrap();
         stream.get_mut().write_all(&frame(9, b"ping")).unwrap();
         stream.get_mut().write_all(&frame(2, &[])).unwrap();
