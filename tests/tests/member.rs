@@ -178,8 +178,13 @@ impl Rig {
         self.a.wait_ping("b");
         self.wait_rest();
         let log = self.a.log();
-        let is_lost = |line: &&str| line.contains("neighbor down") && line.contains("node=b");
-        assert_eq!(log.lines().find(is_lost), None, "{log}");
+        let of_b = |what: &str| {
+            let mut lines = log.lines();
+            lines.find(|line| line.contains(what) && line.contains("peer=b "))
+        };
+        assert!(of_b("neighbor up").is_some(), "{log}");
+        assert_eq!(of_b("neighbor down"), None, "{log}");
+        assert_eq!(of_b("neighbor silent"), None, "{log}");
         let peak = peak_kib(self.a.pid());
         assert!(peak < bound.peak_kib, "{peak} KiB");
         let ticks = cpu_ticks(self.a.pid());

@@ -203,7 +203,7 @@ fn links_are_for_those_whom_a_rule_permits_them() {
     let log = a.log();
     let up = log
         .lines()
-        .filter(|line| line.contains("neighbor up") && line.contains("node=c "));
+        .filter(|line| line.contains("neighbor up") && line.contains("peer=c "));
     assert_eq!(
         up.count(),
         1,

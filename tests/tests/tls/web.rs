@@ -86,7 +86,7 @@ fn who_only_looks_like_a_node_is_sent_away() {
         stream.get_mut().write_all(&frame(9, b"ping")).unwrap();
         stream.get_mut().write_all(&frame(2, &[])).unwrap();
     }
-    a.wait_log("node=by-hand");
+    a.wait_log("peer=by-hand");
     drop(stream);
     // Text, a frame without a mask, one that is too large, and a request without end.
     for bytes in [
