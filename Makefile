@@ -37,8 +37,9 @@ demo: build venv ## three nodes on this machine: ping, status, a real Ansible mo
 	tests/demo.sh
 
 test: venv ## every test that needs no root and no container
-	$(CARGO) build --workspace --all-targets --locked
-	$(CARGO) test --workspace --locked --no-fail-fast
+	$(CARGO) build --workspace --exclude receptor-sim --all-targets --locked
+	$(CARGO) test --workspace --exclude receptor-sim --locked --no-fail-fast
+	$(CARGO) test -p receptor-sim --profile sim --locked --no-fail-fast
 	$(CARGO) sim --nodes 30 --seeds 1..=5
 
 test-systemd: build venv ## packages, and what they and systemd do for each other on booted Debian 12 and 13: root; TESTS="reload test_16" for some

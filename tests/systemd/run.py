@@ -4,6 +4,7 @@
     run.py                           everything, on every suite
     run.py --suite trixie reload     the tests whose names have "reload" in them, on one suite
     run.py --list
+    run.py --prepare                 makes the base trees alone
 
 Owns what happens around the tests: the base trees, one node per suite in which Receptor is installed and which the nodes of all
 tests start from, the order, the result. Each suite is tested by a process of its own, at the same time. Needs root.
@@ -95,11 +96,15 @@ def run_suite(suite, words, results):
     return 0 if whole else 1
 
 
+def make_base_trees(suites):
+    with ThreadPoolExecutor() as both:
+        list(both.map(rig.base_tree, suites))
+
+
 def run_suites(suites, words):
     """Tests several distributions at once and prints what each said; then the table."""
     rig.collect_garbage()
-    with ThreadPoolExecutor() as both:
-        list(both.map(rig.base_tree, suites))
+    make_base_trees(suites)
     outcomes, failed = {}, []
     with tempfile.TemporaryDirectory() as directory:
         runs = []
@@ -143,11 +148,15 @@ def main():
     parser.add_argument("--suite", action="append", choices=SUITES)
     parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--prepare", action="store_true")
     parser.add_argument("words", nargs="*")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, end)
     if options.list:
         print(*(test.id() for test in chosen_tests(options.words)), sep="\n")
+        return 0
+    if options.prepare:
+        make_base_trees(options.suite or list(SUITES))
         return 0
     if options.results:
         return run_suite(options.suite[0], options.words, options.results)
