@@ -59,7 +59,7 @@ fn write(data_dir: &Path, number: u64) -> io::Result<()> {
     write_over(&spare, number)?;
     fs::rename(&spare, data_dir.join(FILE))?;
     sync_dir(data_dir)?;
-    // Without one the next start needs room for it, and does not come to this when there is none.
+    // Then the next start needs room for a file, as the first did.
     if let Err(error) = write_over(&spare, number) {
         tracing::debug!(%error, "no room is kept for the number of the next start");
     }
