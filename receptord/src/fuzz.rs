@@ -6,4 +6,4 @@
 pub use crate::config::fuzz::{config_text, words};
 pub use crate::control::fuzz::command_line;
 pub use crate::results::fuzz::kept_work;
-pub use crate::worker::fuzz::{instruction, plugin_output};
+pub use crate::worker::fuzz::{holder_packet, instruction, plugin_output};

@@ -6,6 +6,7 @@ use receptor_proto::plugin::{HostMessage, MAX_LINE, PluginMessage, excerpt};
 
 use super::describe::{Executable, read};
 use super::exec::Instruction;
+use super::holder;
 use super::lines::Lines;
 
 /// The longest line here: short, so that small inputs reach it.
@@ -89,4 +90,13 @@ pub fn instruction(bytes: &[u8]) {
         let again = instruction.encode();
         assert_eq!(Instruction::decode(&again[4..]), Ok(instruction));
     }
+}
+
+/// A packet between daemon and holder that is understood says the same when it is written again.
+///
+/// # Panics
+///
+/// When that does not hold.
+pub fn holder_packet(bytes: &[u8]) {
+    holder::fuzz_packet(bytes);
 }

@@ -20,7 +20,7 @@ pub use link::{bundle, disk_record, link_frames, link_statement, packet_body};
 pub use memory::bounded;
 pub use neighbor::{Node, neighbor};
 pub use receptord::fuzz::{
-    command_line, config_text, instruction, kept_work, plugin_output, words,
+    command_line, config_text, holder_packet, instruction, kept_work, plugin_output, words,
 };
 pub use spool::spool_directory;
 
@@ -28,11 +28,12 @@ pub use spool::spool_directory;
 pub type Target = fn(&[u8]);
 
 /// Every target with the name of its corpus and of its program.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("bundle", bundle),
     ("command_line", command_line),
     ("config_text", config_text),
     ("disk_record", disk_record),
+    ("holder_packet", holder_packet),
     ("instruction", instruction),
     ("kept_work", kept_work),
     ("link_frames", link_frames),

@@ -43,6 +43,13 @@ const WORDS: [&str; 24] = [
 const INSTRUCTION: &[u8] =
     b"program=/p/echo\0dir=/d\0parent=7\0new-privileges=1\0limit=nofile=64\0env=PATH=/bin\0";
 
+/// An order and two pieces of news between the daemon and the process that holds a plugin.
+const HOLDER_PACKETS: [&[u8]; 3] = [
+    b"\x05\x01\0\0\0\0\0\0\0{}",
+    b"\x41\x02\0\0\0\0\0\0\0{\"type\":\"done\"}\n",
+    b"\x46\x01\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0{}{}",
+];
+
 /// What a target begins with.
 #[must_use]
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
@@ -76,6 +83,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             found.push(b"\x03one\ntwo and more\n\nlast".to_vec());
             found
         }
+        "holder_packet" => HOLDER_PACKETS.map(<[u8]>::to_vec).to_vec(),
         "instruction" => vec![INSTRUCTION.to_vec()],
         "config_text" => vec![SHIPPED.to_vec(), values(SHIPPED)],
         "words" => WORDS.map(|word| word.as_bytes().to_vec()).to_vec(),

@@ -25,6 +25,7 @@ mod units;
 pub(super) use self::connection::Connection;
 pub(super) use self::note::{Mark, Note};
 pub(super) use self::packet::MAX_PACKET;
+pub(super) use self::packet::fuzz as fuzz_packet;
 pub(super) use self::remote::{Common, Remote};
 pub use self::resume::{Resumed, is_name, resume};
 pub(super) use self::units::{Unit, keep_name};

@@ -226,6 +226,16 @@ impl<'a> News<'a> {
     }
 }
 
+/// What holds for every packet.
+pub(in crate::worker) fn fuzz(packet: &[u8]) {
+    if let Ok(order) = Order::decode(packet) {
+        assert_eq!(Order::decode(&order.encode()), Ok(order));
+    }
+    if let Ok(news) = News::decode(packet) {
+        assert_eq!(News::decode(&news.encode()), Ok(news));
+    }
+}
+
 fn with(kind: u8, bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 + bytes.len());
     out.push(kind);

@@ -23,6 +23,11 @@ use crate::systemd::Kept;
 /// away for so long.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Responses and bytes that no work can have had, so that what is counted on from there cannot overflow.
+const COUNT_MAX: u64 = 1 << 53;
+/// The same for files.
+const FILES_MAX: u32 = 1 << 30;
+
 /// A plugin that still runs.
 #[derive(Debug)]
 pub struct Resumed {
@@ -171,6 +176,16 @@ fn answer(socket: &OwnedFd, number: u64, deadline: Instant) -> io::Result<Option
                 [] => Mark::default(),
                 mark => serde_json::from_slice(mark)?,
             };
+            let counts = [
+                mark.said,
+                mark.results,
+                resumed.offset,
+                resumed.whole,
+                resumed.fed,
+            ];
+            if counts.iter().any(|count| *count > COUNT_MAX) || mark.files > FILES_MAX {
+                return Err(io::Error::other("it has counted more than can be"));
+            }
             return Ok(Some(Place {
                 note,
                 mark,
