@@ -29,7 +29,7 @@ use crate::trust::{Role, Trust};
 /// keep theirs.
 #[derive(Debug, Clone)]
 pub struct Configs {
-    /// For connections that are accepted.
+    /// For connections that are accepted. Both give their keys to whoever encrypts records in place of rustls.
     pub server: Arc<ServerConfig>,
     /// For connections that are opened. The server name that rustls asks for is sent, and not compared with anything.
     pub client: Arc<ClientConfig>,
@@ -62,6 +62,7 @@ impl Configs {
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         server.max_early_data_size = 0;
+        server.enable_secret_extraction = true;
         let mut client = ClientConfig::builder_with_details(provider, clock)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -69,6 +70,7 @@ impl Configs {
             .with_client_cert_resolver(resolver);
         client.resumption = Resumption::disabled();
         client.enable_early_data = false;
+        client.enable_secret_extraction = true;
         Ok(Self {
             server: Arc::new(server),
             client: Arc::new(client),

@@ -11,7 +11,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use receptor_mesh::{LinkId, LinkInfo, MAX_FRAME};
 use receptor_proto::frame::{Frame, HELLO_MAX};
 use receptor_proto::wire::DecodeError;
@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::time::{timeout, timeout_at};
 
 use super::admission::Permit;
-use super::outbox::Outbox;
+use super::outbox::{Frames, Outbox};
 use super::tls;
 use super::transport::Transport;
 use crate::engine::{EngineGone, EngineHandle, Input};
@@ -255,21 +255,18 @@ async fn write(
     outbox: &Outbox,
     engine: &EngineHandle,
 ) -> Result<io::Result<()>, EngineGone> {
-    let mut buffer = Vec::new();
-    while outbox.take(&mut buffer).await {
-        let mut done = 0;
-        while done < buffer.len() {
-            let count = match writer.write(&buffer[done..]).await {
+    let mut frames = Frames::default();
+    while outbox.take(&mut frames).await {
+        while frames.has_remaining() {
+            let count = match writer.write_buf(&mut frames).await {
                 Ok(0) => return Ok(Err(io::ErrorKind::WriteZero.into())),
                 Ok(count) => count,
                 Err(error) => return Ok(Err(error)),
             };
-            done += count;
             if outbox.written(count) {
                 engine.send(Input::LinkRoom { link }).await?;
             }
         }
-        buffer.clear();
         if let Err(error) = writer.flush().await {
             return Ok(Err(error));
         }

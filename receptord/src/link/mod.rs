@@ -19,7 +19,6 @@ mod outbox;
 mod proven;
 mod proxy;
 mod reach;
-mod read_ahead;
 mod tls;
 mod transport;
 mod websocket;

@@ -1,7 +1,11 @@
-//! The TLS handshake of a link, at both ends.
+//! TLS under a link, at both ends.
 //!
 //! Owns turning a connection into an encrypted one with the keys of now, and the words for what goes wrong there.
 //! Whom to believe is decided by `receptor-identity`.
+
+mod handshake;
+mod incoming;
+mod records;
 
 use std::io;
 use std::sync::Arc;
@@ -10,11 +14,14 @@ use std::time::Duration;
 use receptor_identity::tls::{peer_chain, refusal};
 use receptor_identity::{Role, UnixTime};
 use receptor_proto::{ErrorBody, ErrorCode};
+use rustls::client::UnbufferedClientConnection;
+use rustls::server::UnbufferedServerConnection;
 use rustls::{AlertDescription, CommonState, InvalidMessage};
 use rustls_pki_types::{DnsName, IpAddr, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
+use self::handshake::Handshake;
+pub(super) use self::records::Records;
 use super::proven::Proven;
 use super::transport::ConnectError;
 use crate::config::Host;
@@ -31,43 +38,47 @@ pub(super) async fn connect<S>(
     stream: S,
     host: &Host,
     keyring: &Keyring,
-) -> Result<(TlsStream<S>, Proven), ConnectError>
+) -> Result<(Records<S>, Proven), ConnectError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let keys = keyring.keys().ok_or(ConnectError::NoKeys)?;
-    let connector = TlsConnector::from(Arc::clone(&keys.configs.client));
-    let stream = connector.connect(server_name(host), stream).await;
-    let stream = stream.map_err(ConnectError::Tls)?;
-    let proven = proven(stream.get_ref().1, Role::Server, &keys)?;
-    Ok((stream.into(), proven))
+    let config = Arc::clone(&keys.configs.client);
+    let end = UnbufferedClientConnection::new(config, server_name(host)).map_err(broken)?;
+    let mut handshake = Handshake::new(stream, end);
+    handshake.complete().await.map_err(ConnectError::Tls)?;
+    let proven = proven(handshake.state(), Role::Server, &keys)?;
+    Ok((handshake.into_records().map_err(broken)?, proven))
 }
 
 /// The end that accepted it.
 pub(super) async fn accept<S>(
     stream: S,
     keyring: &Keyring,
-) -> Result<(TlsStream<S>, Proven), ConnectError>
+) -> Result<(Records<S>, Proven), ConnectError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let keys = keyring.keys().ok_or(ConnectError::NoKeys)?;
-    let acceptor = TlsAcceptor::from(Arc::clone(&keys.configs.server));
-    match acceptor.accept(stream).into_fallible().await {
-        Ok(stream) => {
-            let proven = proven(stream.get_ref().1, Role::Client, &keys)?;
-            Ok((stream.into(), proven))
-        }
-        Err((error, mut stream)) => {
-            let drain = async {
-                let _ = stream.shutdown().await;
-                let mut rest = stream.take(DRAIN_MAX);
-                let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
-            };
-            let _ = tokio::time::timeout(DRAIN_TIME, drain).await;
-            Err(ConnectError::Tls(error))
-        }
+    let config = Arc::clone(&keys.configs.server);
+    let end = UnbufferedServerConnection::new(config).map_err(broken)?;
+    let mut handshake = Handshake::new(stream, end);
+    if let Err(error) = handshake.complete().await {
+        let mut stream = handshake.into_stream();
+        let drain = async {
+            let _ = stream.shutdown().await;
+            let mut rest = stream.take(DRAIN_MAX);
+            let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
+        };
+        let _ = tokio::time::timeout(DRAIN_TIME, drain).await;
+        return Err(ConnectError::Tls(error));
     }
+    let proven = proven(handshake.state(), Role::Client, &keys)?;
+    Ok((handshake.into_records().map_err(broken)?, proven))
+}
+
+fn broken(error: rustls::Error) -> ConnectError {
+    ConnectError::Tls(io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// What is sent for the other end to choose a certificate by; nobody compares it with anything.

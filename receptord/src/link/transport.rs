@@ -21,7 +21,6 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::proven::Proven;
 use super::proxy::{self, Proxies, ProxyError};
-use super::read_ahead::ReadAhead;
 use super::{reach, tls, websocket};
 use crate::config::{LinkUrl, Peer};
 use crate::keyring::Keyring;
@@ -140,7 +139,6 @@ pub(super) async fn connect(
             if !tls {
                 return Ok(plain(stream, address));
             }
-            let stream = ReadAhead::new(stream);
             let (stream, proven) = tls::connect(stream, host, keyring).await?;
             Ok(layered(stream, address, Some(proven)))
         }
@@ -154,7 +152,6 @@ pub(super) async fn connect(
             };
             let address = peer_address(&stream);
             if *tls {
-                let stream = ReadAhead::new(stream);
                 let (stream, proven) = tls::connect(stream, host, keyring).await?;
                 let stream = websocket::connect(stream, peer).await?;
                 Ok(layered(stream, address, Some(proven)))
@@ -186,7 +183,6 @@ pub(super) async fn accept(
     match url {
         LinkUrl::Tcp { tls: false, .. } | LinkUrl::Unix(_) => Ok(plain(stream, address)),
         LinkUrl::Tcp { tls: true, .. } => {
-            let stream = ReadAhead::new(stream);
             let (stream, proven) = tls::accept(stream, keyring).await?;
             Ok(layered(stream, address, Some(proven)))
         }
@@ -199,7 +195,6 @@ pub(super) async fn accept(
         LinkUrl::WebSocket {
             tls: true, path, ..
         } => {
-            let stream = ReadAhead::new(stream);
             let (stream, proven) = tls::accept(stream, keyring).await?;
             let stream = websocket::accept(stream, path).await?;
             Ok(layered(stream, address, Some(proven)))

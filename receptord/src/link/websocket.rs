@@ -4,7 +4,7 @@
 //! ends means nothing: frames of the link protocol may be cut anywhere, so that a proxy may do with messages what it
 //! likes.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -185,17 +185,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocket<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocket<S> {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         ready!(Pin::new(&mut self.stream).poll_ready(cx)).map_err(io_error)?;
-        let count = bytes.len().min(MESSAGE_SEND);
-        let message = Message::Binary(Bytes::copy_from_slice(&bytes[..count]));
+        let all: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let count = all.min(MESSAGE_SEND);
+        let mut message = Vec::with_capacity(count);
+        for piece in pieces {
+            let rest = count - message.len();
+            message.extend_from_slice(&piece[..piece.len().min(rest)]);
+        }
         Pin::new(&mut self.stream)
-            .start_send(message)
+            .start_send(Message::Binary(message.into()))
             .map_err(io_error)?;
         Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
