@@ -477,7 +477,9 @@ impl Delivery {
     /// when that is nothing.
     pub(crate) fn flush(&mut self, now: Instant, net: &mut dyn Net, out: &mut Out) {
         let cx = &mut Cx { now, net, out };
-        cx.out.append(&mut self.restored);
+        if !self.restored.is_empty() {
+            cx.out.append(&mut self.restored);
+        }
         self.said.clear();
         self.end_linger(now);
         loop {
@@ -496,13 +498,15 @@ impl Delivery {
         self.send_notices(cx);
         self.gather(now);
         self.journal.flush(cx.out);
-        for id in core::mem::take(&mut self.touched) {
+        let touched = self.touched.len();
+        for at in 0..touched {
+            let id = self.touched[at];
             self.remotes[id.0].is_touched = false;
             self.arm(id);
             self.let_all_go_on(cx, id);
         }
+        self.touched.drain(..touched);
         self.deadline = [
-            self.timers.first().map(|(at, _)| *at),
             self.requests.deadline(),
             self.journal.deadline(),
             self.partials.deadline(),
@@ -514,8 +518,7 @@ impl Delivery {
             self.inquiries.deadline(),
         ]
         .into_iter()
-        .flatten()
-        .min();
+        .fold(self.timers.first().map(|(at, _)| *at), Instant::earlier);
     }
 
     /// Takes the next turn of one flow.
@@ -583,6 +586,13 @@ impl Delivery {
     /// Adds what had time to the next write.
     fn gather(&mut self, now: Instant) {
         let (marks, retired) = self.journal.take_gathered(now);
+        if marks.is_empty()
+            && retired.is_empty()
+            && self.moved_on.is_empty()
+            && self.numbered.is_empty()
+        {
+            return;
+        }
         for (entry, work) in marks {
             self.journal
                 .write(Record::Started { entry }, Done::Mark(work, entry));

@@ -41,6 +41,8 @@ pub struct Mesh {
     out: VecDeque<Output>,
     /// Of the last input: when everything happens that follows from it.
     now: Instant,
+    /// Delivery has heard something since it was last asked what follows.
+    is_unanswered: bool,
 }
 
 impl Mesh {
@@ -86,6 +88,7 @@ impl Mesh {
             delivery,
             out: VecDeque::new(),
             now,
+            is_unanswered: true,
         }
     }
 
@@ -97,10 +100,11 @@ impl Mesh {
 
     /// The next thing to do. `None`: nothing until the next input.
     pub fn poll_output(&mut self) -> Option<Output> {
-        if self.out.is_empty() {
-            let now = self.now;
-            self.delivery.flush(now, &mut self.router, &mut self.out);
-            self.settle(now);
+        while self.is_unanswered && self.out.is_empty() {
+            self.flush();
+        }
+        if cfg!(debug_assertions) && self.out.is_empty() {
+            self.assert_at_rest();
         }
         self.out.pop_front()
     }
@@ -108,10 +112,7 @@ impl Mesh {
     /// When to call [`Self::handle_timeout`] at the latest. `None`: not before another input.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        match (self.router.poll_timeout(), self.delivery.poll_timeout()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        Instant::earlier(self.router.poll_timeout(), self.delivery.poll_timeout())
     }
 
     /// Time has come. Calling it early or twice does no harm.
@@ -622,12 +623,37 @@ impl Mesh {
         self.router.queued(link)
     }
 
-    /// Carries everything between the halves until nothing moves. Ends because a packet to this
-    /// node itself answers nothing that is answered again, and each other turn uses up room.
+    /// After an input: carries what follows from it between the halves.
     fn settle(&mut self, now: Instant) {
         self.now = now;
-        loop {
+        self.is_unanswered = true;
+        self.carry();
+    }
+
+    /// Lets delivery answer everything that it has heard.
+    fn flush(&mut self) {
+        self.is_unanswered = false;
+        self.delivery
+            .flush(self.now, &mut self.router, &mut self.out);
+        self.carry();
+    }
+
+    /// That another flush would bring nothing is what saves it.
+    fn assert_at_rest(&mut self) {
+        let deadline = self.delivery.poll_timeout();
+        self.flush();
+        let rests = self.out.is_empty() && !self.is_unanswered;
+        assert!(rests, "not everything was answered: {:?}", self.out);
+        assert_eq!(self.delivery.poll_timeout(), deadline);
+    }
+
+    /// Carries everything between the halves until nothing moves. Ends because a packet to this
+    /// node itself answers nothing that is answered again, and each other turn uses up room.
+    fn carry(&mut self) {
+        let now = self.now;
+        while self.router.is_pending(now) {
             while let Some(local) = self.router.next_local(now, &mut self.out) {
+                self.is_unanswered = true;
                 match local {
                     Local::Deliver(source, body) => self.delivery.handle_packet(
                         now,
@@ -655,15 +681,14 @@ impl Mesh {
                 }
             }
             if self.router.update(now, &mut self.out) {
+                self.is_unanswered = true;
                 self.delivery
                     .handle_routes_changed(now, &mut self.router, &mut self.out);
             }
             if self.router.pump(now, &mut self.out) {
+                self.is_unanswered = true;
                 self.delivery
                     .handle_room(now, &mut self.router, &mut self.out);
-            }
-            if !self.router.is_pending(now) {
-                return;
             }
         }
     }

@@ -22,6 +22,14 @@ impl Instant {
         self.0
     }
 
+    /// The earlier of two moments that may never come.
+    pub(crate) fn earlier(a: Option<Self>, b: Option<Self>) -> Option<Self> {
+        match (a, b) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
     /// Time since `earlier`; zero when that is later.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {

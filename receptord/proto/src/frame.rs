@@ -168,7 +168,19 @@ impl Frame {
     /// # Panics
     /// When the frame would be 4 GiB or longer, which no limit of this crate allows.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        let apart = self.encode_apart(out, usize::MAX);
+        debug_assert_eq!(apart, None, "no body is as large");
+    }
+
+    /// As [`Frame::encode`], but a packet's body of `least` bytes or more is not copied: it is returned, and belongs
+    /// behind what was appended.
+    ///
+    /// # Panics
+    /// As [`Frame::encode`].
+    #[must_use = "without its body the frame is not whole"]
+    pub fn encode_apart(&self, out: &mut Vec<u8>, least: usize) -> Option<Bytes> {
         let start = out.len();
+        let mut apart = None;
         out.extend_from_slice(&[0; 4]);
         let mut w = Writer(out);
         match self {
@@ -224,7 +236,12 @@ impl Frame {
             }
             Self::Packet(packet) => {
                 w.u8(kind::PACKET);
-                packet.encode(&mut w);
+                packet.encode_head(&mut w);
+                if packet.body.len() < least {
+                    w.0.extend_from_slice(&packet.body);
+                } else {
+                    apart = Some(packet.body.clone());
+                }
             }
             Self::Cost { cost } => {
                 w.u8(kind::COST);
@@ -232,8 +249,10 @@ impl Frame {
             }
             Self::Unknown { kind } => w.u8(*kind),
         }
-        let length = u32::try_from(out.len() - start - 4).expect("frames are far below 4 GiB");
+        let length = out.len() - start - 4 + apart.as_ref().map_or(0, Bytes::len);
+        let length = u32::try_from(length).expect("frames are far below 4 GiB");
         out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+        apart
     }
 
     /// The exact number of bytes that [`Frame::encode`] appends.

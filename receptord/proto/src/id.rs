@@ -197,6 +197,14 @@ impl MessageId {
         Self(Uuid::from_u128(value))
     }
 
+    /// Length of its text.
+    pub const TEXT_LEN: usize = 32;
+
+    /// Its text, in this buffer.
+    pub fn encode(self, buffer: &mut [u8; Self::TEXT_LEN]) -> &str {
+        self.0.as_simple().encode_lower(buffer)
+    }
+
     /// The number of this id.
     #[must_use]
     pub const fn as_u128(self) -> u128 {
@@ -237,7 +245,7 @@ impl fmt::Debug for MessageId {
 
 impl Serialize for MessageId {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(&self.to_string())
+        s.serialize_str(self.encode(&mut [0; Self::TEXT_LEN]))
     }
 }
 

@@ -128,7 +128,8 @@ impl Packet {
             + self.body.len()
     }
 
-    pub(crate) fn encode(&self, w: &mut Writer<'_>) {
+    /// Everything but the body, which comes last.
+    pub(crate) fn encode_head(&self, w: &mut Writer<'_>) {
         w.u8(self.hop_limit);
         w.u8(self.hops);
         w.u8(match self.priority {
@@ -139,7 +140,6 @@ impl Packet {
         w.node(&self.source);
         w.node(&self.destination);
         w.u8(self.kind);
-        w.0.extend_from_slice(&self.body);
     }
 
     pub(crate) fn decode(r: &mut Reader) -> Result<Self, DecodeError> {
@@ -788,6 +788,7 @@ pub(super) fn read_id(r: &mut Reader) -> Result<MessageId, DecodeError> {
 }
 
 pub(super) fn read_directive(r: &mut Reader) -> Result<Directive, DecodeError> {
-    let text = r.str(2 * NAME_MAX + 1, "directive")?;
-    Directive::new(&text).map_err(|_| DecodeError::Bad { what: "directive" })
+    r.text(2 * NAME_MAX + 1, "directive", |text| {
+        Directive::new(text).ok()
+    })
 }

@@ -325,6 +325,10 @@ impl HostMessage {
     /// [`DecodeError`] when the line breaks the protocol; an unknown type is no error.
     pub fn decode(line: &[u8]) -> Result<Self, DecodeError> {
         let line = text(line)?;
+        if let Some(message) = payload::plain_execute(line) {
+            check_id(&message.id)?;
+            return Ok(Self::Execute(message));
+        }
         let message = match &*kind(line)? {
             "hello" => Self::Hello(hello(line)?),
             "execute" => {

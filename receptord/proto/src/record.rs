@@ -141,6 +141,11 @@ pub enum Label {
     Other(u8),
 }
 
+/// Room that is made for an envelope, and for what stands before it, so that it is not made byte by byte: what
+/// they seldom take more than.
+const ENVELOPE: usize = 128;
+const HEAD: usize = 64;
+
 impl Record {
     /// Appends this record as written at `now_ms`, in milliseconds since 1970.
     pub fn encode(&self, now_ms: u64, out: &mut Vec<u8>) {
@@ -162,6 +167,7 @@ impl Record {
                 message,
                 ..
             } => {
+                w.0.reserve(HEAD + ENVELOPE + message.body.len());
                 w.u8(match self {
                     Self::Outgoing { .. } => kind::OUTGOING,
                     Self::Transit { .. } => kind::TRANSIT,
@@ -173,7 +179,7 @@ impl Record {
                 w.varint(now_ms);
                 w.varint(message.size);
                 w.node(node);
-                let mut envelope = Vec::with_capacity(128);
+                let mut envelope = Vec::with_capacity(ENVELOPE);
                 message.encode_envelope(&mut Writer(&mut envelope));
                 w.bytes(&envelope);
                 w.bytes(&message.body);
@@ -182,6 +188,7 @@ impl Record {
                 }
             }
             Self::Started { entry } => {
+                w.0.reserve(HEAD);
                 w.u8(kind::STARTED);
                 w.varint(entry.0);
             }
@@ -191,6 +198,7 @@ impl Record {
                 floor,
                 ranges,
             } => {
+                w.0.reserve(HEAD);
                 w.u8(kind::RECEIVED);
                 w.node(origin);
                 w.varint(*epoch);

@@ -8,7 +8,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 
 use crate::id::NodeId;
 
@@ -135,7 +135,7 @@ impl Reader {
         let Some(&first) = self.rest.first() else {
             return Err(DecodeError::Truncated { what });
         };
-        let _ = self.rest.split_to(1);
+        self.rest.advance(1);
         Ok(first)
     }
 
@@ -154,7 +154,7 @@ impl Reader {
             return Err(DecodeError::Truncated { what });
         };
         let value = u32::from_be_bytes(*head);
-        let _ = self.rest.split_to(4);
+        self.rest.advance(4);
         Ok(value)
     }
 
@@ -164,7 +164,7 @@ impl Reader {
             return Err(DecodeError::Truncated { what });
         };
         let value = u64::from_be_bytes(*head);
-        let _ = self.rest.split_to(8);
+        self.rest.advance(8);
         Ok(value)
     }
 
@@ -179,7 +179,7 @@ impl Reader {
             }
             value |= bits << shift;
             if byte < 0x80 {
-                let _ = self.rest.split_to(index + 1);
+                self.rest.advance(index + 1);
                 return Ok(value);
             }
         }
@@ -204,6 +204,12 @@ impl Reader {
 
     /// A byte string of at most `limit` bytes: a slice of the input.
     pub fn bytes(&mut self, limit: usize, what: &'static str) -> Result<Bytes, DecodeError> {
+        let size = self.size(limit, what)?;
+        Ok(self.rest.split_to(size))
+    }
+
+    /// The size of a byte string of at most `limit` bytes, which is there.
+    fn size(&mut self, limit: usize, what: &'static str) -> Result<usize, DecodeError> {
         let size = self.varint(what)?;
         if size > limit as u64 {
             return Err(DecodeError::TooLarge {
@@ -213,27 +219,34 @@ impl Reader {
             });
         }
         match usize::try_from(size) {
-            Ok(size) if size <= self.rest.len() => Ok(self.rest.split_to(size)),
+            Ok(size) if size <= self.rest.len() => Ok(size),
             _ => Err(DecodeError::Truncated { what }),
         }
     }
 
     /// A UTF-8 string of at most `limit` bytes.
     pub fn str(&mut self, limit: usize, what: &'static str) -> Result<String, DecodeError> {
-        let bytes = self.bytes(limit, what)?;
-        match core::str::from_utf8(&bytes) {
-            Ok(text) => Ok(text.into()),
-            Err(_) => Err(DecodeError::Bad { what }),
-        }
+        self.text(limit, what, |text| Some(text.into()))
     }
 
     /// A valid node id.
     pub fn node(&mut self, what: &'static str) -> Result<NodeId, DecodeError> {
-        let bytes = self.bytes(crate::id::NODE_ID_MAX, what)?;
-        core::str::from_utf8(&bytes)
-            .ok()
-            .and_then(|text| NodeId::new(text).ok())
-            .ok_or(DecodeError::Bad { what })
+        let limit = crate::id::NODE_ID_MAX;
+        self.text(limit, what, |text| NodeId::new(text).ok())
+    }
+
+    /// What is made of a UTF-8 string of at most `limit` bytes, where it lies.
+    pub(crate) fn text<T>(
+        &mut self,
+        limit: usize,
+        what: &'static str,
+        make: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, DecodeError> {
+        let size = self.size(limit, what)?;
+        let text = core::str::from_utf8(&self.rest[..size]).ok();
+        let made = text.and_then(make).ok_or(DecodeError::Bad { what })?;
+        self.rest.advance(size);
+        Ok(made)
     }
 }
 

@@ -38,6 +38,8 @@ pub(crate) const NUMBER_MAX: u32 = u32::MAX - 1;
 const MARK_APART: u64 = 8192;
 /// Bytes that one removal takes at most, next to others.
 const REMOVED_MAX: usize = 16;
+/// Bytes that a number takes at most.
+const VARINT_MAX: usize = 10;
 /// Removals in one frame.
 const REMOVED_AT_ONCE: usize = 4096;
 
@@ -182,6 +184,7 @@ pub(crate) fn spare_path(number: u32) -> String {
 /// Appends a record that says that these entries are removed.
 pub(crate) fn encode_removed(removed: &[(EntryId, u32)], out: &mut Vec<u8>) {
     let mut w = Writer(out);
+    w.0.reserve(VARINT_MAX + removed.len() * REMOVED_MAX);
     w.u8(REMOVED);
     w.varint(removed.len() as u64);
     for (entry, segment) in removed {
@@ -193,6 +196,7 @@ pub(crate) fn encode_removed(removed: &[(EntryId, u32)], out: &mut Vec<u8>) {
 /// Appends a memo.
 pub(crate) fn encode_memo(entry: EntryId, memo: &[u8], out: &mut Vec<u8>) {
     let mut w = Writer(out);
+    w.0.reserve(3 * VARINT_MAX + memo.len());
     w.u8(MEMO);
     w.varint(entry.0);
     w.bytes(memo);

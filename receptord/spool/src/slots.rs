@@ -1,6 +1,6 @@
 //! A map from numbers that mostly grow to small values, as tightly as they can be packed.
 //!
-//! Runs of sorted pairs, in order. The few runs that were changed last are open: their pairs lie
+//! Runs of sorted pairs, in order. The last run and the few that were changed last are open: their pairs lie
 //! side by side. All others are packed: of each pair only what its predecessor does not tell,
 //! which is for a million entries in a row five bytes each instead of thirty-two. Looking
 //! something up in a packed run reads it from its beginning and leaves it as it is; a change
@@ -254,7 +254,10 @@ impl<V: Pack> Slots<V> {
             self.open.retain(|open| *open != at);
             self.open.push(at);
             if self.open.len() > OPEN_MAX {
-                let oldest = self.open.remove(0);
+                // Never the last: new keys belong there, and each is looked for before it comes.
+                let last = self.runs.len() - 1;
+                let oldest = self.open.iter().position(|open| *open != last);
+                let oldest = self.open.remove(oldest.unwrap_or_default());
                 self.runs[oldest].pack();
             }
         }
@@ -282,6 +285,15 @@ impl<V: Pack> Slots<V> {
 
     pub(crate) fn get(&self, key: u64) -> Option<V> {
         self.runs.get(self.run(key))?.get(key)
+    }
+
+    /// This key is about to be looked at more than once, and then changed: its run is opened for all of
+    /// that.
+    pub(crate) fn prepare(&mut self, key: u64) {
+        let at = self.run(key);
+        if at < self.runs.len() {
+            self.open(at);
+        }
     }
 
     pub(crate) fn get_mut(&mut self, key: u64) -> Option<&mut V> {
@@ -522,6 +534,21 @@ mod tests {
             prop_assert_eq!((from.number(), from.number()), (number, few));
             prop_assert_eq!(from.near(pair.1), pair.0);
             prop_assert!(from.0.is_empty());
+        }
+    }
+
+    #[test]
+    fn where_new_keys_come_nothing_is_unpacked() {
+        let mut slots = Slots::default();
+        let runs = 3 * OPEN_MAX as u64;
+        for key in 0..runs * RUN as u64 {
+            slots.insert(key, ());
+        }
+        for run in 0..runs - 1 {
+            slots.prepare(run * RUN as u64);
+            let is_open = |run: &Run<()>| matches!(run.pairs, Pairs::Open(_));
+            assert!(slots.runs.last().is_some_and(is_open));
+            assert!(slots.runs.iter().filter(|run| is_open(run)).count() <= OPEN_MAX);
         }
     }
 

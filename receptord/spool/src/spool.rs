@@ -223,6 +223,7 @@ impl<D: Disk> Spool<D> {
                 Op::Memo { .. } => {}
                 Op::Remove(entry) if self.writable => {
                     self.forget_note(*entry);
+                    self.index.entries.prepare(entry.0);
                     taken.free(&self.index, *entry);
                     self.log.remove(*entry);
                 }
@@ -411,7 +412,7 @@ impl<D: Disk> Spool<D> {
         results: &mut Results,
     ) -> Result<(), SpoolError> {
         let mut frame = FrameWriter::default();
-        let mut planned = Vec::new();
+        let mut planned = Vec::with_capacity(records.len());
         let mut group = Taken::default();
         let mut messages = BTreeSet::new();
         let mut started = BTreeSet::new();

@@ -24,7 +24,7 @@ pub(super) struct Command<'a> {
 
 pub(super) enum Form<'a> {
     /// The whole line.
-    Json(&'a [u8]),
+    Json(&'a str),
     /// What follows the first word.
     Words(Vec<&'a str>),
 }
@@ -112,8 +112,8 @@ pub(super) fn is_go(name: &str) -> bool {
 
 pub(super) fn parse(line: &[u8]) -> Result<Command<'_>, String> {
     if line.first() == Some(&b'{') {
-        let envelope: Envelope =
-            serde_json::from_slice(line).map_err(|error| json_error(&error))?;
+        let line = std::str::from_utf8(line).map_err(|error| json_error(&error))?;
+        let envelope: Envelope = serde_json::from_str(line).map_err(|error| json_error(&error))?;
         if let Some(tag) = &envelope.tag {
             check_tag(tag)?;
         }
@@ -146,12 +146,12 @@ fn check_tag(tag: &RawValue) -> Result<(), String> {
     Ok(())
 }
 
-fn json_error(error: &serde_json::Error) -> String {
+fn json_error(error: &dyn std::error::Error) -> String {
     format!("the line is not a JSON command: {error}")
 }
 
-pub(super) fn from_json<T: DeserializeOwned>(line: &[u8]) -> Result<T, ErrorBody> {
-    serde_json::from_slice(line).map_err(|error| invalid(error.to_string()))
+pub(super) fn from_json<T: DeserializeOwned>(line: &str) -> Result<T, ErrorBody> {
+    serde_json::from_str(line).map_err(|error| invalid(error.to_string()))
 }
 
 pub(super) fn request(name: &str, form: Form<'_>) -> Result<Request, ErrorBody> {
@@ -310,7 +310,7 @@ mod tests {
     fn every_command_that_is_described_is_there() {
         // These two are more than a question and its answer, and the session's own.
         for name in receptor_proto::control::commands() {
-            let known = request(name, Form::Json(b"{}"))
+            let known = request(name, Form::Json("{}"))
                 .map_or_else(|error| error.code != ErrorCode::UnknownCommand, |_| true);
             assert!(known || matches!(name, "send" | "results"), "{name}");
         }

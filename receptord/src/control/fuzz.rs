@@ -22,7 +22,7 @@ pub fn command_line(line: &[u8]) {
     }
     if let Form::Json(line) = command.form {
         if let Ok(send) = from_json::<SendCommand>(line) {
-            let again = serde_json::to_vec(&send).expect("a command has a JSON form");
+            let again = serde_json::to_string(&send).expect("a command has a JSON form");
             let again: SendCommand = from_json(&again).expect("which reads in again");
             // A refusal must not depend on how the line was written.
             assert_eq!(send.check().is_ok(), again.check().is_ok());

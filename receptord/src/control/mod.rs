@@ -14,6 +14,7 @@ mod client;
 mod command;
 mod echo;
 pub(crate) mod fuzz;
+mod object;
 mod outlet;
 mod quiet;
 mod results;

@@ -5,22 +5,26 @@
 //! raw bytes. Tells the engine that a response is consumed only when its last byte is written,
 //! so that a client that does not read holds back its own works and nobody else.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::rc::Rc;
 
 use bytes::Bytes;
 use receptor_mesh::{EntryId, Payload};
-use receptor_proto::control::{ErrorReply, SendReply, SendResponse};
+use receptor_proto::control::{ErrorReply, SendReply};
 use receptor_proto::packet::{Content, SEGMENT_MAX};
-use receptor_proto::{ErrorBody, MessageId};
+use receptor_proto::plugin::Json;
+use receptor_proto::{ErrorBody, MessageId, NodeId};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::{Notify, oneshot, watch};
 
+use super::object::Object;
 use super::socket::Socket;
+use crate::by_id::ById;
 use crate::engine::{EngineHandle, Input, Letter, Mailbox, News, Response};
 use crate::results::{Item, Source};
 use crate::spooler::Store;
@@ -83,7 +87,7 @@ pub(super) struct Outlet {
     pub(super) mailbox: Rc<Mailbox>,
     lines: RefCell<VecDeque<Line>>,
     lines_bytes: Cell<usize>,
-    sends: RefCell<HashMap<MessageId, Sending>>,
+    sends: RefCell<ById<Sending>>,
     /// Works whose last response was put together and not reported as consumed yet.
     ending: RefCell<Vec<MessageId>>,
     /// Sends that are not accepted yet.
@@ -162,7 +166,7 @@ impl Outlet {
             eof,
         };
         let mut line = Vec::new();
-        put_response(&mut line, tag, work, response);
+        put_response(&mut line, tag, work, &response);
         self.push_with(line, file);
         if self.lines.borrow().len() >= FILES_MAX {
             self.drained().await;
@@ -336,12 +340,7 @@ impl Outlet {
                     self.unaccepted.set(self.unaccepted.get().saturating_sub(1));
                 }
                 let eof = sending.until_accepted;
-                let reply = SendReply::Accepted {
-                    id: work,
-                    recipient,
-                    eof,
-                };
-                put_line(buffer, sending.tag.as_deref(), &reply);
+                put_accepted(buffer, sending.tag.as_deref(), work, &recipient, eof);
                 eof
             }
             News::Known { recipient } => {
@@ -350,12 +349,7 @@ impl Outlet {
                 }
                 let eof = sending.until_accepted;
                 if let Some(recipient) = recipient {
-                    let reply = SendReply::Accepted {
-                        id: work,
-                        recipient,
-                        eof,
-                    };
-                    put_line(buffer, sending.tag.as_deref(), &reply);
+                    put_accepted(buffer, sending.tag.as_deref(), work, &recipient, eof);
                 }
                 if !eof {
                     ended = Ended::ReadOn;
@@ -372,7 +366,7 @@ impl Outlet {
                 if eof {
                     self.ending.borrow_mut().push(work);
                 }
-                file = put_response(buffer, sending.tag.as_deref(), work, response);
+                file = put_response(buffer, sending.tag.as_deref(), work, &response);
                 eof
             }
         };
@@ -433,95 +427,84 @@ fn put_line(buffer: &mut Vec<u8>, tag: Option<&RawValue>, reply: &impl Serialize
     buffer.push(b'\n');
 }
 
+/// [`SendReply::Accepted`].
+fn put_accepted(
+    buffer: &mut Vec<u8>,
+    tag: Option<&RawValue>,
+    work: MessageId,
+    recipient: &NodeId,
+    eof: bool,
+) {
+    let mut line = Object::new(buffer, tag);
+    line.word("type", "accepted");
+    line.id("id", work);
+    line.word("recipient", recipient.as_str());
+    if eof {
+        line.json("eof", "true");
+    }
+    line.end();
+}
+
+/// [`SendReply::Response`], and its raw bytes. `Some`: this stored payload must follow.
 fn put_response(
     buffer: &mut Vec<u8>,
     tag: Option<&RawValue>,
     work: MessageId,
-    response: Response,
+    response: &Response,
 ) -> Option<(EntryId, u64)> {
-    let Response {
-        sender,
-        serial,
-        content,
-        name,
-        payload,
-        eof,
-    } = response;
-    let (code, error) = match eof {
-        Some(eof) => (Some(eof.code), eof.error),
-        None => (None, None),
-    };
-    let mut reply = SendResponse {
-        id: work,
-        from: sender,
-        serial,
-        data: None,
-        text: None,
-        size: None,
-        content: None,
-        name,
-        eof: code.is_some(),
-        code,
-        error,
-    };
-    let raw = match payload {
+    let mut line = Object::new(buffer, tag);
+    line.word("type", "response");
+    line.id("id", work);
+    line.word("from", response.sender.as_str());
+    line.value("serial", &response.serial);
+    let (mut raw, mut stored) = (None, None);
+    match &response.payload {
         Payload::Stored { entry, size } => {
-            reply.size = Some(size);
-            reply.content = Some(content);
-            put_line(buffer, tag, &SendReply::Response(reply));
-            return Some((entry, size));
+            stored = Some((*entry, *size));
+            line.value("size", size);
+            line.value("content", &response.content);
         }
         // An empty text is a line like any other, for instance an empty one of a plugin's output.
-        Payload::Inline(bytes) if bytes.is_empty() && content != Content::Text => None,
-        Payload::Inline(bytes) => match shown(content, &bytes) {
-            Shown::Json(data) => {
-                reply.data = Some(data);
-                None
-            }
-            Shown::Text(text) => {
-                reply.text = Some(text);
-                None
-            }
+        Payload::Inline(bytes) if bytes.is_empty() && response.content != Content::Text => {}
+        Payload::Inline(bytes) => match shown(response.content, bytes) {
+            Shown::Json(data) => line.json("data", &data),
+            Shown::Text(text) => line.value("text", text),
             Shown::Raw => {
-                reply.size = Some(bytes.len() as u64);
-                reply.content = Some(content);
-                Some(bytes)
+                raw = Some(bytes);
+                line.value("size", &bytes.len());
+                line.value("content", &response.content);
             }
         },
-    };
-    put_line(buffer, tag, &SendReply::Response(reply));
-    if let Some(raw) = raw {
-        buffer.extend_from_slice(&raw);
     }
-    None
+    if let Some(name) = &response.name {
+        line.value("name", name);
+    }
+    if let Some(eof) = &response.eof {
+        line.json("eof", "true");
+        line.value("code", &eof.code);
+        if let Some(error) = &eof.error {
+            line.value("error", error);
+        }
+    }
+    line.end();
+    if let Some(raw) = raw {
+        buffer.extend_from_slice(raw);
+    }
+    stored
 }
 
-enum Shown {
-    Json(Box<RawValue>),
-    Text(String),
+enum Shown<'a> {
+    Json(Cow<'a, str>),
+    Text(&'a str),
     Raw,
 }
 
 /// How a payload is shown: as what it says it is when that is true, else as raw bytes.
-fn shown(content: Content, bytes: &Bytes) -> Shown {
+fn shown(content: Content, bytes: &Bytes) -> Shown<'_> {
     const _: () = assert!(SEGMENT_MAX * 6 < receptor_proto::control::LINE_MAX);
-    let Ok(text) = std::str::from_utf8(bytes) else {
-        return Shown::Raw;
-    };
     match content {
-        Content::Text => Shown::Text(text.to_owned()),
-        Content::Json => {
-            // Newlines stand only between the tokens of JSON, where a blank does as well.
-            let one_line = if text.contains(['\n', '\r']) {
-                text.replace(['\n', '\r'], " ")
-            } else {
-                text.to_owned()
-            };
-            match RawValue::from_string(one_line) {
-                Ok(data) => Shown::Json(data),
-                Err(_) => Shown::Raw,
-            }
-        }
+        Content::Text => std::str::from_utf8(bytes).map_or(Shown::Raw, Shown::Text),
+        Content::Json => Json::line(bytes).map_or(Shown::Raw, Shown::Json),
         Content::None | Content::Bytes | Content::Bundle | Content::Sealed => Shown::Raw,
     }
 }
@@ -570,6 +553,8 @@ fn gone<E>(result: Result<(), E>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use receptor_proto::ErrorCode;
+    use receptor_proto::control::SendResponse;
     use receptor_proto::packet::Eof;
 
     fn response(content: Content, payload: &[u8]) -> Response {
@@ -586,7 +571,7 @@ mod tests {
     fn put(content: Content, payload: &[u8]) -> String {
         let mut buffer = Vec::new();
         let id = MessageId::from_u128(1);
-        put_response(&mut buffer, None, id, response(content, payload));
+        put_response(&mut buffer, None, id, &response(content, payload));
         String::from_utf8_lossy(&buffer).into_owned()
     }
 
@@ -606,6 +591,77 @@ mod tests {
     fn every_line_is_one_line() {
         for payload in ["[1,\n2]", "\"a\\nb\"", "{\r\n}"] {
             assert_eq!(put(Content::Json, payload.as_bytes()).lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn lines_are_what_the_protocol_says() {
+        let node: NodeId = "b.c-d_e@f:1".parse().unwrap();
+        let tag = RawValue::from_string("-7".to_owned()).unwrap();
+        let id = MessageId::from_u128(0x0123_4567_89ab_cdef << 60);
+        for (tag, eof) in [(None, false), (Some(&*tag), true)] {
+            let mut line = Vec::new();
+            put_accepted(&mut line, tag, id, &node, eof);
+            let recipient = node.clone();
+            let reply = SendReply::Accepted { id, recipient, eof };
+            assert_eq!(line, tagged(tag, &reply));
+        }
+        let json = RawValue::from_string("{\"a\":\"\\u00e4\"}".to_owned()).unwrap();
+        let ends = [
+            None,
+            Some((0, None)),
+            Some((1, Some(ErrorBody::new(ErrorCode::Lost, "it \"is\"")))),
+        ];
+        let names = [None, Some("a \"name\"\n".to_owned())];
+        let cases = names
+            .iter()
+            .flat_map(|name| ends.iter().map(move |end| (name, end)));
+        for (name, end) in cases {
+            for content in [Content::Json, Content::Text, Content::Bytes, Content::None] {
+                let mut reply = SendResponse {
+                    id,
+                    from: node.clone(),
+                    serial: u64::MAX,
+                    data: None,
+                    text: None,
+                    size: None,
+                    content: None,
+                    name: name.clone(),
+                    eof: end.is_some(),
+                    code: end.as_ref().map(|(code, _)| *code),
+                    error: end.as_ref().and_then(|(_, error)| error.clone()),
+                };
+                let payload = match content {
+                    Content::Json => {
+                        reply.data = Some(json.clone());
+                        json.get()
+                    }
+                    Content::Text => reply.text.insert("\"\u{0}ä\n".to_owned()),
+                    Content::Bytes => {
+                        (reply.size, reply.content) = (Some(3), Some(content));
+                        "abc"
+                    }
+                    Content::None | Content::Bundle | Content::Sealed => "",
+                };
+                let response = Response {
+                    sender: node.clone(),
+                    serial: u64::MAX,
+                    content,
+                    name: name.clone(),
+                    payload: Payload::Inline(Bytes::copy_from_slice(payload.as_bytes())),
+                    eof: end.clone().map(|(code, error)| Eof { code, error }),
+                };
+                let mut line = Vec::new();
+                assert_eq!(put_response(&mut line, Some(&tag), id, &response), None);
+                let mut expected = tagged(Some(&tag), &SendReply::Response(reply.clone()));
+                if reply.size.is_some() {
+                    expected.extend_from_slice(b"abc");
+                }
+                assert_eq!(
+                    String::from_utf8(line).unwrap(),
+                    String::from_utf8(expected).unwrap()
+                );
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //! time, its log line, and the memory of who sent what. Rules are the [policy](crate::policy)'s.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ use receptor_proto::{ErrorBody, ErrorCode, IdPrefix, MessageId};
 
 use super::Context;
 use super::command::Request;
+use crate::by_id::ById;
 use crate::log::id;
 use crate::policy::log::Denials;
 use crate::policy::{Person, Right, Rules};
@@ -30,7 +31,7 @@ pub(crate) struct Rights {
 /// ending them takes the right to administer.
 #[derive(Debug, Default)]
 struct Owners {
-    by_work: HashMap<MessageId, u32>,
+    by_work: ById<u32>,
     order: VecDeque<MessageId>,
 }
 

@@ -382,7 +382,7 @@ impl Session {
         &mut self,
         command: SendCommand,
         tag: Tag,
-        line: &[u8],
+        line: &str,
     ) -> Result<(), Failure> {
         if !gathers(&command) {
             self.flush().await?;
@@ -420,7 +420,7 @@ impl Session {
             self.gathering.add(&kind, &payload, tag.as_deref());
         }
         if let Some(raw) = raw {
-            self.gathering.remember(line, raw);
+            self.gathering.remember(line.as_bytes(), raw);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! Puts together what the core, the keeper and the table of works know. Owns the last word of the
 //! plugins about works that run here, as many as there are of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use bytes::Bytes;
 use receptor_mesh::{EntryId, Reachability, WaitingKind, WaitingView, WorkView};
@@ -15,6 +15,7 @@ use receptor_proto::{ErrorBody, ErrorCode, IdPrefix, MessageId, NodeId};
 use tokio::sync::oneshot;
 
 use super::Engine;
+use crate::by_id::ById;
 use crate::results::{DeadLetter, Ending, LetterBody, not_found, now_ms, resolve};
 use crate::spooler::Answer;
 
@@ -28,7 +29,7 @@ const MESSAGE_MAX: usize = 256;
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    told: HashMap<MessageId, Told>,
+    told: ById<Told>,
 }
 
 /// What a plugin said last of a work.

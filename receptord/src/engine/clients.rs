@@ -5,7 +5,7 @@
 //! the core: a message to a node that was never heard of is refused unless its client wants it to
 //! wait.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::rc::Rc;
 
@@ -14,6 +14,7 @@ use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
 use super::mailbox::{Letter, Mailbox, News, Response};
 use super::{Engine, Submit};
+use crate::by_id::ById;
 use crate::results::Begin;
 
 /// Bytes of volatile messages to one recipient, about, that may be without its receipt before
@@ -28,15 +29,15 @@ const ENVELOPE: usize = 512;
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
-    sends: HashMap<MessageId, Sent>,
+    sends: ById<Sent>,
     /// Volatile messages that wait for room, by recipient; bounded by what sessions let their
     /// clients send unaccepted.
     held: BTreeMap<NodeId, VecDeque<Submit>>,
     /// Messages with a key, until the keeper has written what they ask for.
-    unwritten: HashMap<MessageId, Submit>,
+    unwritten: ById<Submit>,
     /// Clients that sent a message with the key of one that is not accepted yet; bounded as
     /// `held`.
-    latecomers: HashMap<MessageId, Vec<Rc<Mailbox>>>,
+    latecomers: ById<Vec<Rc<Mailbox>>>,
 }
 
 /// A message of a client of this node.

@@ -56,13 +56,14 @@ pub(crate) struct Left {
 }
 
 impl Left {
-    /// What the engine has to know of it.
-    pub(crate) fn of(resumed: &Resumed) -> Self {
-        Self {
-            work: resumed.work(),
-            idempotent: resumed.is_idempotent(),
-            said: resumed.said(),
-        }
+    /// What the engine has to know of a process's works.
+    pub(crate) fn of(resumed: &Resumed) -> impl Iterator<Item = Self> {
+        let works = resumed.works();
+        works.map(|(work, idempotent, said)| Self {
+            work,
+            idempotent,
+            said,
+        })
     }
 }
 
@@ -81,7 +82,7 @@ pub(super) struct Works {
     table: ById<Work>,
     /// Those whose processes outlive this daemon, until their ends are safe.
     kept: ById<Kept>,
-    /// Works of an earlier start that the core has not asked for; `None` once it has asked for all.
+    /// Works of an earlier start that the core has not asked for; `None` once it has asked for all, or if there was none.
     left: Option<ById<Left>>,
     /// By plugin; only those with something in them.
     queues: HashMap<String, Queue>,
@@ -206,7 +207,8 @@ impl Works {
         Self {
             commands,
             admission,
-            left: Some(left.into_iter().map(|left| (left.work, left)).collect()),
+            left: (!left.is_empty())
+                .then(|| left.into_iter().map(|left| (left.work, left)).collect()),
             pending: VecDeque::new(),
             gone: 0,
             next_order: 0,
@@ -542,7 +544,7 @@ impl Engine {
 
     /// The core has dispatched what it had from an earlier start.
     pub(super) fn end_others(&mut self) {
-        if self.works.left.take().is_some_and(|left| !left.is_empty()) {
+        if self.works.left.take().is_some() {
             self.works.command(Command::EndOthers);
         }
     }

@@ -6,7 +6,6 @@
 //! that it is, its message is the core's as before, and the letter may come again.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::PathBuf;
@@ -21,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::{Disk, Op};
 use super::{now_ms, resolve};
+use crate::by_id::ById;
 
 /// Letters kept at once; of more, the oldest is dropped.
 const LETTERS_MAX: usize = 10_000;
@@ -76,7 +76,7 @@ pub(crate) type OnKept = Box<dyn Fn(EntryId, Result<(), ErrorBody>)>;
 #[derive(Clone)]
 pub(crate) struct DeadLetters {
     disk: Disk,
-    letters: Rc<RefCell<HashMap<MessageId, DeadLetter>>>,
+    letters: Rc<RefCell<ById<DeadLetter>>>,
     /// Of their payloads.
     bytes: Rc<Cell<u64>>,
     on_kept: Rc<OnceCell<OnKept>>,
@@ -91,7 +91,7 @@ impl std::fmt::Debug for DeadLetters {
 
 impl DeadLetters {
     pub(super) fn open(dir: PathBuf) -> io::Result<Self> {
-        let mut letters = HashMap::new();
+        let mut letters = ById::default();
         let mut apart = Vec::new();
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();

@@ -3,7 +3,7 @@
 //! Owns the table and its counts. Touches no disk: memos of works that it forgets are left in
 //! [`Table::take_forgotten`] for the keeper.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use receptor_mesh::EntryId;
 use receptor_proto::MessageId;
@@ -12,6 +12,7 @@ use super::OnChange;
 use super::frame::End;
 use super::now_ms;
 use super::work::Work;
+use crate::by_id::ById;
 
 /// Works that are known at once. Of more, the oldest that nothing came of are known to the core
 /// alone until a response comes.
@@ -21,7 +22,7 @@ const PART: usize = 10;
 
 /// See the module.
 pub(super) struct Table {
-    pub(super) works: HashMap<MessageId, Work>,
+    pub(super) works: ById<Work>,
     /// Those that have ended, by when.
     pub(super) ended: BTreeSet<(u64, MessageId)>,
     /// Works with a file, and bytes on the disk.
@@ -43,7 +44,7 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn new(ended_max: usize) -> Self {
         Self {
-            works: HashMap::new(),
+            works: ById::default(),
             ended: BTreeSet::new(),
             files: 0,
             bytes: 0,

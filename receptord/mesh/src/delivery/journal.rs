@@ -332,8 +332,10 @@ impl Journal {
 
     /// Asks for the next write, if there is anything to write, and for what is to be removed.
     pub(crate) fn flush(&mut self, out: &mut VecDeque<Output>) {
-        for (record, done) in core::mem::take(&mut self.alone) {
-            self.ask(alloc::vec![record], alloc::vec![done], out);
+        if !self.alone.is_empty() {
+            for (record, done) in core::mem::take(&mut self.alone) {
+                self.ask(alloc::vec![record], alloc::vec![done], out);
+            }
         }
         if !self.records.is_empty() || !self.done.is_empty() {
             self.batches += 1;
@@ -341,7 +343,9 @@ impl Journal {
             let done = core::mem::take(&mut self.done);
             self.ask(records, done, out);
         }
-        out.extend(self.removed.drain(..).map(|entry| Output::Remove { entry }));
+        if !self.removed.is_empty() {
+            out.extend(self.removed.drain(..).map(|entry| Output::Remove { entry }));
+        }
     }
 
     fn ask(&mut self, records: Vec<Record>, done: Vec<Done>, out: &mut VecDeque<Output>) {
@@ -372,9 +376,6 @@ impl Journal {
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        match (self.gather_until, self.again_at) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        Instant::earlier(self.gather_until, self.again_at)
     }
 }

@@ -63,7 +63,9 @@ impl Delivery {
 
     /// One receipt, or few, to every node that is owed one, unless it may wait.
     pub(super) fn give_receipts(&mut self, cx: &mut Cx<'_>) {
-        for id in core::mem::take(&mut self.owed) {
+        let owed = self.owed.len();
+        for at in 0..owed {
+            let id = self.owed[at];
             let remote = &mut self.remotes[id.0];
             remote.is_owed = false;
             let along = core::mem::take(&mut remote.was_sent_to);
@@ -78,6 +80,7 @@ impl Delivery {
             }
             self.give(cx, id);
         }
+        self.owed.drain(..owed);
     }
 
     fn give(&mut self, cx: &mut Cx<'_>, id: RemoteId) {

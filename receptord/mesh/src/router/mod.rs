@@ -351,6 +351,7 @@ impl Router {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         self.transit.is_pending(self.routes_stale)
             || !self.ready.is_empty()
+            || self.guard.as_ref().is_some_and(|guard| guard.eased)
             || self.routes_changed
             || self.recheck && self.checking > 0
             || due(self.own.due())

@@ -4,7 +4,7 @@
 //! contents, because payloads must not end in a log.
 
 use alloc::{
-    borrow::ToOwned,
+    borrow::{Cow, ToOwned},
     boxed::Box,
     string::{String, ToString},
     vec::Vec,
@@ -39,14 +39,14 @@ impl Json {
         Ok(Self::from(value.to_owned()))
     }
 
-    /// Checks that the bytes are one JSON value, without keeping it.
+    /// The one JSON value that these bytes are, as text on one line, without keeping it.
     ///
     /// # Errors
-    /// When they are not.
-    pub fn check(bytes: &[u8]) -> Result<(), serde_json::Error> {
+    /// When they are none.
+    pub fn line(bytes: &[u8]) -> Result<Cow<'_, str>, serde_json::Error> {
         let text = core::str::from_utf8(bytes).map_err(serde_json::Error::custom)?;
-        let _: &RawValue = serde_json::from_str(text)?;
-        Ok(())
+        let value: &RawValue = serde_json::from_str(text)?;
+        Ok(on_one_line(value.get()))
     }
 
     /// Writes a value as JSON.
@@ -73,14 +73,21 @@ impl Json {
 
 impl From<Box<RawValue>> for Json {
     fn from(value: Box<RawValue>) -> Self {
-        // Inside of strings JSON has line breaks only in escaped form.
-        if !value.get().contains(['\n', '\r']) {
-            return Self(value);
+        match on_one_line(value.get()) {
+            Cow::Borrowed(_) => Self(value),
+            // Still the same JSON; keeping the old text is the harmless side of the impossible case.
+            Cow::Owned(text) => Self(RawValue::from_string(text).unwrap_or(value)),
         }
-        let text = value.get().replace(['\n', '\r'], " ");
-        // Still the same JSON; keeping the old text is the harmless side of the impossible case.
-        Self(RawValue::from_string(text).unwrap_or(value))
     }
+}
+
+/// The same JSON, with blanks for line breaks. Inside of strings it has these only in escaped form, and
+/// between its tokens a blank does as well.
+fn on_one_line(json: &str) -> Cow<'_, str> {
+    if memchr::memchr2(b'\n', b'\r', json.as_bytes()).is_none() {
+        return Cow::Borrowed(json);
+    }
+    Cow::Owned(json.replace(['\n', '\r'], " "))
 }
 
 impl fmt::Debug for Json {
@@ -277,9 +284,58 @@ impl ExecuteRef<'_> {
     }
 }
 
+/// Reads a line that says exactly what [`ExecuteRef::put_line`] writes for a payload of bytes without anything escaped.
+/// Plugins that serve get these by the hundred thousand, and a parser for all of JSON is most of what one costs them. All
+/// other lines, wrong ones among them, are that parser's.
+pub(super) fn plain_execute(line: &str) -> Option<Execute> {
+    let rest = line.strip_prefix("{\"type\":\"execute\",\"id\":\"")?;
+    let (id, rest) = plain_text(rest)?;
+    let (action, rest) = plain_text(rest.strip_prefix(",\"action\":\"")?)?;
+    let (sender, rest) = plain_text(rest.strip_prefix(",\"sender\":\"")?)?;
+    let rest = rest.strip_prefix(",\"payload_base64\":\"")?;
+    let (base64, rest) = rest.split_once('"')?;
+    let (timeout_ms, rest) = match rest.strip_prefix(",\"timeout_ms\":") {
+        Some(rest) => {
+            let (timeout_ms, rest) = plain_number(rest)?;
+            (Some(timeout_ms), rest)
+        }
+        None => (None, rest),
+    };
+    let (attempt, rest) = plain_number(rest.strip_prefix(",\"attempt\":")?)?;
+    if rest != "}\n" {
+        return None;
+    }
+    Some(Execute {
+        id: id.to_owned(),
+        action: action.to_owned(),
+        sender: sender.to_owned(),
+        payload: Some(Payload::Bytes(BASE64.decode_to_vec(base64).ok()?)),
+        timeout_ms,
+        attempt: attempt.try_into().ok()?,
+    })
+}
+
+/// Text up to its quote, if nothing in it is escaped or would have to be.
+fn plain_text(rest: &str) -> Option<(&str, &str)> {
+    let end = rest.bytes().position(|byte| !is_plain(byte))?;
+    Some((rest.get(..end)?, rest.get(end..)?.strip_prefix('"')?))
+}
+
+/// A number as [`put_number`] writes it.
+fn plain_number(rest: &str) -> Option<(u64, &str)> {
+    let end = rest.bytes().position(|byte| !byte.is_ascii_digit())?;
+    let (digits, rest) = rest.split_at_checked(end)?;
+    let is_padded = digits.len() > 1 && digits.starts_with('0');
+    (!is_padded).then_some((digits.parse().ok()?, rest))
+}
+
+/// Whether a byte of a text stands for itself in JSON.
+fn is_plain(byte: u8) -> bool {
+    byte >= b' ' && byte != b'"' && byte != b'\\'
+}
+
 fn put_text(out: &mut Vec<u8>, text: &str) -> Result<(), serde_json::Error> {
-    let plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
-    if text.bytes().all(plain) {
+    if text.bytes().all(is_plain) {
         out.push(b'"');
         out.extend_from_slice(text.as_bytes());
         out.push(b'"');

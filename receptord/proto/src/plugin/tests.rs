@@ -268,6 +268,42 @@ proptest! {
     }
 
     #[test]
+    fn what_is_read_at_once_is_read_the_same_as_any_json(
+        id in id(),
+        action in any_text(),
+        sender in any_text(),
+        bytes: Vec<u8>,
+        timeout_ms in option::of(any::<u64>()),
+        attempt: u32,
+        edit in option::of((any::<prop::sample::Index>(), "[ -~\n]{0,2}")),
+    ) {
+        let execute = ExecuteRef {
+            id: &id,
+            action: &action,
+            sender: &sender,
+            payload: Some(PayloadRef::Bytes(&bytes)),
+            timeout_ms,
+            attempt,
+        };
+        let mut line = Vec::new();
+        execute.put_line(&mut line).unwrap();
+        let mut line = String::from_utf8(line).unwrap();
+        if let Some((at, text)) = &edit {
+            let at = at.index(line.len());
+            if line.is_char_boundary(at) && line.is_char_boundary(at + 1) {
+                line.replace_range(at..=at, text);
+            }
+        }
+        match payload::plain_execute(&line) {
+            Some(read) => prop_assert_eq!(read, serde_json::from_str(&line).unwrap()),
+            None => {
+                let plain = |text: &str| !text.contains(|c| c < ' ' || c == '"' || c == '\\');
+                prop_assert!(edit.is_some() || !plain(&action) || !plain(&sender));
+            }
+        }
+    }
+
+    #[test]
     fn host_messages_read_back(message in host_message()) {
         let line = message.to_line().unwrap();
         prop_assert!(is_line(&line));
