@@ -24,4 +24,5 @@ mod spooler;
 pub mod systemd;
 pub mod task;
 mod unix_socket;
+mod users;
 pub mod worker;

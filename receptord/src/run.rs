@@ -41,6 +41,7 @@ use crate::results::Keeper;
 use crate::spooler::Store;
 use crate::systemd::{self, Notifier, Passed};
 use crate::task;
+use crate::users;
 use crate::worker::{Command, Host, HostConfig, holder};
 
 /// Time for the goodbyes to leave when the daemon stops; a peer that does not read must not
@@ -93,6 +94,7 @@ pub struct Handles {
 
 /// Runs the daemon until it is told to stop.
 pub async fn run(settings: Settings, handles: Handles) -> Exit {
+    users::warn_of_hidden(&settings.rules);
     match start(settings, handles).await {
         Ok(mut daemon) => daemon.serve().await,
         Err((exit, error)) => {
@@ -185,7 +187,7 @@ async fn start(settings: Settings, mut handles: Handles) -> Result<Daemon, Faile
         commands: host_commands.clone(),
         reports,
         admission: host.admission(),
-        left: left.iter().map(Left::of).collect(),
+        left: left.iter().flat_map(Left::of).collect(),
     };
     host.hold(left);
     let host_task = task::spawn("plugin-host", host.run());
@@ -651,6 +653,7 @@ pub fn reload(settings: &mut Settings, handles: &Handles) -> Result<Vec<Change>,
         }
     }
     *settings = loaded.settings.keeping_what_needs_a_restart(settings);
+    users::warn_of_hidden(&settings.rules);
     handles.log.set(&settings.log.level);
     let count = changes.len();
     tracing::info!(message_id = log::id::RELOADED, changes = count, "reloaded");

@@ -69,7 +69,7 @@ pub enum Command {
         /// So many of the results that come first are the engine's already.
         repeats: u64,
     },
-    /// Nobody knows the other works whose processes were left: end them.
+    /// Nobody knows the other works whose processes were left. Those that go on begin now.
     EndOthers,
     /// The configuration has changed. Everything is looked at again.
     SetConfig(Box<HostConfig>),

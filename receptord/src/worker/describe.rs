@@ -4,7 +4,8 @@
 //! and the environment it is started with. Never keeps a plugin that breaks a rule of the hello.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use tokio::time::timeout_at;
 
 use super::config::{HostConfig, PluginConfig, Times};
 use super::exec::Instruction;
+use super::holder::{Connection, MAX_PACKET, Unit, keep_name};
 use super::job_dir;
 use super::outcome::{self, describe as describe_exit, plugin_start};
 use super::process::{Event, Process};
@@ -61,8 +63,63 @@ pub(super) async fn start(
         .map_err(|e| plugin_start(&plugin.name, &e.to_string(), None, ""))
 }
 
+/// As [`start`], behind a holder where there is a unit for it, with whose user the plugin's directory is shared, and
+/// what of the work lies there already. With `keep` the process outlives this daemon if it can.
+///
+/// # Errors
+/// `plugin-start` when there is no room for it.
+pub(super) async fn start_in_unit(
+    shared: &Shared,
+    config: &HostConfig,
+    plugin: &Executable,
+    purpose: Purpose<'_>,
+    given: Option<&Path>,
+    keep: bool,
+) -> Result<Process, ErrorBody> {
+    let unit = config.holders.as_deref();
+    if let Some(unit) = unit.and_then(|dir| Unit::find(dir, &plugin.name)) {
+        match behind(&unit, config, plugin, &purpose, given, keep) {
+            Ok(process) => return Ok(process),
+            Err(error) if shared.tell_unitless() => {
+                tracing::info!(%error, "plugins run without units of their own");
+            }
+            Err(error) => tracing::debug!(%error, "without a unit of its own"),
+        }
+    }
+    start(shared, config, plugin, purpose).await
+}
+
+fn behind(
+    unit: &Unit,
+    config: &HostConfig,
+    plugin: &Executable,
+    purpose: &Purpose<'_>,
+    given: Option<&Path>,
+    keep: bool,
+) -> io::Result<Process> {
+    let jobs = config.jobs();
+    unit.share_way(&jobs)?;
+    unit.share_dir(&jobs.join(purpose.job))?;
+    if let Some(given) = given {
+        Unit::share_file(given)?;
+    }
+    let (instruction, source) = instruction(config, plugin, purpose);
+    if instruction.encode_fields().len() >= MAX_PACKET {
+        return Err(io::Error::other("its environment is too large"));
+    }
+    let opened = Connection::open(&unit.socket).inspect_err(|error| {
+        let socket = unit.socket.display();
+        tracing::warn!(%error, %socket, "no unit for a plugin");
+    });
+    let mut connection = opened?;
+    if keep {
+        connection.keep(keep_name(purpose.job));
+    }
+    Ok(Process::behind(connection, &instruction, source))
+}
+
 /// How a plugin is to be started, and who says what it logs.
-pub(super) fn instruction(
+fn instruction(
     config: &HostConfig,
     plugin: &Executable,
     purpose: &Purpose<'_>,
@@ -131,7 +188,12 @@ pub(super) async fn read_hello(
     let mut deadline = tokio::time::Instant::now() + times.hello;
     let failed = |process: &mut Process, what: &str| {
         process.finish_stderr();
-        plugin_start(&plugin.name, what, process.status(), &process.stderr.tail())
+        plugin_start(
+            &plugin.name,
+            what,
+            process.status(),
+            &process.stderr().tail(),
+        )
     };
     let ended = |process: &mut Process| {
         let how = describe_exit(process.status());
@@ -331,5 +393,5 @@ pub(super) fn closed_error(process: &mut Process, plugin: &str) -> ErrorBody {
 /// `plugin-exit` for a process that has ended.
 pub(super) fn exit_error(process: &mut Process, plugin: &str) -> ErrorBody {
     process.finish_stderr();
-    outcome::plugin_exit(plugin, process.status(), &process.stderr.tail())
+    outcome::plugin_exit(plugin, process.status(), &process.stderr().tail())
 }

@@ -3,7 +3,7 @@
 //! Owns what is known of every plugin and where every work is: waiting, or with which process. It decides
 //! who runs next and who is refused; talking to plugins is for the tasks that it starts. It never waits
 //! for a plugin, a disk or the engine: whatever takes time comes back as an event. What it knows of plugins
-//! is in `plugins`.
+//! is in `plugins`, what an earlier daemon has left in `left`.
 //!
 //! ```text
 //! engine ── Command ──▶ Host ──▶ Lookout   what is installed
@@ -14,6 +14,7 @@
 //!   └── Report ◀─ serve ◀┴─▶ serve ─────┴──▶ Sweeper   what they leave behind
 //! ```
 
+mod left;
 mod plugins;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -32,19 +33,18 @@ use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
+use self::left::Left;
 use self::plugins::Plugin;
 use super::admission::Admission;
 use super::alarm::Alarm;
 use super::api::{Command, Job, JobPayload, MAX_WAITING, Report, ReportPayload};
 use super::config::{HostConfig, PluginConfig};
-use super::describe::Executable;
 use super::discover::Found;
-use super::holder::Resumed;
-use super::job::{self, GoingOn};
+use super::job;
 use super::lookout::Lookout;
 use super::outcome::{Outcome, error};
 use super::process::Spawner;
-use super::running::{Control, Places, Terms, Why};
+use super::running::{Control, Terms, Why};
 use super::serve::{self, NewJob, Server, ServerEnd};
 use super::shared::{Promise, Shared, TaskEnd};
 use super::tree;
@@ -83,9 +83,9 @@ pub struct Host {
     lookout: Rc<Lookout>,
     plugins: BTreeMap<String, Plugin>,
     works: ById<Work>,
-    /// Processes that an earlier daemon has left, and that nobody has asked for yet.
-    left: ById<Resumed>,
-    /// Works that the next daemon goes on with: what is theirs stays.
+    /// Processes that an earlier daemon has left, until it is known which of their works go on.
+    left: Vec<Left>,
+    /// Works, and directories of processes, that the next daemon goes on with: what is theirs stays.
     spared: BTreeSet<String>,
     outbox: VecDeque<Report>,
     /// Gives waiting works their order over all plugins.
@@ -143,7 +143,7 @@ impl Host {
             lookout: Rc::new(lookout),
             plugins: BTreeMap::new(),
             works: ById::default(),
-            left: ById::default(),
+            left: Vec::new(),
             spared: BTreeSet::new(),
             outbox: VecDeque::new(),
             order: 0,
@@ -161,14 +161,6 @@ impl Host {
     #[must_use]
     pub fn admission(&self) -> Admission {
         self.admission.clone()
-    }
-
-    /// Has these processes ready for [`Command::GoOn`].
-    pub fn hold(&mut self, left: Vec<Resumed>) {
-        for resumed in left {
-            self.spared.insert(resumed.work().to_string());
-            self.left.insert(resumed.work(), resumed);
-        }
     }
 
     /// Runs until [`Command::Shutdown`], or until the engine is gone, and then until nothing is
@@ -206,8 +198,10 @@ impl Host {
             for dir in &dirs {
                 for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
                     let name = entry.file_name();
-                    let job = name.to_str().and_then(|name| name.split('.').next());
-                    if job.is_some_and(|job| spared.contains(job)) {
+                    let name = name.to_str().unwrap_or_default();
+                    // A result is named for its work.
+                    let job = name.split('.').next().unwrap_or_default();
+                    if spared.contains(name) || spared.contains(job) {
                         continue;
                     }
                     if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -307,8 +301,11 @@ impl Host {
     // Works.
 
     fn take(&mut self, job: Box<Job>) {
-        if self.stopping.is_some() {
-            // No plugin has seen it, so that it is not lost: its entry stays in the engine's store.
+        if let Some(stopping) = &self.stopping
+            && (stopping.ended || !job.admitted)
+        {
+            // No plugin has seen it, and its entry stays in the engine's store. One that was admitted began on
+            // the disk and would be cut short by the end: it runs beside those that were here.
             self.give_back_if_admitted(&job);
             return;
         }
@@ -324,7 +321,9 @@ impl Host {
             // Its plugin was replaced since it was admitted. It waits until it is known what the
             // new one can do.
             self.give_back_if_admitted(&job);
-            self.wait(job);
+            if self.stopping.is_none() {
+                self.wait(job);
+            }
         }
     }
 
@@ -571,8 +570,14 @@ impl Host {
             Mode::Serve => {
                 let open = plugin.server.take().filter(|server| !server.is_closing());
                 let server = open.unwrap_or_else(|| {
-                    let server = Rc::new(Server::new(number));
-                    serve(&self.shared, &self.config, executable, &server);
+                    let server = Rc::new(Server::new(number, name));
+                    run_server(serve::Task {
+                        shared: Rc::clone(&self.shared),
+                        config: Rc::clone(&self.config),
+                        plugin: executable.clone(),
+                        server: Rc::clone(&server),
+                        resumed: None,
+                    });
                     plugin.servers += 1;
                     server
                 });
@@ -590,6 +595,9 @@ impl Host {
         if may_start {
             control.start();
         }
+        if self.stopping.is_some() {
+            control.leave();
+        }
         self.works.insert(
             work,
             Work::Running {
@@ -599,67 +607,6 @@ impl Host {
             },
         );
         Ok(())
-    }
-
-    /// Goes on with a work whose process was left. It has a place, whether there is one or not.
-    fn go_on(&mut self, job: Box<Job>, repeats: u64) {
-        let (work, directive) = (job.work, job.directive.clone());
-        let Some(resumed) = self.left.remove(&work) else {
-            let text = "its node was restarted while the work ran";
-            return self.refuse(work, error(ErrorCode::Interrupted, text));
-        };
-        if self.stopping.is_some() {
-            return resumed.leave();
-        }
-        let (remote, note, mark) = match resumed.into_parts() {
-            Ok(parts) => parts,
-            Err(problem) => {
-                let text = format!("its node was restarted and cannot go on with it: {problem}");
-                return self.refuse(work, error(ErrorCode::Interrupted, text));
-            }
-        };
-        let action = note.hello.actions.get(&note.action).cloned();
-        tracing::info!(%work, %directive, "a work goes on that was running before the restart");
-        self.admission.take_anyway(directive.plugin());
-        let control = Rc::new(Control::new(work, Rc::default()));
-        control.start();
-        run_job(job::Task {
-            shared: Rc::clone(&self.shared),
-            config: Rc::clone(&self.config),
-            plugin: note.plugin(),
-            hello: Rc::new(note.hello.clone()),
-            action: action.unwrap_or_default(),
-            job,
-            control: Rc::clone(&control),
-            resumed: Some(GoingOn {
-                remote,
-                note,
-                mark,
-                repeats,
-            }),
-        });
-        self.works.insert(
-            work,
-            Work::Running {
-                directive,
-                control,
-                server: None,
-            },
-        );
-    }
-
-    /// Ends processes that were left and that nobody has asked for.
-    fn end_others(&mut self) {
-        for (work, resumed) in std::mem::take(&mut self.left) {
-            self.spared.remove(&work.to_string());
-            tracing::info!(%work, "a plugin is ended whose work is over");
-            let places = Places {
-                dir: self.config.jobs().join(work.to_string()),
-                results: self.config.results(),
-            };
-            let shared = Rc::clone(&self.shared);
-            task::spawn("end of a left plugin", job::end(resumed, places, shared));
-        }
     }
 
     // What the tasks tell.
@@ -688,9 +635,10 @@ impl Host {
             }
             TaskEnd::Server {
                 plugin,
-                number,
+                server,
                 end,
-            } => self.server_ended(&plugin, number, end),
+            } => self.server_ended(&plugin, &server, end),
+            TaskEnd::Crashed { plugin, why } => self.crashed(&plugin, &why),
             TaskEnd::Ready { plugin, ready } => {
                 if let Some(plugin) = self.plugins.get_mut(&plugin)
                     && let Some(hello) = &mut plugin.hello
@@ -710,7 +658,13 @@ impl Host {
         }
     }
 
-    fn server_ended(&mut self, name: &str, number: u64, end: ServerEnd) {
+    fn server_ended(&mut self, name: &str, server: &Server, end: ServerEnd) {
+        let number = server.number;
+        if end == ServerEnd::Left {
+            self.spared.insert(server.name.clone());
+        } else {
+            self.spared.remove(&server.name);
+        }
         let lost: Vec<MessageId> = self
             .works
             .iter()
@@ -724,8 +678,9 @@ impl Host {
             let message = format!("the task of {name} failed");
             self.refuse(work, error(ErrorCode::Internal, message));
         }
-        let now = Instant::now();
-        let times = self.config.times.clone();
+        if end == ServerEnd::Failed {
+            self.crashed(name, "its task failed");
+        }
         let Some(plugin) = self.plugins.get_mut(name) else {
             return;
         };
@@ -737,33 +692,40 @@ impl Host {
         {
             plugin.server = None;
         }
-        if let ServerEnd::Crashed(why) = end {
-            plugin.crashes.push_back(now);
-            while let Some(first) = plugin.crashes.front()
-                && now.duration_since(*first) > times.crash_window
-            {
-                plugin.crashes.pop_front();
-            }
-            let count = plugin.crashes.len();
-            self.admission.set_open(name, false);
-            if count >= times.crashes {
-                let within = humantime::format_duration(times.crash_window);
-                let stopped = format!(
-                    "{name} was stopped after {count} crashes within {within}, the last one: {why}; replace the file, or run receptorctl plugin restart {name}"
-                );
-                tracing::error!(plugin = name, "{stopped}");
-                plugin.stopped = Some(stopped);
-                plugin.paused_until = None;
-                self.refuse_waiting(name);
-                self.dirty();
-            } else {
-                let doublings = u32::try_from(count - 1).unwrap_or(u32::MAX).min(16);
-                let pause = (times.backoff * 2_u32.pow(doublings)).min(times.backoff_max);
-                tracing::warn!(plugin = name, %why, ?pause, "a serving plugin has crashed");
-                plugin.paused_until = Some(now + pause);
-            }
-        }
         self.forget_if_gone(name);
+    }
+
+    /// A serving process has crashed: the next one waits for a while, or for ever.
+    fn crashed(&mut self, name: &str, why: &str) {
+        let now = Instant::now();
+        let times = self.config.times.clone();
+        let Some(plugin) = self.plugins.get_mut(name) else {
+            return;
+        };
+        plugin.crashes.push_back(now);
+        while let Some(first) = plugin.crashes.front()
+            && now.duration_since(*first) > times.crash_window
+        {
+            plugin.crashes.pop_front();
+        }
+        let count = plugin.crashes.len();
+        self.admission.set_open(name, false);
+        if count >= times.crashes {
+            let within = humantime::format_duration(times.crash_window);
+            let stopped = format!(
+                "{name} was stopped after {count} crashes within {within}, the last one: {why}; replace the file, or run receptorctl plugin restart {name}"
+            );
+            tracing::error!(plugin = name, "{stopped}");
+            plugin.stopped = Some(stopped);
+            plugin.paused_until = None;
+            self.refuse_waiting(name);
+            self.dirty();
+        } else {
+            let doublings = u32::try_from(count - 1).unwrap_or(u32::MAX).min(16);
+            let pause = (times.backoff * 2_u32.pow(doublings)).min(times.backoff_max);
+            tracing::warn!(plugin = name, %why, ?pause, "a serving plugin has crashed");
+            plugin.paused_until = Some(now + pause);
+        }
     }
 
     // The operator's wishes.
@@ -811,9 +773,7 @@ impl Host {
         });
         self.admission.close();
         self.to_describe.clear();
-        for (_, resumed) in std::mem::take(&mut self.left) {
-            resumed.leave();
-        }
+        self.leave_again();
         for work in self.works.values() {
             if let Work::Running { control, .. } = work {
                 control.leave();
@@ -825,15 +785,26 @@ impl Host {
             }
             self.admission.set_waiting(name, 0);
             plugin.stop_describing();
-            plugin.let_server_go();
         }
         self.keep_time(Instant::now());
     }
 
-    fn is_over(&self) -> bool {
-        self.stopping.is_some()
-            && self.works.is_empty()
-            && self.plugins.values().all(|plugin| plugin.servers == 0)
+    /// Whether nothing is left of any work. With the last of them their processes are let go.
+    fn is_over(&mut self) -> bool {
+        let Some(stopping) = &self.stopping else {
+            return false;
+        };
+        // What was admitted before the stop and is not here yet comes in a moment.
+        let expects = self.admission.used() > 0 && !stopping.ended;
+        if expects || !self.works.is_empty() {
+            return false;
+        }
+        let mut servers = 0;
+        for plugin in self.plugins.values_mut() {
+            plugin.let_server_go();
+            servers += plugin.servers;
+        }
+        servers == 0
     }
 
     // Time.
@@ -895,33 +866,17 @@ fn run_job(task: job::Task) {
     });
 }
 
-/// Starts a serving process.
-fn serve(
-    shared: &Rc<Shared>,
-    config: &Rc<HostConfig>,
-    executable: &Executable,
-    server: &Rc<Server>,
-) {
-    let task = serve::Task {
-        shared: Rc::clone(shared),
-        config: Rc::clone(config),
-        plugin: executable.clone(),
-        server: Rc::clone(server),
-    };
-    let (plugin, number) = (executable.name.clone(), server.number);
-    let fallback = TaskEnd::Server {
+/// Runs a serving process in a task of its own.
+fn run_server(task: serve::Task) {
+    let (plugin, server) = (task.plugin.name.clone(), Rc::clone(&task.server));
+    let end = move |end| TaskEnd::Server {
         plugin: plugin.clone(),
-        number,
-        end: ServerEnd::Crashed("its task failed".to_owned()),
+        server: Rc::clone(&server),
+        end,
     };
-    let promise = Promise::new(&shared.ends, fallback);
+    let promise = Promise::new(&task.shared.ends, end(ServerEnd::Failed));
     task::spawn("serving plugin", async move {
-        let end = serve::run(task).await;
-        promise.keep(TaskEnd::Server {
-            plugin,
-            number,
-            end,
-        });
+        promise.keep(end(serve::run(task).await));
     });
 }
 

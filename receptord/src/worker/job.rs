@@ -21,8 +21,6 @@
 mod conversation;
 
 use std::collections::VecDeque;
-use std::io;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -31,15 +29,15 @@ use receptor_proto::{ErrorBody, ErrorCode};
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 
-use self::conversation::{Conversation, Stop, Unseen};
+use self::conversation::{Conversation, Stop};
 use super::alarm::Alarm;
 use super::api::{Job, Report};
 use super::config::HostConfig;
 use super::describe::{
-    Executable, Parting, Purpose, host_hello, instruction, let_go, make_dir, own_config, put_down,
-    read_hello, start,
+    Executable, Parting, Purpose, host_hello, let_go, make_dir, own_config, put_down, read_hello,
+    start_in_unit,
 };
-use super::holder::{Connection, MAX_PACKET, Mark, Note, Remote, Resumed, Unit, keep_name};
+use super::holder::{Entry, LeftWork, Note, Parts, Remote, Resumed};
 use super::job_dir::{Given, Handover};
 use super::outcome::{Outcome, error};
 use super::process::Process;
@@ -47,6 +45,7 @@ use super::running::{Control, Places, Running, Terms, Why};
 use super::shared::Shared;
 use super::stderr::Source;
 use super::sweep;
+use super::unseen::Unseen;
 
 /// The payload's file in the job directory.
 const PAYLOAD_FILE: &str = "payload";
@@ -81,8 +80,8 @@ pub(super) struct GoingOn {
     pub remote: Remote,
     /// What was known of it.
     pub note: Note,
-    /// What was put away.
-    pub mark: Mark,
+    /// And of the work.
+    pub left: LeftWork,
     /// So many of the results that come first are the engine's already.
     pub repeats: u64,
 }
@@ -111,27 +110,28 @@ pub(super) async fn run(mut task: Task) -> Ended {
         left: false,
     };
     let goes_on = task.resumed.is_some();
-    let (mut process, begun) = match task.resumed.take() {
+    let (mut process, unseen, begun) = match task.resumed.take() {
         Some(GoingOn {
             remote,
             note,
-            mark,
+            left,
             repeats,
         }) => {
             let source = Source {
                 plugin: task.plugin.name.clone(),
                 job: running.id.clone(),
             };
-            running.go_on(note.began(), mark, repeats);
-            (
-                Process::resumed(remote, places.dir.clone(), source),
-                Ok(note.hello),
-            )
+            running.go_on(left.entry.began(), left.mark, repeats);
+            let process = Process::resumed(remote, places.dir.clone(), source);
+            let mut unseen = Unseen::new(process.offset());
+            unseen.go_on(&running);
+            (process, unseen, Ok(note.hello))
         }
         None => match prepare(&task, &running).await {
             Ok((payload, mut process)) => {
-                let begun = begin(&task, &mut running, &mut process, payload).await;
-                (process, begun)
+                let mut unseen = Unseen::new(0);
+                let begun = begin(&task, &mut running, &mut process, payload, &mut unseen).await;
+                (process, unseen, begun)
             }
             Err(problem) => {
                 sweep::remove(&places.dir);
@@ -153,7 +153,7 @@ pub(super) async fn run(mut task: Task) -> Ended {
     tokio::select! {
         biased;
         () = control.left(), if is_kept => ended.left = true,
-        hello = finish(&task, &mut running, &mut process, &places, begun) => {
+        hello = finish(&task, &mut running, &mut process, &places, begun, unseen) => {
             // What a note holds of a hello is no news.
             ended.hello = hello.filter(|_| !goes_on);
         }
@@ -171,8 +171,13 @@ pub(super) async fn run(mut task: Task) -> Ended {
 
 /// Ends a process that was left and that nobody wants.
 pub(super) async fn end(resumed: Resumed, places: Places, shared: Rc<Shared>) {
-    let id = resumed.work().to_string();
-    let Ok((remote, note, _)) = resumed.into_parts() else {
+    let id = resumed.name().to_owned();
+    let Ok(Parts {
+        remote,
+        note,
+        works,
+    }) = resumed.into_parts()
+    else {
         return;
     };
     let source = Source {
@@ -181,12 +186,14 @@ pub(super) async fn end(resumed: Resumed, places: Places, shared: Rc<Shared>) {
     };
     let mut process = Process::resumed(remote, places.dir.clone(), source);
     process.kill().await;
-    remove_files(&id, &places);
+    for left in works {
+        remove_files(&left.work.to_string(), &places);
+    }
     process.clear_away(&shared.sweeper).await;
 }
 
 /// Removes result files that were taken and that nobody has put away.
-fn remove_files(id: &str, places: &Places) {
+pub(super) fn remove_files(id: &str, places: &Places) {
     let entries = std::fs::read_dir(&places.results);
     for entry in entries.into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -204,6 +211,7 @@ async fn finish(
     process: &mut Process,
     places: &Places,
     begun: Result<PluginHello, ErrorBody>,
+    unseen: Unseen,
 ) -> Option<PluginHello> {
     let mut outbox = VecDeque::new();
     let (outcome, hello) = match begun {
@@ -217,7 +225,7 @@ async fn finish(
                 hello: &mut hello,
                 stop: Stop::No,
                 drained_at: None,
-                unseen: Unseen::default(),
+                unseen,
                 alarm: Alarm::default(),
             };
             (conversation.run().await, Some(hello))
@@ -249,10 +257,6 @@ async fn prepare(task: &Task, running: &Running) -> Result<(Option<Given>, Proce
         ..
     } = task;
     let dir = make_dir(config, plugin, &running.id)?;
-    let unit = config
-        .holders
-        .as_deref()
-        .and_then(|dir| Unit::find(dir, &plugin.name));
     let handover = Handover {
         dir,
         file_name: PAYLOAD_FILE.to_owned(),
@@ -284,49 +288,15 @@ async fn prepare(task: &Task, running: &Running) -> Result<(Option<Given>, Proce
         job: &running.id,
         variables,
     };
-    if let Some(unit) = &unit {
-        let file = matches!(payload, Some(Given::File(_))).then_some(file);
-        match start_in_unit(task, unit, file.as_deref(), &purpose) {
-            Ok(process) => return Ok((payload, process)),
-            Err(error) if shared.tell_unitless() => {
-                tracing::info!(%error, "plugins run without units of their own");
-            }
-            Err(error) => tracing::debug!(%error, "without a unit of its own"),
-        }
-    }
-    let process = start(shared, config, plugin, purpose).await?;
-    // The plugin takes a while to come up, in which the next one can be made ready.
-    shared.spawner.park();
-    Ok((payload, process))
-}
-
-/// Starts the plugin behind a holder, with whose user it shares its directory.
-fn start_in_unit(
-    task: &Task,
-    unit: &Unit,
-    file: Option<&Path>,
-    purpose: &Purpose<'_>,
-) -> io::Result<Process> {
-    let jobs = task.config.jobs();
-    unit.share_way(&jobs)?;
-    unit.share_dir(&jobs.join(purpose.job))?;
-    if let Some(file) = file {
-        Unit::share_file(file)?;
-    }
-    let (instruction, source) = instruction(&task.config, &task.plugin, purpose);
-    if instruction.encode_fields().len() >= MAX_PACKET {
-        return Err(io::Error::other("its environment is too large"));
-    }
-    let opened = Connection::open(&unit.socket).inspect_err(|error| {
-        let socket = unit.socket.display();
-        tracing::warn!(%error, %socket, "no unit for a plugin");
-    });
-    let mut connection = opened?;
+    let file = matches!(payload, Some(Given::File(_))).then_some(file);
     // What may be run again is, after a restart: what it has said before counts, and would have to be known.
-    if task.job.outlives && task.job.attempt == 1 {
-        connection.keep(keep_name(task.job.work));
+    let keep = job.outlives && job.attempt == 1;
+    let process = start_in_unit(shared, config, plugin, purpose, file.as_deref(), keep).await?;
+    if !process.is_remote() {
+        // The plugin takes a while to come up, in which the next one can be made ready.
+        shared.spawner.park();
     }
-    Ok(Process::behind(connection, &instruction, source))
+    Ok((payload, process))
 }
 
 /// Waits until the start is on the disk. A plugin that acts without reading what it is told has
@@ -349,6 +319,7 @@ async fn begin(
     running: &mut Running,
     process: &mut Process,
     payload: Option<Given>,
+    unseen: &mut Unseen,
 ) -> Result<PluginHello, ErrorBody> {
     let control = Rc::clone(&running.control);
     // Gone before the next wait: of two that wait, a change would wake only this one.
@@ -373,14 +344,14 @@ async fn begin(
             return Err(problem);
         }
     };
-    if !hello.actions.contains_key(task.job.directive.action()) {
+    let Some(action) = hello.actions.get(task.job.directive.action()) else {
         process.kill_if_alive().await;
         let message = format!(
             "{} was replaced and has no such action any more",
             task.plugin.name
         );
         return Err(error(ErrorCode::NoSuchAction, message));
-    }
+    };
     let execute = ExecuteRef {
         id: &running.id,
         action: task.job.directive.action(),
@@ -397,11 +368,12 @@ async fn begin(
         });
     match lines {
         Ok(lines) => {
-            let action = task.job.directive.action();
-            if let Some(note) = Note::new(task.job.work, &task.plugin, &hello, action) {
-                process.note(note, &lines);
+            process.outgoing().extend_from_slice(&lines);
+            if process.is_kept() {
+                process.note(&Note::new(&task.plugin, &hello));
+                unseen.begin(running, Entry::new(action), process);
             }
-            process.send(&lines);
+            process.flush();
         }
         Err(problem) => {
             process.kill_if_alive().await;

@@ -7,6 +7,7 @@
 //! Every payload's file goes with its SHA-256, and a result's is checked when the plugin names it: a
 //! file that was not complete yet, or is another than was meant, is then noticed at once.
 
+use std::borrow::Cow;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufReader, Read, Write as _};
 use std::os::fd::OwnedFd;
@@ -267,16 +268,11 @@ fn failed(error: &dyn std::error::Error) -> ErrorBody {
 }
 
 fn json(bytes: &Bytes) -> Result<Given, ErrorBody> {
-    Json::check(bytes).map_err(|e| invalid(PayloadKind::Json, &e.to_string()))?;
-    if !bytes.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
-        return Ok(Given::Json(bytes.clone()));
-    }
-    // Newlines stand only between the tokens of JSON, where a blank does as well.
-    let one_line = bytes.iter().map(|byte| match byte {
-        b'\n' | b'\r' => b' ',
-        other => *other,
-    });
-    Ok(Given::Json(one_line.collect()))
+    let line = Json::line(bytes).map_err(|e| invalid(PayloadKind::Json, &e.to_string()))?;
+    Ok(Given::Json(match line {
+        Cow::Borrowed(text) => bytes.slice_ref(text.as_bytes()),
+        Cow::Owned(text) => Bytes::from(text),
+    }))
 }
 
 fn text(bytes: &Bytes) -> Result<Given, ErrorBody> {

@@ -13,6 +13,7 @@
 //! job, serve ─▶ running, job_dir, process, outcome   one work
 //! process    ─▶ exec (in the child), lines, stderr   one process
 //!            ─▶ holder                               one in a unit of its own
+//! job, serve ─▶ unseen                               what the next daemon has to hear of it
 //! alarm                                             one timer
 //! sweep      ─▶ tree                                 nothing is left behind
 //! ```
@@ -44,6 +45,7 @@ mod stderr;
 mod sweep;
 mod tree;
 mod trust;
+mod unseen;
 mod watch;
 
 pub use self::admission::{Admission, Admitted};

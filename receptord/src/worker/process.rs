@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::unix::pipe;
@@ -25,12 +26,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::exec::{Instruction, WORD};
-use super::holder::{Common, Connection, Mark, Note, Remote};
+use super::holder::{Connection, Entry, Mark, Note, Remote};
 use super::lines::{Lines, TooLong};
 use super::stderr::{Source, Stderr};
 use super::sweep::{self, Sweeper};
 use super::tree::{self, Awaited, DEATH, Root};
 use crate::task;
+use receptor_proto::MessageId;
 
 /// Bytes asked for in one read at first. A plugin that fills it gets [`LARGE_READ`].
 const SMALL_READ: usize = 8 * 1024;
@@ -245,6 +247,9 @@ fn start(helper: &Path) -> io::Result<Raw> {
     })
 }
 
+/// Bytes in the pipe to a plugin that serves; usually it is a quarter of that.
+const STDIN_WIDE: i32 = 256 * 1024;
+
 /// What has happened to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
@@ -258,6 +263,17 @@ pub(super) enum Event {
     Exited,
 }
 
+/// What came of a process, whoever its parent is.
+#[derive(Debug)]
+pub(super) struct Heard {
+    /// What was read and not taken.
+    pub lines: Lines,
+    /// Its log lines.
+    pub stderr: Stderr,
+    /// How it ended.
+    pub status: Option<ExitStatus>,
+}
+
 /// A running plugin. Dropped while it runs, it is killed.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -268,11 +284,8 @@ pub(super) struct Process {
     sent: usize,
     close_when_sent: bool,
     tell_sent: Option<usize>,
-    lines: Lines,
     read: Cell<usize>,
-    /// Its log lines.
-    pub stderr: Stderr,
-    status: Option<ExitStatus>,
+    heard: Heard,
 }
 
 /// Where it runs.
@@ -302,10 +315,12 @@ impl Process {
             sent: 0,
             close_when_sent: false,
             tell_sent: None,
-            lines: Lines::default(),
             read: Cell::new(SMALL_READ),
-            stderr: Stderr::new(source, Instant::now()),
-            status: None,
+            heard: Heard {
+                lines: Lines::default(),
+                stderr: Stderr::new(source, Instant::now()),
+                status: None,
+            },
         }
     }
 
@@ -361,11 +376,20 @@ impl Process {
         }
     }
 
-    /// Leaves word for the next daemon, before these lines are sent, which are the job.
-    pub(super) fn note(&mut self, note: Note, lines: &[u8]) {
-        let more = self.queued() + lines.len();
+    /// Leaves word of it for the next daemon.
+    pub(super) fn note(&mut self, note: &Note) {
+        // Its hello is in the note: to the next daemon it would be a line of a work.
+        self.seen(self.offset(), &mut std::iter::empty());
         if let Body::Remote(remote) = &mut self.body {
-            remote.note(note, more);
+            remote.note(note);
+        }
+    }
+
+    /// Leaves word of a work, whose line is the last that is queued.
+    pub(super) fn enter(&mut self, work: MessageId, entry: Entry) {
+        let queued = self.queued();
+        if let Body::Remote(remote) = &mut self.body {
+            remote.enter(work, entry, queued);
         }
     }
 
@@ -373,26 +397,26 @@ impl Process {
     pub(super) fn offset(&self) -> u64 {
         match &self.body {
             Body::Child(_) => 0,
-            Body::Remote(remote) => remote.offset(self.lines.len()),
+            Body::Remote(remote) => remote.offset(self.heard.lines.len()),
         }
     }
 
-    /// Nobody wants what came before this offset any more.
-    pub(super) fn seen(&mut self, offset: u64, mark: &Mark) {
+    /// Nobody wants what came before this offset any more. With it go the marks of works; those without one are
+    /// over.
+    pub(super) fn seen(
+        &mut self,
+        offset: u64,
+        marks: &mut dyn Iterator<Item = (MessageId, Option<Mark>)>,
+    ) {
         if let Body::Remote(remote) = &mut self.body {
-            remote.seen(offset, mark);
+            remote.seen(offset, marks);
         }
     }
 
     /// Has a file in its directory made readable for this daemon, if that is another user's.
     pub(super) async fn share(&mut self, path: &str) {
         if let Body::Remote(remote) = &mut self.body {
-            let common = Common {
-                lines: &mut self.lines,
-                stderr: &mut self.stderr,
-                status: &mut self.status,
-            };
-            remote.share(path, common).await;
+            remote.share(path, &mut self.heard).await;
         }
     }
 
@@ -401,22 +425,21 @@ impl Process {
         match &mut self.body {
             Body::Child(pipes) => sweeper.ended(Self::root(pipes.pid, &self.dir)),
             Body::Remote(remote) => {
-                remote
-                    .finish(Common {
-                        lines: &mut self.lines,
-                        stderr: &mut self.stderr,
-                        status: &mut self.status,
-                    })
-                    .await;
+                remote.finish(&mut self.heard).await;
                 let dir = self.dir.clone();
                 let _ = spawn_blocking(move || sweep::remove(&dir)).await;
             }
         }
     }
 
+    /// Its log lines.
+    pub(super) fn stderr(&mut self) -> &mut Stderr {
+        &mut self.heard.stderr
+    }
+
     /// How it ended, if it has.
     pub(super) fn status(&self) -> Option<ExitStatus> {
-        self.status
+        self.heard.status
     }
 
     /// Whether stdout may still bring something.
@@ -437,6 +460,16 @@ impl Process {
     /// The queue for stdin: for whole lines to be added to. [`Self::flush`] writes them.
     pub(super) fn outgoing(&mut self) -> &mut Vec<u8> {
         &mut self.outgoing
+    }
+
+    /// Lets a plugin that serves have more to read while this node does other things: fewer of its lines then cost a wake.
+    pub(super) fn widen(&self) {
+        if let Body::Child(pipes) = &self.body
+            && let Some(stdin) = &pipes.stdin
+        {
+            // The system may refuse it to a user with many pipes, to whom the usual size has to do.
+            let _ = fcntl(stdin, FcntlArg::F_SETPIPE_SZ(STDIN_WIDE));
+        }
     }
 
     /// Writes what the pipe takes at once of what is queued.
@@ -471,7 +504,7 @@ impl Process {
     }
 
     /// Bytes that have not left.
-    fn queued(&self) -> usize {
+    pub(super) fn queued(&self) -> usize {
         self.outgoing.len() - self.sent
     }
 
@@ -500,31 +533,34 @@ impl Process {
     /// # Errors
     /// When it is longer than `limit`.
     pub(super) fn line(&mut self, limit: usize) -> Result<Option<BytesMut>, TooLong> {
-        self.lines.next(limit)
+        self.heard.lines.next(limit)
     }
 
     /// What was read and not taken, lent to whoever understands many lines at once.
     pub(super) fn take_lines(&mut self) -> Lines {
-        std::mem::take(&mut self.lines)
+        std::mem::take(&mut self.heard.lines)
     }
 
     /// Gives it back.
-    pub(super) fn put_lines(&mut self, lines: Lines) {
-        self.lines = lines;
+    pub(super) fn put_lines(&mut self, mut lines: Lines) {
+        // While a file was shared more may have come.
+        let more = self.heard.lines.rest(usize::MAX);
+        lines.buffer().extend_from_slice(&more);
+        self.heard.lines = lines;
     }
 
     /// What was read and not taken, at most `limit` bytes of it.
     pub(super) fn bytes(&mut self, limit: usize) -> BytesMut {
-        self.lines.rest(limit)
+        self.heard.lines.rest(limit)
     }
 
     /// As [`Self::bytes`], cut where it will be cut again should another daemon have to go on from here.
     pub(super) fn piece(&mut self, limit: usize) -> BytesMut {
         let piece = match &mut self.body {
             Body::Child(_) => limit,
-            Body::Remote(remote) => remote.piece(self.lines.len()).min(limit),
+            Body::Remote(remote) => remote.piece(self.heard.lines.len()).min(limit),
         };
-        self.lines.rest(piece)
+        self.heard.lines.rest(piece)
     }
 
     /// Waits for the next event, and meanwhile writes what is queued and logs what comes on stderr.
@@ -543,13 +579,7 @@ impl Process {
                     if let Some(event) = remote.event(read) {
                         return event;
                     }
-                    remote
-                        .progress(Common {
-                            lines: &mut self.lines,
-                            stderr: &mut self.stderr,
-                            status: &mut self.status,
-                        })
-                        .await;
+                    remote.progress(&mut self.heard).await;
                     if writes {
                         self.flush();
                     }
@@ -558,7 +588,7 @@ impl Process {
             };
             // Not biased: a flood on one pipe must not keep the others from their turn.
             tokio::select! {
-                count = read_some(&mut pipes.stdout, self.lines.buffer(), &self.read), if read => {
+                count = read_some(&mut pipes.stdout, self.heard.lines.buffer(), &self.read), if read => {
                     if count == 0 {
                         pipes.stdout = None;
                         return Event::Closed;
@@ -571,17 +601,17 @@ impl Process {
                     }
                     self.flush();
                 }
-                count = read_some(&mut pipes.stderr, &mut self.stderr.buffer, &self.read) => {
+                count = read_some(&mut pipes.stderr, &mut self.heard.stderr.buffer, &self.read) => {
                     let now = Instant::now();
                     if count == 0 {
                         pipes.stderr = None;
-                        self.stderr.finish(now);
+                        self.heard.stderr.finish(now);
                     } else {
-                        self.stderr.take(now);
+                        self.heard.stderr.take(now);
                     }
                 }
-                status = pipes.child.wait(), if self.status.is_none() => {
-                    self.status = Some(status.unwrap_or_else(|error| {
+                status = pipes.child.wait(), if self.heard.status.is_none() => {
+                    self.heard.status = Some(status.unwrap_or_else(|error| {
                         tracing::error!(%error, pid = pipes.pid, "waiting for a plugin");
                         ExitStatus::default()
                     }));
@@ -627,7 +657,7 @@ impl Process {
     /// Asks the plugin's process group to end.
     pub(super) fn terminate(&mut self) {
         match &mut self.body {
-            Body::Child(pipes) if self.status.is_none() => {
+            Body::Child(pipes) if self.heard.status.is_none() => {
                 tree::signal(pipes.pid, Signal::SIGTERM);
             }
             Body::Child(_) => {}
@@ -641,16 +671,13 @@ impl Process {
         let pipes = match &mut self.body {
             Body::Child(pipes) => pipes,
             Body::Remote(remote) => {
-                return remote
-                    .kill(Common {
-                        lines: &mut self.lines,
-                        stderr: &mut self.stderr,
-                        status: &mut self.status,
-                    })
-                    .await;
+                return remote.kill(&mut self.heard).await;
             }
         };
-        let (root, lives) = (Self::root(pipes.pid, &self.dir), self.status.is_none());
+        let (root, lives) = (
+            Self::root(pipes.pid, &self.dir),
+            self.heard.status.is_none(),
+        );
         let killed = spawn_blocking(move || {
             if lives {
                 tree::halt(&root);
@@ -660,17 +687,17 @@ impl Process {
         if let Err(error) = killed.await {
             tracing::error!(%error, "killing a plugin");
         }
-        if self.status.is_none() {
+        if self.heard.status.is_none() {
             tree::signal(pipes.pid, Signal::SIGKILL);
             if let Ok(status) = timeout(DEATH, pipes.child.wait()).await {
-                self.status = Some(status.unwrap_or_default());
+                self.heard.status = Some(status.unwrap_or_default());
             }
         }
     }
 
     /// As [`Self::kill`], for one that may have ended by itself.
     pub(super) async fn kill_if_alive(&mut self) {
-        if self.status.is_none() {
+        if self.heard.status.is_none() {
             self.kill().await;
         }
     }
@@ -681,18 +708,14 @@ impl Process {
         match &mut self.body {
             Body::Child(pipes) => {
                 if let Some(pipe) = pipes.stderr.take() {
-                    while let Ok(1..) = pipe.try_read_buf(&mut self.stderr.buffer) {
-                        self.stderr.take(now);
+                    while let Ok(1..) = pipe.try_read_buf(&mut self.heard.stderr.buffer) {
+                        self.heard.stderr.take(now);
                     }
                 }
             }
-            Body::Remote(remote) => remote.take(Common {
-                lines: &mut self.lines,
-                stderr: &mut self.stderr,
-                status: &mut self.status,
-            }),
+            Body::Remote(remote) => remote.take(&mut self.heard),
         }
-        self.stderr.finish(now);
+        self.heard.stderr.finish(now);
     }
 }
 

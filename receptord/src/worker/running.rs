@@ -179,6 +179,10 @@ impl Control {
         self.end_safe.set();
     }
 
+    pub(super) fn is_end_safe(&self) -> bool {
+        self.end_safe.set.get()
+    }
+
     /// Waits for that.
     pub(super) async fn end_is_safe(&self) {
         self.end_safe.is_set().await;
@@ -187,6 +191,11 @@ impl Control {
     /// Leaves it to the next daemon, if it can be left.
     pub(super) fn leave(&self) {
         self.left.set();
+        self.changes.wake();
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.left.set.get()
     }
 
     /// Waits for that.
@@ -335,6 +344,18 @@ impl Terms {
         (timeout, idle)
     }
 
+    /// The action, as far as it is known here.
+    pub(super) fn action(&self) -> ActionDescriptor {
+        ActionDescriptor {
+            payload: self.payload,
+            idempotent: self.idempotent,
+            max_payload: self.max_payload,
+            timeout_s: self.timeout_s,
+            idle_timeout_s: self.idle_timeout_s,
+            ..ActionDescriptor::default()
+        }
+    }
+
     pub(super) fn of(action: &ActionDescriptor) -> Self {
         Self {
             payload: action.payload,
@@ -379,9 +400,8 @@ pub(super) struct Running {
     said_before: u64,
     /// Results to come that the engine has had from an earlier daemon.
     repeats: u64,
-    /// Result files stay until they are safe; those up to this number are gone.
+    /// Result files stay until they are safe.
     keeps_files: bool,
-    files_seen: u32,
     complete: bool,
     status: Option<Status>,
     status_sent: Option<Instant>,
@@ -413,7 +433,6 @@ impl Running {
             said_before: 0,
             repeats: 0,
             keeps_files: false,
-            files_seen: 0,
             complete: true,
             status: None,
             status_sent: None,
@@ -423,6 +442,12 @@ impl Running {
     /// A result of it was not passed on.
     pub(super) fn lose_result(&mut self) {
         self.complete = false;
+    }
+
+    /// Whether its next result can be passed on. None can behind one that was lost: should the next daemon have to
+    /// hear them again, it would give them other numbers.
+    pub(super) fn takes_result(&self) -> bool {
+        self.complete && self.control.has_room()
     }
 
     /// How it ended, from what the plugin said and what the host knows. `None` when the plugin said
@@ -446,7 +471,6 @@ impl Running {
         self.said_before = mark.said;
         self.results = mark.results;
         self.files = mark.files;
-        self.files_seen = mark.files;
         self.repeats = repeats;
     }
 
@@ -467,16 +491,6 @@ impl Running {
             results: self.results,
             files: self.files,
         }
-    }
-
-    /// The files of the results up to this one are not needed any more.
-    pub(super) fn files_seen(&mut self, count: u32, at: &Places) {
-        for number in self.files_seen..count {
-            if self.keeps_files {
-                let _ = std::fs::remove_file(self.file_path(number + 1, at));
-            }
-        }
-        self.files_seen = self.files_seen.max(count);
     }
 
     /// For the plugin.
@@ -738,12 +752,13 @@ impl Running {
 
     fn next_file(&mut self, at: &Places) -> PathBuf {
         self.files += 1;
-        self.file_path(self.files, at)
+        result_file(&self.id, self.files, at)
     }
+}
 
-    fn file_path(&self, number: u32, at: &Places) -> PathBuf {
-        at.results.join(format!("{}.{number}", self.id))
-    }
+/// Where a result file of a job is.
+pub(super) fn result_file(job: &str, number: u32, at: &Places) -> PathBuf {
+    at.results.join(format!("{job}.{number}"))
 }
 
 /// The name under which the engine gets a file.

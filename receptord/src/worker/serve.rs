@@ -13,20 +13,24 @@
 //! All jobs share one pipe, so that a job whose results nobody takes would stop the others: it is
 //! waited for as long as `Times::serve_stall` says and then cancelled with `quota`. A job that ignores its
 //! cancel costs the process, and with it the other jobs.
+//!
+//! Where there is a unit for it the process runs behind a holder, and can be left to the next daemon with those of its
+//! jobs that outlive a restart. There it gets no new ones: it ends with the last that it had, because what it was told of
+//! its configuration, and what it still does for jobs that nobody knows any more, is the earlier daemon's.
 
 mod bundle;
 mod ends;
+mod leave;
 mod said;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use receptor_proto::packet::Content;
-use receptor_proto::plugin::{Data, ExecuteRef, PluginHello, feature};
+use receptor_proto::plugin::{CancelReason, Data, ExecuteRef, PluginHello, feature};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -34,13 +38,18 @@ use self::bundle::Bundles;
 use super::alarm::Alarm;
 use super::api::{Job, JobPayload, Report};
 use super::config::{HostConfig, PluginConfig};
-use super::describe::{Executable, Purpose, host_hello, make_dir, own_config, read_hello, start};
+use super::describe::{
+    Executable, Purpose, host_hello, make_dir, own_config, read_hello, start_in_unit,
+};
+use super::holder::{self, LeftWork, Note, Remote, Unit};
 use super::job_dir::{Given, Handover, Prepared, at_once};
 use super::outcome::{Outcome, error};
 use super::process::{Event, Process};
 use super::running::{Changes, Control, Places, Running, Terms, Why};
 use super::shared::{Shared, TaskEnd};
+use super::stderr::Source;
 use super::sweep;
+use super::unseen::Unseen;
 use crate::by_id::ById;
 use crate::task;
 
@@ -57,6 +66,8 @@ const REMEMBERED: usize = 64;
 pub(super) struct Server {
     /// Tells it from its predecessors and successors.
     pub number: u64,
+    /// The name of its directory, which no other process has had.
+    pub name: String,
     inbox: RefCell<VecDeque<NewJob>>,
     prepared: RefCell<Vec<(MessageId, Prepared)>>,
     closing: Cell<bool>,
@@ -75,9 +86,22 @@ pub(super) struct NewJob {
 }
 
 impl Server {
-    pub(super) fn new(number: u64) -> Self {
+    pub(super) fn new(number: u64, plugin: &str) -> Self {
+        let name = format!("serve.{plugin}.{:016x}", fastrand::u64(..));
+        Self::named(number, name)
+    }
+
+    /// One that an earlier daemon has left, and that takes no new jobs.
+    pub(super) fn left(number: u64, name: String) -> Self {
+        let server = Self::named(number, name);
+        server.close();
+        server
+    }
+
+    fn named(number: u64, name: String) -> Self {
         Self {
             number,
+            name,
             inbox: RefCell::new(VecDeque::new()),
             prepared: RefCell::new(Vec::new()),
             closing: Cell::new(false),
@@ -109,12 +133,36 @@ impl Server {
 }
 
 /// How a serving process ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ServerEnd {
+    /// By itself or by the host; of a crash the host was told before.
+    Over,
+    /// It was left to the next daemon.
+    Left,
+    /// Its task failed.
+    Failed,
+}
+
+/// Why there is nothing more to say to the process.
+#[derive(Debug)]
+enum Stop {
     /// It was let go, or ended by the host because of one of its jobs.
-    Stopped,
+    Ended,
     /// It could not be started, died, or broke the protocol.
     Crashed(String),
+    /// The next daemon goes on with it.
+    Left,
+}
+
+/// A process that was left to this daemon.
+#[derive(Debug)]
+pub(super) struct GoingOn {
+    /// The process.
+    pub remote: Remote,
+    /// What was known of it.
+    pub note: Note,
+    /// Its jobs, what was known of them, and how many of the results that come first are the engine's already.
+    pub jobs: Vec<(NewJob, LeftWork, u64)>,
 }
 
 /// All that the process's task needs.
@@ -128,20 +176,35 @@ pub(super) struct Task {
     pub plugin: Executable,
     /// The link to the host.
     pub server: Rc<Server>,
+    /// The process that an earlier daemon has left.
+    pub resumed: Option<GoingOn>,
 }
 
-/// Runs the process until it ends or is not needed any more.
-pub(super) async fn run(task: Task) -> ServerEnd {
-    let name = format!("serve.{}.{}", task.plugin.name, task.server.number);
-    let (mut process, hello, dir) = match open(&task, &name).await {
-        Ok(opened) => opened,
-        Err(problem) => {
-            refuse_all(&task, &problem).await;
-            return ServerEnd::Crashed(problem.message);
+/// Runs the process until it ends, is not needed any more, or is left to the next daemon.
+pub(super) async fn run(mut task: Task) -> ServerEnd {
+    let dir = task.config.jobs().join(&task.server.name);
+    let (mut process, hello, left) = match task.resumed.take() {
+        Some(GoingOn { remote, note, jobs }) => {
+            let source = Source {
+                plugin: task.plugin.name.clone(),
+                job: task.server.name.clone(),
+            };
+            let process = Process::resumed(remote, dir.clone(), source);
+            (process, note.hello, jobs)
         }
+        None => match open(&task).await {
+            Ok((process, hello)) => (process, hello, Vec::new()),
+            Err(problem) => {
+                refuse_all(&task, &problem).await;
+                tell_crash(&task, problem.message);
+                return ServerEnd::Over;
+            }
+        },
     };
     tracing::debug!(plugin = task.plugin.name, pid = process.pid(), "serving");
+    process.widen();
     let own = own_config(&task.config, &task.plugin.name);
+    let at = process.offset();
     let mut serving = Serving {
         places: Places {
             dir,
@@ -152,6 +215,7 @@ pub(super) async fn run(task: Task) -> ServerEnd {
         process: &mut process,
         hello,
         own,
+        is_resumed: !left.is_empty(),
         jobs: ById::default(),
         bundles: Bundles::default(),
         part_id: String::new(),
@@ -159,14 +223,33 @@ pub(super) async fn run(task: Task) -> ServerEnd {
         ended: VecDeque::new(),
         outbox: VecDeque::new(),
         held: None,
+        unseen: Unseen::new(at),
+        at,
         now: Instant::now(),
         idle_since: Instant::now(),
         ping: PingState::default(),
         alarm: Alarm::default(),
     };
-    let end = serving.run().await;
+    for (job, known, repeats) in left {
+        serving.go_on(job, &known, repeats);
+    }
+    let mut stop = serving.run().await;
     // From here on the host starts another process for new jobs.
     task.server.close();
+    let late = error(
+        ErrorCode::PluginExit,
+        format!("{} ended before it got the work", task.plugin.name),
+    );
+    refuse_all(&task, &late).await;
+    if let Stop::Crashed(why) = &stop {
+        tell_crash(&task, why.clone());
+    }
+    if !matches!(stop, Stop::Left) {
+        stop = serving.until_safe(stop).await;
+    }
+    if matches!(stop, Stop::Left) {
+        serving.leave().await;
+    }
     let Serving {
         outbox, mut jobs, ..
     } = serving;
@@ -178,45 +261,60 @@ pub(super) async fn run(task: Task) -> ServerEnd {
         }
     };
     jobs.clear();
+    if matches!(stop, Stop::Left) {
+        flush.await;
+        process.leave();
+        return ServerEnd::Left;
+    }
     let finish = async {
         process.kill_if_alive().await;
         process.finish_stderr();
     };
     tokio::join!(flush, finish);
     process.clear_away(&task.shared.sweeper).await;
-    let late = error(
-        ErrorCode::PluginExit,
-        format!("{} ended before it got the work", task.plugin.name),
-    );
-    refuse_all(&task, &late).await;
-    end
+    ServerEnd::Over
+}
+
+fn tell_crash(task: &Task, why: String) {
+    let plugin = task.plugin.name.clone();
+    task.shared.ends.push(TaskEnd::Crashed { plugin, why });
 }
 
 /// Starts the process and reads its hello.
-async fn open(task: &Task, name: &str) -> Result<(Process, PluginHello, PathBuf), ErrorBody> {
-    let dir = make_dir(&task.config, &task.plugin, name)?;
+async fn open(task: &Task) -> Result<(Process, PluginHello), ErrorBody> {
+    let Task {
+        shared,
+        config,
+        plugin,
+        ..
+    } = task;
+    let name = &task.server.name;
+    let dir = make_dir(config, plugin, name)?;
     let purpose = Purpose {
         job: name,
         variables: Vec::new(),
     };
-    let mut process = match start(&task.shared, &task.config, &task.plugin, purpose).await {
+    let mut process = match start_in_unit(shared, config, plugin, purpose, None, true).await {
         Ok(process) => process,
         Err(problem) => {
             sweep::remove(&dir);
             return Err(problem);
         }
     };
-    match read_hello(&mut process, &task.plugin, &task.config.times).await {
+    match read_hello(&mut process, plugin, &config.times).await {
         Ok(hello) => {
-            if let Ok(line) = host_hello(&task.config, &task.plugin.name).to_line() {
+            if process.is_kept() {
+                process.note(&Note::new(plugin, &hello));
+            }
+            if let Ok(line) = host_hello(config, &plugin.name).to_line() {
                 process.send(&line);
             }
-            Ok((process, hello, dir))
+            Ok((process, hello))
         }
         Err(problem) => {
             task.server.close();
             process.kill_if_alive().await;
-            process.clear_away(&task.shared.sweeper).await;
+            process.clear_away(&shared.sweeper).await;
             Err(problem)
         }
     }
@@ -294,6 +392,8 @@ struct Serving<'a> {
     /// The plugin's part of the configuration.
     own: PluginConfig,
     places: Places,
+    /// An earlier daemon has started it.
+    is_resumed: bool,
     jobs: ById<Box<Entry>>,
     bundles: Bundles,
     /// Room to write the id of a part.
@@ -307,6 +407,10 @@ struct Serving<'a> {
     outbox: VecDeque<Report>,
     /// A result for which its job has no room, and since when; it holds up everything else.
     held: Option<(MessageId, Data, Instant)>,
+    /// What the holder still keeps, if there is one.
+    unseen: Unseen,
+    /// Everything before this offset was understood and passed on.
+    at: u64,
     /// When this turn began: one look at the clock serves all that it handles.
     now: Instant,
     idle_since: Instant,
@@ -315,7 +419,7 @@ struct Serving<'a> {
 }
 
 impl Serving<'_> {
-    async fn run(&mut self) -> ServerEnd {
+    async fn run(&mut self) -> Stop {
         let mut closed_at = None;
         loop {
             self.now = Instant::now();
@@ -328,7 +432,11 @@ impl Serving<'_> {
                 let what = problem.message.clone();
                 self.process.kill_if_alive().await;
                 self.fail_all(&problem).await;
-                return ServerEnd::Crashed(what);
+                return Stop::Crashed(what);
+            }
+            self.tell_holder();
+            if self.may_leave() {
+                return Stop::Left;
             }
             let now = self.now;
             if self.process.status().is_some() || closed_at.is_some_and(|at| now >= at) {
@@ -348,7 +456,7 @@ impl Serving<'_> {
             let idle_at = self.idle_since + self.task.config.times.serve_idle;
             if idle && (now >= idle_at || self.task.server.is_closing()) {
                 self.part().await;
-                return ServerEnd::Stopped;
+                return Stop::Ended;
             }
             let deadline = self
                 .deadline(idle.then_some(idle_at))
@@ -474,6 +582,14 @@ impl Serving<'_> {
         match prepared {
             Ok(payload) => {
                 entry.has_file = matches!(payload, Some(Given::File(_)));
+                if entry.has_file
+                    && let Err(problem) = self.share_file(&payload_file(work))
+                {
+                    return self.finish(work, Outcome::Failed(problem)).await;
+                }
+                let Some(entry) = self.jobs.get_mut(&work) else {
+                    return;
+                };
                 entry.stage = Stage::Ready(payload);
                 if !entry.job.admitted {
                     let started = Report::Started {
@@ -509,6 +625,8 @@ impl Serving<'_> {
                 let problem = Why::Cancel(reason).error();
                 self.finish(work, Outcome::Failed(problem)).await;
             }
+            // It is left, as soon as the other jobs of the process have ended.
+            (Some(CancelReason::Shutdown), Stage::Executing) if self.unseen.has(work) => {}
             (Some(reason), Stage::Executing) => self.end(work, Why::Cancel(reason)),
             (None, Stage::Ready(_)) if control.may_start() => {
                 if self.bundles.is_behind() || self.is_ahead() {
@@ -531,15 +649,62 @@ impl Serving<'_> {
             Ok(()) => {
                 let silent_at = now + self.task.config.times.ping_after;
                 let deadline = entry.running.deadline();
+                // What may be run again is, after a restart.
+                if self.process.is_kept() && entry.job.outlives && entry.job.attempt == 1 {
+                    entry.running.keep_files();
+                    let word = holder::Entry::new(&entry.terms.action());
+                    self.unseen.begin(&entry.running, word, self.process);
+                    self.emit(Report::Kept { work });
+                }
                 self.plan(deadline.map_or(silent_at, |at| at.min(silent_at)));
             }
             Err(problem) => self.finish(work, Outcome::Failed(problem)).await,
         }
     }
 
+    /// Goes on with a job of an earlier daemon.
+    fn go_on(&mut self, new: NewJob, known: &LeftWork, repeats: u64) {
+        let NewJob {
+            job,
+            terms,
+            control,
+        } = new;
+        let work = job.work;
+        let mut running = Running::new(work, control, terms, &self.own, self.now);
+        running.go_on(known.entry.began(), known.mark, repeats);
+        running.keep_files();
+        self.unseen.go_on(&running);
+        self.emit(Report::Kept { work });
+        let entry = Entry {
+            running,
+            stage: Stage::Executing,
+            terms,
+            // If it has none there is none to remove.
+            has_file: true,
+            stop_at: None,
+            job,
+        };
+        self.jobs.insert(work, Box::new(entry));
+        self.plan(self.now);
+    }
+
+    /// Lets the plugin read a file that is given to it.
+    fn share_file(&self, name: &str) -> Result<(), ErrorBody> {
+        if !self.process.is_remote() {
+            return Ok(());
+        }
+        Unit::share_file(&self.places.dir.join(name)).map_err(|problem| {
+            let text = format!("the payload cannot be handed over: {problem}");
+            error(ErrorCode::Internal, text)
+        })
+    }
+
     /// Whether so much is on its way to the plugin that what is next has to wait. There will then
     /// be an event when there is room.
     fn is_ahead(&mut self) -> bool {
+        if self.unseen.is_full() {
+            return true;
+        }
         if self.process.unsent() < AHEAD_MAX {
             return false;
         }
@@ -572,7 +737,12 @@ impl Serving<'_> {
         let plugin = job.job.directive.plugin();
         self.task.shared.admission.give_back(plugin);
         self.emit(report);
-        self.task.shared.ends.push(TaskEnd::Served(work));
+        if self.unseen.has(work) {
+            // The host has to know it until its end is safe.
+            self.unseen.ended(self.at, &job.running);
+        } else {
+            self.task.shared.ends.push(TaskEnd::Served(work));
+        }
     }
 
     /// To the engine, behind what waits for it already.

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc};
 use super::admission::Admission;
 use super::api::Report;
 use super::process::Spawner;
-use super::serve::ServerEnd;
+use super::serve::{Server, ServerEnd};
 use super::sweep::Sweeper;
 
 /// See the module.
@@ -74,16 +74,23 @@ pub(super) enum TaskEnd {
         /// The next daemon goes on with it.
         left: bool,
     },
-    /// A work of a serving plugin, which has given its place back.
+    /// A work of a serving plugin, which has given its place back, and of which nothing has to be told any more.
     Served(MessageId),
     /// A serving process. Its works have ended before it.
     Server {
         /// Whose.
         plugin: String,
         /// Which of its processes.
-        number: u64,
+        server: Rc<Server>,
         /// How.
         end: ServerEnd,
+    },
+    /// Not yet the end of a serving process, which had better not be started again at once.
+    Crashed {
+        /// Whose.
+        plugin: String,
+        /// How.
+        why: String,
     },
     /// Not an end: a serving plugin says whether works have a chance.
     Ready {

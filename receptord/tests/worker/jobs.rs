@@ -8,7 +8,7 @@ use receptord::worker::exec::Limit;
 use receptord::worker::{Command, JobPayload, PluginConfig, Report};
 use serde_json::{Value, json};
 
-use crate::rig::{Rig, install, run};
+use crate::rig::{PATIENCE, Rig, install, run};
 
 #[test]
 fn a_job_runs() {
@@ -558,6 +558,30 @@ fn a_stopping_host_lets_go_of_what_no_plugin_has_seen() {
             rig.until_left(work).await;
         }
         rig.stop().await;
+    });
+}
+
+#[test]
+fn a_work_that_was_admitted_before_the_stop_runs_after_it() {
+    run(async {
+        let mut rig = Rig::new(&["rogue", "serve"], |_| {}).await;
+        let mut jobs = Vec::new();
+        for directive in ["rogue:good", "serve:good", "serve:good"] {
+            let payload = JobPayload::Inline(Bytes::from_static(b"1"));
+            let mut job = rig.job(directive, Content::Json, payload);
+            assert!(rig.admission.try_admit(&job.directive).is_some());
+            (job.admitted, job.start) = (true, true);
+            jobs.push(job);
+        }
+        let grace = 4 * PATIENCE;
+        rig.command(Command::Shutdown { grace }).await;
+        for job in jobs {
+            let work = job.work;
+            rig.command(Command::Run(Box::new(job))).await;
+            assert_eq!(rig.finish(work).await.json(0), json!(1));
+        }
+        // With the last of them it is over, long before the time for works is.
+        rig.ended().await;
     });
 }
 

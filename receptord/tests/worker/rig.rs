@@ -385,6 +385,11 @@ impl Rig {
             grace: Duration::ZERO,
         })
         .await;
+        self.ended().await;
+    }
+
+    /// Waits for the end of a host that was told to stop, and makes sure that nothing is left.
+    pub(crate) async fn ended(mut self) {
         let deadline = Instant::now() + PATIENCE;
         while let Some(report) = timeout_at(deadline, self.reports.recv()).await.unwrap() {
             if let Report::Started { .. } | Report::Data { .. } = report {

@@ -544,6 +544,7 @@ def main():
         "not-ready": {"ready": False, "reason": "frobnicate is not installed"},
         "not-ready-mute": {"ready": False, "reason": "frobnicate is not installed"},
         "two-at-once": {"max_jobs": 2},
+        "serve-many": {"max_jobs": 16},
     }.get(NAME, {}))
     if NAME in ("lingers", "never-reads"):
         deaf()

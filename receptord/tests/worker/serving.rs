@@ -250,18 +250,18 @@ fn a_served_work_is_cancelled_alone() {
 #[test]
 fn works_wait_at_the_host_while_the_plugin_does_not_read() {
     run(async {
-        let mut rig = Rig::new(&["serve", "plain"], |config| {
+        let mut rig = Rig::new(&["serve-many", "plain"], |config| {
             config.times.cancel_grace = Duration::from_secs(3600);
         })
         .await;
-        let held = rig.send("serve:hold", "").await;
+        let held = rig.send("serve-many:hold", "").await;
         rig.until_data(held, 1).await;
         let directory = rig.work(held).unwrap().json(0)["directory"].clone();
-        // All that it takes at once, and more than the pipe and the host's queue for it hold.
+        // Fewer than it takes at once, and more than the pipe and the host's queue for it hold.
         let mut works = Vec::new();
-        for n in 0..7 {
+        for n in 0..10 {
             let payload = format!("\"{n} {}\"", "x".repeat(60_000));
-            works.push(rig.send("serve:good", &payload).await);
+            works.push(rig.send("serve-many:good", &payload).await);
         }
         let last = works.pop().unwrap();
         rig.until(|rig| rig.work(last).is_some_and(|work| work.started.is_some()))

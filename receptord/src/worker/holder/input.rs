@@ -5,7 +5,7 @@
 
 use receptor_proto::plugin::MAX_LINE;
 
-/// Bytes that may wait for the plugin: it gets one work, which is one line, and few words after it.
+/// Bytes that may wait for the plugin: the daemon sends a line when little waits, and few words beside it.
 const MAX_WAITING: usize = 4 * MAX_LINE;
 
 /// See the module.

@@ -1,13 +1,13 @@
 //! What a daemon leaves with a holder for the next one.
 //!
-//! Owns the note, written once before the job is handed over, and the mark, written with each offset that was
-//! put away. Both are JSON, which the next daemon may know more or less of; neither holds a payload.
+//! Owns the note about the plugin, written once; the entry of each of its works, written before the work is
+//! handed over; and the mark, which an entry gets with an offset that was put away. All are JSON, which the next
+//! daemon may know more or less of; none holds a payload.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
-use receptor_proto::MessageId;
 use receptor_proto::plugin::{ActionDescriptor, PluginHello, feature};
 use serde::{Deserialize, Serialize};
 
@@ -19,32 +19,36 @@ const MAX_TEXT: usize = 1024;
 /// What of a plugin's features its host acts on.
 const FEATURES: [&str; 3] = [feature::CANCEL, feature::STATUS, feature::FILE];
 
-/// What has to be known of a job's process to go on with it.
+/// What has to be known of a plugin's process to go on with it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(in crate::worker) struct Note {
-    /// The work, as its id in the plugin protocol.
-    pub job: String,
     /// The file's name.
     pub file_name: String,
     /// Where the plugin was.
     pub path: PathBuf,
-    /// Its hello, as far as it is needed.
+    /// Its hello, as far as it is needed: without the actions.
     pub hello: PluginHello,
+}
+
+/// What has to be known of a work to go on with it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(in crate::worker) struct Entry {
     /// The action that was asked for.
-    pub action: String,
-    /// When the job began, in milliseconds of the machine's monotonic clock.
+    pub action: ActionDescriptor,
+    /// When the work began, in milliseconds of the machine's monotonic clock.
     pub began_ms: u64,
-    /// Bytes of stdin that the plugin must have got to have the job.
+    /// Bytes of stdin that the plugin must have got to have the work.
+    #[serde(default)]
     pub input: u64,
 }
 
-/// What goes with an offset.
+/// How far a work is before an offset.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::worker) struct Mark {
-    /// The serial of the last response before it.
+    /// The serial of its last response there.
     #[serde(default)]
     pub said: u64,
-    /// Bytes of results before it.
+    /// Bytes of its results.
     #[serde(default)]
     pub results: u64,
     /// Files that were used for them.
@@ -53,45 +57,29 @@ pub(in crate::worker) struct Mark {
 }
 
 impl Note {
-    pub(in crate::worker) fn new(
-        work: MessageId,
-        plugin: &Executable,
-        hello: &PluginHello,
-        action: &str,
-    ) -> Option<Self> {
-        let descriptor = hello.actions.get(action)?;
-        let descriptor = ActionDescriptor {
-            schema: None,
-            example: None,
-            about: None,
-            ..descriptor.clone()
-        };
+    pub(in crate::worker) fn new(plugin: &Executable, hello: &PluginHello) -> Self {
         let has = |name: &&&str| hello.has(name);
         let reason = hello.reason.clone();
-        Some(Self {
-            job: work.to_string(),
+        Self {
             file_name: plugin.file_name.clone(),
             path: plugin.path.clone(),
             hello: PluginHello {
-                about: None,
+                protocol: hello.protocol,
+                name: hello.name.clone(),
                 version: cut(hello.version.clone(), MAX_TEXT),
+                about: None,
+                mode: hello.mode,
+                max_jobs: hello.max_jobs,
                 features: FEATURES
                     .iter()
                     .filter(has)
                     .map(|f| (*f).to_owned())
                     .collect(),
+                ready: hello.ready,
                 reason: reason.map(|reason| cut(reason, MAX_TEXT)),
-                actions: [(action.to_owned(), descriptor)].into(),
-                ..hello.clone()
+                actions: [].into(),
             },
-            action: action.to_owned(),
-            began_ms: monotonic_ms(),
-            input: 0,
-        })
-    }
-
-    pub(in crate::worker) fn work(&self) -> Option<MessageId> {
-        self.job.parse().ok()
+        }
     }
 
     pub(in crate::worker) fn plugin(&self) -> Executable {
@@ -101,8 +89,29 @@ impl Note {
             path: self.path.clone(),
         }
     }
+}
 
-    /// When the job began.
+impl Entry {
+    /// Of a work that begins now.
+    pub(in crate::worker) fn new(action: &ActionDescriptor) -> Self {
+        Self {
+            action: ActionDescriptor {
+                payload: action.payload,
+                output: action.output,
+                timeout_s: action.timeout_s,
+                idle_timeout_s: action.idle_timeout_s,
+                max_payload: action.max_payload,
+                schema: None,
+                example: None,
+                about: None,
+                idempotent: action.idempotent,
+            },
+            began_ms: monotonic_ms(),
+            input: 0,
+        }
+    }
+
+    /// When the work began.
     pub(in crate::worker) fn began(&self) -> Instant {
         let age = Duration::from_millis(monotonic_ms().saturating_sub(self.began_ms));
         let now = Instant::now();

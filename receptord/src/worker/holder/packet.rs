@@ -9,12 +9,15 @@ use std::process::ExitStatus;
 
 /// The version that a holder speaks. A daemon ends one that speaks another: it was left by a version of
 /// the daemon that it cannot go on from.
-pub(super) const VERSION: u8 = 1;
+pub(super) const VERSION: u8 = 2;
 /// Longest packet in bytes; what a socket takes in one piece on any system.
 pub(in crate::worker) const MAX_PACKET: usize = 64 * 1024;
 /// Longest piece of a stream in a packet, in bytes: a round number that leaves room for the rest of it, and is
 /// no more than what a response may have inline.
 pub(super) const MAX_CHUNK: usize = 60 * 1024;
+
+/// Entries that a holder keeps at once.
+pub(in crate::worker) const MAX_ENTRIES: usize = 4096;
 
 /// From the daemon.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,12 +30,19 @@ pub(super) enum Order<'a> {
     CloseInput,
     /// Keep this for whoever comes next. It takes the place of the one before.
     Note(&'a [u8]),
-    /// What the plugin has said before this offset is wanted by nobody any more. The mark is kept with it.
+    /// Keep this beside the note, under a key of its own.
+    Entry {
+        /// Which.
+        key: u128,
+        /// For whoever comes next.
+        entry: &'a [u8],
+    },
+    /// What the plugin has said before this offset is wanted by nobody any more.
     Seen {
         /// Bytes of stdout.
         offset: u64,
-        /// For whoever comes next.
-        mark: &'a [u8],
+        /// What changes in the entries with that: see [`Marks`].
+        marks: Marks<'a>,
     },
     /// Ask the plugin's process group to end.
     Terminate,
@@ -47,6 +57,14 @@ pub(super) enum Order<'a> {
     /// could read it may come first.
     Resume(u64),
 }
+
+/// Marks that entries have, each in place of the one before. An empty one ends its entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Marks<'a>(&'a [u8]);
+
+/// The bytes of [`Marks`].
+#[derive(Debug, Default)]
+pub(super) struct MarkList(Vec<u8>);
 
 /// From the holder.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,7 +84,18 @@ pub(super) enum News<'a> {
     Fed(u64),
     /// It has ended.
     Exited(ExitStatus),
-    /// The answer to [`Order::Resume`].
+    /// An entry, as part of the answer to [`Order::Resume`].
+    Entry {
+        /// That of the order.
+        number: u64,
+        /// Which.
+        key: u128,
+        /// Its last mark; empty: it has none.
+        mark: &'a [u8],
+        /// The entry.
+        entry: &'a [u8],
+    },
+    /// The end of the answer to [`Order::Resume`].
     Resumed(Resumed<'a>),
     /// [`Order::Finish`] is done.
     Finished,
@@ -85,8 +114,6 @@ pub(super) struct Resumed<'a> {
     pub whole: u64,
     /// Those of them that were written.
     pub fed: u64,
-    /// The mark of the last [`Order::Seen`].
-    pub mark: &'a [u8],
     /// The last [`Order::Note`].
     pub note: &'a [u8],
 }
@@ -105,6 +132,7 @@ const KILL: u8 = 7;
 const FINISH: u8 = 8;
 const RESUME: u8 = 9;
 const SHARE: u8 = 10;
+const ENTRY: u8 = 11;
 
 const OUTPUT: u8 = 65;
 const OUTPUT_END: u8 = 66;
@@ -114,6 +142,7 @@ const EXITED: u8 = 69;
 const RESUMED: u8 = 70;
 const FINISHED: u8 = 71;
 const SHARED: u8 = 72;
+const ENTRY_WAS: u8 = 73;
 
 impl<'a> Order<'a> {
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -122,9 +151,14 @@ impl<'a> Order<'a> {
             Self::Input(bytes) => with(INPUT, bytes),
             Self::CloseInput => vec![CLOSE_INPUT],
             Self::Note(bytes) => with(NOTE, bytes),
-            Self::Seen { offset, mark } => {
+            Self::Entry { key, entry } => {
+                let mut out = with(ENTRY, &key.to_le_bytes());
+                out.extend_from_slice(entry);
+                out
+            }
+            Self::Seen { offset, marks } => {
                 let mut out = with(SEEN, &offset.to_le_bytes());
-                out.extend_from_slice(mark);
+                out.extend_from_slice(marks.0);
                 out
             }
             Self::Terminate => vec![TERMINATE],
@@ -143,8 +177,13 @@ impl<'a> Order<'a> {
             CLOSE_INPUT => Self::CloseInput,
             NOTE => Self::Note(rest),
             SEEN => {
-                let (offset, mark) = number(rest)?;
-                Self::Seen { offset, mark }
+                let (offset, rest) = number(rest)?;
+                let marks = Marks::decode(rest)?;
+                Self::Seen { offset, marks }
+            }
+            ENTRY => {
+                let (key, entry) = key(rest)?;
+                Self::Entry { key, entry }
             }
             TERMINATE => Self::Terminate,
             KILL => Self::Kill,
@@ -174,10 +213,18 @@ impl<'a> News<'a> {
                 out.extend_from_slice(&resumed.offset.to_le_bytes());
                 out.extend_from_slice(&resumed.whole.to_le_bytes());
                 out.extend_from_slice(&resumed.fed.to_le_bytes());
-                let mark = u64::try_from(resumed.mark.len()).unwrap_or(u64::MAX);
-                out.extend_from_slice(&mark.to_le_bytes());
-                out.extend_from_slice(resumed.mark);
                 out.extend_from_slice(resumed.note);
+                out
+            }
+            Self::Entry {
+                number,
+                key,
+                mark,
+                entry,
+            } => {
+                let mut out = with(ENTRY_WAS, &number.to_le_bytes());
+                put_mark(&mut out, *key, mark);
+                out.extend_from_slice(entry);
                 out
             }
             Self::Finished => vec![FINISHED],
@@ -206,23 +253,60 @@ impl<'a> News<'a> {
                 let (own, rest) = number(rest)?;
                 let (offset, rest) = number(rest)?;
                 let (whole, rest) = number(rest)?;
-                let (fed, rest) = number(rest)?;
-                let (mark, rest) = number(rest)?;
-                let mark = usize::try_from(mark).map_err(|_| Unknown)?;
-                let (mark, note) = rest.split_at_checked(mark).ok_or(Unknown)?;
+                let (fed, note) = number(rest)?;
                 Self::Resumed(Resumed {
                     number: own,
                     offset,
                     whole,
                     fed,
-                    mark,
                     note,
                 })
+            }
+            ENTRY_WAS => {
+                let (number, rest) = number(rest)?;
+                let (key, mark, entry) = mark(rest)?;
+                Self::Entry {
+                    number,
+                    key,
+                    mark,
+                    entry,
+                }
             }
             FINISHED => Self::Finished,
             SHARED => Self::Shared,
             _ => return Err(Unknown),
         })
+    }
+}
+
+impl<'a> Marks<'a> {
+    fn decode(bytes: &'a [u8]) -> Result<Self, Unknown> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            (_, _, rest) = mark(rest)?;
+        }
+        Ok(Self(bytes))
+    }
+
+    /// One after the other.
+    pub(super) fn iter(self) -> impl Iterator<Item = (u128, &'a [u8])> {
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            let (key, mark, others) = mark(rest).ok()?;
+            rest = others;
+            Some((key, mark))
+        })
+    }
+}
+
+impl MarkList {
+    /// Adds one, of fewer than 64 KiB.
+    pub(super) fn push(&mut self, key: u128, mark: &[u8]) {
+        put_mark(&mut self.0, key, mark);
+    }
+
+    pub(super) fn as_marks(&self) -> Marks<'_> {
+        Marks(&self.0)
     }
 }
 
@@ -248,20 +332,52 @@ fn number(bytes: &[u8]) -> Result<(u64, &[u8]), Unknown> {
     Ok((u64::from_le_bytes(*number), rest))
 }
 
+fn key(bytes: &[u8]) -> Result<(u128, &[u8]), Unknown> {
+    let (key, rest) = bytes.split_first_chunk().ok_or(Unknown)?;
+    Ok((u128::from_le_bytes(*key), rest))
+}
+
+/// Key, length and bytes of a mark.
+fn put_mark(out: &mut Vec<u8>, key: u128, mark: &[u8]) {
+    let len = u16::try_from(mark.len()).unwrap_or(u16::MAX);
+    out.extend_from_slice(&key.to_le_bytes());
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend(mark.iter().take(len.into()));
+}
+
+/// The first mark, and what is behind it.
+fn mark(bytes: &[u8]) -> Result<(u128, &[u8], &[u8]), Unknown> {
+    let (key, rest) = key(bytes)?;
+    let (len, rest) = rest.split_first_chunk().ok_or(Unknown)?;
+    let len = u16::from_le_bytes(*len);
+    let (mark, rest) = rest.split_at_checked(len.into()).ok_or(Unknown)?;
+    Ok((key, mark, rest))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn orders_and_news_survive_the_socket() {
+        let mut marks = MarkList::default();
+        marks.push(u128::MAX, b"mark");
+        marks.push(1, b"");
+        let marks = marks.as_marks();
+        let pairs: Vec<_> = marks.iter().collect();
+        assert_eq!(pairs, [(u128::MAX, &b"mark"[..]), (1, &b""[..])]);
         let orders = [
             Order::Run(b"program"),
             Order::Input(b"half a li"),
             Order::CloseInput,
             Order::Note(b""),
+            Order::Entry {
+                key: 7,
+                entry: b"entry",
+            },
             Order::Seen {
                 offset: u64::MAX,
-                mark: b"m",
+                marks,
             },
             Order::Terminate,
             Order::Kill,
@@ -286,9 +402,14 @@ mod tests {
                 offset: 1,
                 whole: 2,
                 fed: 1,
-                mark: b"mark",
                 note: b"note",
             }),
+            News::Entry {
+                number: 9,
+                key: 7,
+                mark: b"mark",
+                entry: b"entry",
+            },
             News::Finished,
             News::Shared,
         ];
@@ -299,10 +420,18 @@ mod tests {
 
     #[test]
     fn what_is_no_packet_is_told_apart() {
-        let bad: [&[u8]; 7] = [
+        let mut short_mark = vec![SEEN];
+        short_mark.extend_from_slice(&[0; 8 + 16]);
+        let mut mark_too_long = vec![ENTRY_WAS];
+        mark_too_long.extend_from_slice(&[0; 8 + 16]);
+        mark_too_long.extend_from_slice(&u16::MAX.to_le_bytes());
+        let bad: [&[u8]; 10] = [
             b"",
             b"\0",
             &[SEEN, 1],
+            &short_mark,
+            &[ENTRY, 1],
+            &mark_too_long,
             &[OUTPUT],
             &[EXITED, 0],
             &[RESUMED, VERSION + 1, 0],
@@ -312,9 +441,5 @@ mod tests {
             assert!(Order::decode(packet).is_err());
             assert_eq!(News::decode(packet), Err(Unknown));
         }
-        let mut mark_too_long = vec![RESUMED, VERSION];
-        mark_too_long.extend_from_slice(&[0; 32]);
-        mark_too_long.extend_from_slice(&u64::MAX.to_le_bytes());
-        assert_eq!(News::decode(&mark_too_long), Err(Unknown));
     }
 }

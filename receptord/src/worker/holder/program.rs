@@ -3,7 +3,8 @@
 //! Owns the plugin's process, its pipes and its end, and what it has said that no daemon has put away yet.
 //! A daemon that goes leaves the connection with the service manager, and the next one goes on
 //! with `Order::Resume`. When nobody has the connection any more the plugin is ended, and with it all
-//! that it has started. Knows nothing of works: what a daemon must know to go on is a note to it.
+//! that it has started. Knows nothing of works: what a daemon must know to go on is in a note to it, with an
+//! entry for each thing that the plugin does.
 //!
 //! ```text
 //! daemon ── connection: stdin of this process ──▶ Input ── pipe ──▶ plugin
@@ -12,7 +13,7 @@
 //!
 //! One thread, which waits in `poll` and nowhere else while the plugin runs.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
 use std::io::{self, Read as _, Write as _};
@@ -36,7 +37,7 @@ use receptor_proto::plugin::TERM_GRACE;
 
 use super::input::Input;
 use super::kept::Kept;
-use super::packet::{MAX_CHUNK, MAX_PACKET, News, Order, Resumed};
+use super::packet::{MAX_CHUNK, MAX_ENTRIES, MAX_PACKET, News, Order, Resumed};
 use crate::worker::exec::{self, Instruction};
 use crate::worker::sweep;
 use crate::worker::tree::{self, Awaited, Root};
@@ -103,10 +104,10 @@ struct Holder {
     kept: Kept,
     stderr: VecDeque<u8>,
     note: Vec<u8>,
-    mark: Vec<u8>,
+    entries: BTreeMap<u128, Entry>,
     /// What was told of this, as of the last [`Order::Resume`].
     told: Told,
-    /// Answers that the socket has not taken yet: as many as a daemon waits for.
+    /// Answers that the socket has not taken yet: as many as a daemon waits for, and as there are entries.
     answers: VecDeque<Vec<u8>>,
     /// The socket takes no more at the moment.
     full: bool,
@@ -117,6 +118,12 @@ struct Holder {
     /// When to go, whether somebody wants the plugin's last words or not.
     go_at: Option<Instant>,
     reap_at: Option<Instant>,
+}
+
+/// What is kept beside the note.
+struct Entry {
+    entry: Vec<u8>,
+    mark: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
@@ -167,7 +174,7 @@ impl Holder {
             kept: Kept::default(),
             stderr: VecDeque::new(),
             note: Vec::new(),
-            mark: Vec::new(),
+            entries: BTreeMap::new(),
             told: Told::default(),
             answers: VecDeque::new(),
             full: false,
@@ -278,9 +285,22 @@ impl Holder {
             }
             Order::CloseInput => self.close_input = true,
             Order::Note(note) => note.clone_into(&mut self.note),
-            Order::Seen { offset, mark } => {
+            Order::Entry { key, entry } => {
+                if self.entries.len() >= MAX_ENTRIES {
+                    return wrong("more entries than are kept");
+                }
+                let (entry, mark) = (entry.to_owned(), Vec::new());
+                self.entries.insert(key, Entry { entry, mark });
+            }
+            Order::Seen { offset, marks } => {
                 self.kept.seen(offset);
-                mark.clone_into(&mut self.mark);
+                for (key, mark) in marks.iter() {
+                    if mark.is_empty() {
+                        self.entries.remove(&key);
+                    } else if let Some(entry) = self.entries.get_mut(&key) {
+                        mark.clone_into(&mut entry.mark);
+                    }
+                }
             }
             Order::Terminate => self.signal(Signal::SIGTERM),
             Order::Kill => self.kill(),
@@ -306,10 +326,18 @@ impl Holder {
                     offset: self.kept.offset(),
                     whole: self.input.whole(),
                     fed: self.input.fed(),
-                    mark: &self.mark,
                     note: &self.note,
                 };
                 self.answers.clear();
+                for (key, Entry { entry, mark }) in &self.entries {
+                    let entry = News::Entry {
+                        number,
+                        key: *key,
+                        mark,
+                        entry,
+                    };
+                    self.answers.push_back(entry.encode());
+                }
                 self.answers.push_back(News::Resumed(resumed).encode());
             }
         }

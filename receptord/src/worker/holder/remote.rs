@@ -9,15 +9,14 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use receptor_proto::MessageId;
 use tokio::time::timeout;
 
 use super::connection::Connection;
 use super::kept::WINDOW;
-use super::note::{Mark, Note};
-use super::packet::{News, Order};
-use crate::worker::lines::Lines;
-use crate::worker::process::Event;
-use crate::worker::stderr::Stderr;
+use super::note::{Entry, Mark, Note};
+use super::packet::{MarkList, News, Order};
+use crate::worker::process::{Event, Heard};
 use crate::worker::tree::DEATH;
 
 /// Packets taken in one turn, so that the other works of the daemon have theirs.
@@ -49,16 +48,6 @@ struct Waiting {
     output: bool,
     closed: bool,
     exited: bool,
-}
-
-/// What a process behind a holder has in common with a child.
-pub(in crate::worker) struct Common<'a> {
-    /// What was read.
-    pub lines: &'a mut Lines,
-    /// What it logs.
-    pub stderr: &'a mut Stderr,
-    /// How it ended.
-    pub status: &'a mut Option<ExitStatus>,
 }
 
 impl Remote {
@@ -115,23 +104,44 @@ impl Remote {
         self.connection.send(&Order::Terminate);
     }
 
-    /// Leaves word for the next daemon. The job is among the `more` bytes of input that are sent next.
-    pub(in crate::worker) fn note(&mut self, mut note: Note, more: usize) {
-        note.input = self.sent + u64::try_from(more).unwrap_or(0);
-        match serde_json::to_vec(&note) {
+    /// Leaves word of the plugin for the next daemon.
+    pub(in crate::worker) fn note(&mut self, note: &Note) {
+        match serde_json::to_vec(note) {
             Ok(note) => self.connection.send(&Order::Note(&note)),
+            Err(error) => tracing::warn!(%error, "a plugin will not outlive this daemon"),
+        }
+    }
+
+    /// Leaves word of a work. Its line ends with the `queued` bytes of input that are sent next.
+    pub(in crate::worker) fn enter(&mut self, work: MessageId, mut entry: Entry, queued: usize) {
+        entry.input = self.sent + u64::try_from(queued).unwrap_or(0);
+        match serde_json::to_vec(&entry) {
+            Ok(entry) => self.connection.send(&Order::Entry {
+                key: work.as_u128(),
+                entry: &entry,
+            }),
             Err(error) => tracing::warn!(%error, "a work will not outlive this daemon"),
         }
     }
 
-    /// Nobody wants what came before this offset any more.
-    pub(in crate::worker) fn seen(&mut self, offset: u64, mark: &Mark) {
-        if let Ok(mark) = serde_json::to_vec(mark) {
-            self.connection.send(&Order::Seen {
-                offset,
-                mark: &mark,
-            });
+    /// Nobody wants what came before this offset any more; the works without a mark are over.
+    pub(in crate::worker) fn seen(
+        &mut self,
+        offset: u64,
+        marks: &mut dyn Iterator<Item = (MessageId, Option<Mark>)>,
+    ) {
+        while self.ends.front().is_some_and(|end| *end <= offset) {
+            self.ends.pop_front();
         }
+        let mut list = MarkList::default();
+        for (work, mark) in marks {
+            let mark = mark.and_then(|mark| serde_json::to_vec(&mark).ok());
+            list.push(work.as_u128(), &mark.unwrap_or_default());
+        }
+        self.connection.send(&Order::Seen {
+            offset,
+            marks: list.as_marks(),
+        });
     }
 
     /// The offset behind what was taken, when so many bytes are left.
@@ -154,7 +164,7 @@ impl Remote {
     }
 
     /// Waits until something has happened, and takes it. To be followed by [`Self::event`].
-    pub(in crate::worker) async fn progress(&mut self, common: Common<'_>) {
+    pub(in crate::worker) async fn progress(&mut self, heard: &mut Heard) {
         let full = self.connection.is_full();
         let connection = &self.connection;
         tokio::select! {
@@ -163,7 +173,7 @@ impl Remote {
             () = std::future::pending(), if self.lost => {}
         }
         self.connection.flush();
-        self.take(common);
+        self.take(heard);
     }
 
     /// What has happened.
@@ -181,12 +191,12 @@ impl Remote {
     }
 
     /// Takes what has come.
-    pub(in crate::worker) fn take(&mut self, common: Common<'_>) {
-        let Common {
+    pub(in crate::worker) fn take(&mut self, heard: &mut Heard) {
+        let Heard {
             lines,
             stderr,
             status,
-        } = common;
+        } = heard;
         for _ in 0..BURST {
             let packet = match self.connection.receive() {
                 Ok(Some(packet)) => packet,
@@ -223,7 +233,7 @@ impl Remote {
                 }
                 Ok(News::Finished) => self.finished = true,
                 Ok(News::Shared) => self.shared = true,
-                Ok(News::Output { .. } | News::Resumed(_)) | Err(_) => {
+                Ok(News::Output { .. } | News::Entry { .. } | News::Resumed(_)) | Err(_) => {
                     tracing::error!("the holder of a plugin does not make sense");
                     self.lose(status);
                     return;
@@ -242,23 +252,23 @@ impl Remote {
     }
 
     /// Kills the plugin and all of its descendants, and waits until they are dead.
-    pub(in crate::worker) async fn kill(&mut self, mut common: Common<'_>) {
+    pub(in crate::worker) async fn kill(&mut self, heard: &mut Heard) {
         self.connection.send(&Order::Kill);
         let dead = async {
-            while common.status.is_none() {
-                self.progress(common.reborrow()).await;
+            while heard.status.is_none() {
+                self.progress(heard).await;
             }
         };
         let _ = timeout(FINISH, dead).await;
     }
 
     /// Has a file of the plugin's user made readable for this one.
-    pub(in crate::worker) async fn share(&mut self, path: &str, mut common: Common<'_>) {
+    pub(in crate::worker) async fn share(&mut self, path: &str, heard: &mut Heard) {
         self.shared = false;
         self.connection.send(&Order::Share(path.as_bytes()));
         let done = async {
             while !self.shared && !self.lost {
-                self.progress(common.reborrow()).await;
+                self.progress(heard).await;
             }
         };
         // If it is not, that is told of the file.
@@ -266,25 +276,15 @@ impl Remote {
     }
 
     /// Lets the holder end what the plugin has left and empty its directory, and waits for that.
-    pub(in crate::worker) async fn finish(&mut self, mut common: Common<'_>) {
+    pub(in crate::worker) async fn finish(&mut self, heard: &mut Heard) {
         self.connection.send(&Order::Finish);
         let done = async {
             while !self.finished && !self.lost {
-                self.progress(common.reborrow()).await;
+                self.progress(heard).await;
             }
         };
         if timeout(FINISH, done).await.is_err() {
             tracing::warn!("the holder of a plugin does not come to an end");
-        }
-    }
-}
-
-impl Common<'_> {
-    fn reborrow(&mut self) -> Common<'_> {
-        Common {
-            lines: self.lines,
-            stderr: self.stderr,
-            status: self.status,
         }
     }
 }

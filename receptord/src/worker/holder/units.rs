@@ -90,13 +90,56 @@ impl Unit {
     }
 }
 
-/// The name of a work's connection in the service manager's store.
-pub(in crate::worker) fn keep_name(work: MessageId) -> String {
-    format!("{SOCKET}-{work}")
+/// What a process is for, as the name says that its connection and its directory have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::worker) enum Whose {
+    /// One work.
+    Work(MessageId),
+    /// All works of this plugin.
+    Plugin(String),
 }
 
-/// Whether a stored descriptor of this name is such a connection.
-pub(super) fn is_kept(name: &str) -> bool {
-    name.strip_prefix(SOCKET)
-        .is_some_and(|rest| rest.starts_with('-'))
+impl Whose {
+    /// By the name of its directory.
+    pub(super) fn of(name: &str) -> Option<Self> {
+        if let Some((plugin, _)) = serving(name) {
+            return Some(Self::Plugin(plugin.to_owned()));
+        }
+        let work: MessageId = name.parse().ok()?;
+        (work.to_string() == name).then_some(Self::Work(work))
+    }
+}
+
+/// The plugin and the number in the name of a serving process's directory.
+fn serving(name: &str) -> Option<(&str, &str)> {
+    name.strip_prefix("serve.")?.rsplit_once('.')
+}
+
+/// The name for a connection in the service manager's store, by that of the process's directory.
+pub(in crate::worker) fn keep_name(name: &str) -> String {
+    format!("{SOCKET}-{name}")
+}
+
+/// The other way round; `None` when a stored descriptor of this name is no such connection.
+pub(super) fn name_of(kept: &str) -> Option<&str> {
+    kept.strip_prefix(SOCKET)?.strip_prefix('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_says_whose_a_process_is() {
+        let work = MessageId::from_u128(7);
+        let kept = keep_name(&work.to_string());
+        let whose = name_of(&kept).and_then(Whose::of);
+        assert_eq!(whose, Some(Whose::Work(work)));
+        let kept = keep_name("serve.my-plugin.0123456789abcdef");
+        let whose = name_of(&kept).and_then(Whose::of);
+        assert_eq!(whose, Some(Whose::Plugin("my-plugin".to_owned())));
+        for other in ["control", "receptor-worker", "receptor-worker-serve.x"] {
+            assert_eq!(name_of(other).and_then(Whose::of), None, "{other}");
+        }
+    }
 }

@@ -19,13 +19,10 @@ use super::{MAX_LOG, Task};
 use crate::worker::alarm::Alarm;
 use crate::worker::api::Report;
 use crate::worker::describe::{closed_error, exit_error};
-use crate::worker::holder::Mark;
 use crate::worker::outcome::{Outcome, cut, describe, error, protocol_error};
 use crate::worker::process::{Event, Process};
 use crate::worker::running::{Flaw, Places, Running, Why, flaw_error};
-
-/// Bytes heard between two words to a holder about what it need not keep, while there is more to come.
-const TELL_EVERY: u64 = 64 * 1024;
+use crate::worker::unseen::Unseen;
 
 /// How far the host has gone in ending a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,51 +52,6 @@ pub(super) struct Conversation<'a> {
     /// What the holder still keeps, if there is one.
     pub unseen: Unseen,
     pub alarm: Alarm,
-}
-
-/// How far a plugin behind a holder was heard, and what of that the next daemon would have to hear again.
-#[derive(Debug, Default)]
-pub(super) struct Unseen {
-    /// Places in what it said, each behind so many results, oldest first.
-    places: VecDeque<Place>,
-    /// The last offset that the holder was told.
-    told: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    reported: u64,
-    offset: u64,
-    mark: Mark,
-}
-
-impl Unseen {
-    /// What comes before this place was heard.
-    fn heard(&mut self, place: Place) {
-        match self.places.back_mut() {
-            Some(last) if last.reported == place.reported => *last = place,
-            Some(_) | None => self.places.push_back(place),
-        }
-    }
-
-    /// The last place with no more than so many results before it, when the holder is to be told of it: results of
-    /// which nothing is left there free what it keeps, everything else is told in larger pieces.
-    fn next(&mut self, safe: u64) -> Option<Place> {
-        let mut place = None;
-        while let Some(first) = self.places.front()
-            && first.reported <= safe
-        {
-            place = self.places.pop_front();
-        }
-        let place = place?;
-        if place.offset - self.told < TELL_EVERY && !self.places.is_empty() {
-            self.places.push_front(place);
-            return None;
-        }
-        let is_news = place.offset > self.told;
-        self.told = place.offset;
-        is_news.then_some(place)
-    }
 }
 
 /// What one look at what was read has brought.
@@ -156,15 +108,8 @@ impl Conversation<'_> {
         if !self.process.is_remote() {
             return;
         }
-        self.unseen.heard(Place {
-            reported: self.running.reported(),
-            offset: self.process.offset(),
-            mark: self.running.mark(),
-        });
-        if let Some(place) = self.unseen.next(self.running.control.safe()) {
-            self.process.seen(place.offset, &place.mark);
-            self.running.files_seen(place.mark.files, self.places);
-        }
+        self.unseen.said(self.process.offset(), self.running);
+        self.unseen.tell(self.process, self.places);
     }
 
     /// Whether what the plugin says can be passed on, or is not to be.
@@ -263,7 +208,7 @@ impl Conversation<'_> {
         }
         match message {
             PluginMessage::Data(data) => {
-                if !self.running.control.has_room() {
+                if !self.running.takes_result() {
                     // Only when it is being ended: nobody could take it.
                     self.running.lose_result();
                     return Step::More;
@@ -280,7 +225,7 @@ impl Conversation<'_> {
             }
             PluginMessage::Log(log) => {
                 let text = cut(log.message, MAX_LOG);
-                self.process.stderr.log(log.level, &text, Instant::now());
+                self.process.stderr().log(log.level, &text, Instant::now());
                 Step::More
             }
             PluginMessage::Done(done) => Step::End(Outcome::Done {
@@ -305,7 +250,7 @@ impl Conversation<'_> {
             // Killing a job half-way over an odd file name would help nobody.
             Err(_) => String::from_utf8_lossy(&line).into_owned().into(),
         };
-        if !self.running.control.has_room() {
+        if !self.running.takes_result() {
             self.running.lose_result();
             return Step::More;
         }
@@ -314,7 +259,7 @@ impl Conversation<'_> {
     }
 
     async fn raw(&mut self, content: Content, bytes: BytesMut) -> Step {
-        if !self.running.control.has_room() {
+        if !self.running.takes_result() {
             self.running.lose_result();
             return Step::More;
         }

@@ -353,6 +353,9 @@ impl Serving<'_> {
             }
         };
         let written = prepared.and_then(|given| {
+            if matches!(given, Some(Given::File(_))) {
+                self.share_file(&part_file(index))?;
+            }
             let execute = ExecuteRef {
                 id: &id,
                 action: carried.job.directive.action(),
@@ -429,7 +432,7 @@ impl Serving<'_> {
             }
             PluginMessage::Log(log) => {
                 let text = cut(log.message, MAX_LOG);
-                self.process.stderr.log(log.level, &text, now);
+                self.process.stderr().log(log.level, &text, now);
             }
             PluginMessage::Done(done) => {
                 let problem = (done.code != 0).then(|| {

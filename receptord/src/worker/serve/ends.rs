@@ -9,7 +9,7 @@ use std::time::Instant;
 use receptor_proto::plugin::{Cancel, HostMessage, Ping, Shutdown, feature};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 
-use super::{ServerEnd, Serving, Stage, millis};
+use super::{Serving, Stage, Stop, millis};
 use crate::worker::describe::{Parting, closed_error, exit_error, let_go, put_down};
 use crate::worker::outcome::{Outcome, describe, error};
 use crate::worker::running::Why;
@@ -46,6 +46,7 @@ impl Serving<'_> {
             // It cannot be told, and there is nobody to spare.
             stop_at = Instant::now();
         }
+        tracing::debug!(plugin = self.name, job = job.running.id, ?why, "ending");
         job.stop_at = Some(stop_at);
         job.running.why = Some(why);
         self.plan(stop_at);
@@ -119,34 +120,41 @@ impl Serving<'_> {
     }
 
     pub(super) fn deadline(&self, idle_at: Option<Instant>) -> Option<Instant> {
+        let deadlines = [self.look_at, self.stalled_at(), idle_at];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// When the job whose result waits for room has waited for too long.
+    fn stalled_at(&self) -> Option<Instant> {
         let stall = self.task.config.times.serve_stall;
-        let held = self.held.as_ref().map(|(_, _, since)| *since + stall);
-        [self.look_at, held, idle_at].into_iter().flatten().min()
+        self.held.as_ref().map(|(_, _, since)| *since + stall)
     }
 
     /// The process has ended, or closed its stdout for good.
-    pub(super) async fn exited(&mut self) -> ServerEnd {
-        // What it said before it died may still be in the pipe.
-        let drained = Instant::now() + self.task.config.times.drain;
-        while self.process.is_open() && Instant::now() < drained {
-            tokio::select! {
-                _ = self.process.next(true) => {}
-                () = self.alarm.wait(Some(drained)) => {}
-            }
+    pub(super) async fn exited(&mut self) -> Stop {
+        // What it said before it died may still be in the pipe, and wait for room.
+        let drain = self.task.config.times.drain;
+        let mut drained = self.now + drain;
+        loop {
             self.now = Instant::now();
             if self.read().await.is_err() {
                 break;
             }
+            self.tell_holder();
+            self.look_at_held(self.now);
             if !self.may_read() {
-                // Results without room are lost with the process.
+                drained = self.now + drain;
+            } else if !self.process.is_open() || self.now >= drained {
                 break;
             }
+            let stall = self.stalled_at();
+            self.wait(Some(stall.unwrap_or(drained)), &mut None).await;
         }
         let lingers = self.process.status().is_none();
         self.process.kill_if_alive().await;
         let was_clean = self.process.status().is_some_and(|status| status.success());
         if self.jobs.is_empty() && self.bundles.is_empty() && was_clean {
-            return ServerEnd::Stopped;
+            return Stop::Ended;
         }
         let problem = if lingers {
             closed_error(self.process, self.name)
@@ -154,11 +162,14 @@ impl Serving<'_> {
             exit_error(self.process, self.name)
         };
         self.fail_all(&problem).await;
-        ServerEnd::Crashed(problem.message)
+        Stop::Crashed(problem.message)
     }
 
     /// A job was told to end and did not.
-    pub(super) async fn give_up(&mut self) -> ServerEnd {
+    pub(super) async fn give_up(&mut self) -> Stop {
+        if self.unseen.is_leaving() {
+            return Stop::Left;
+        }
         tracing::warn!(
             plugin = self.name,
             pid = self.process.pid(),
@@ -173,7 +184,7 @@ impl Serving<'_> {
             format!("{name} {how}: it was ended because another of its works ignored its cancel"),
         );
         self.fail_all(&problem).await;
-        ServerEnd::Stopped
+        Stop::Ended
     }
 
     pub(super) async fn fail_all(&mut self, problem: &ErrorBody) {

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use receptor_proto::plugin::{Data, MAX_LINE, PluginMessage};
+use receptor_proto::plugin::{Data, MAX_LINE, Payload, PluginMessage};
 use receptor_proto::{ErrorBody, MessageId};
 
 use super::bundle::{done_at_once, is_part};
@@ -20,6 +20,7 @@ impl Serving<'_> {
     pub(super) async fn read(&mut self) -> Result<(), ErrorBody> {
         if let Some((work, data, since)) = self.held.take() {
             self.data(work, data, since).await;
+            self.heard(self.process.offset());
         }
         // Out of the process, so that a line can be understood where it lies.
         let mut lines = self.process.take_lines();
@@ -35,7 +36,10 @@ impl Serving<'_> {
     }
 
     pub(super) async fn read_lines(&mut self, lines: &mut Lines) -> Result<(), ErrorBody> {
-        while self.may_read() {
+        let result = loop {
+            if !self.may_read() {
+                break Ok(());
+            }
             match lines.next_in_place(MAX_LINE) {
                 Ok(Some(line)) => {
                     if let Some(id) = done_at_once(line)
@@ -44,16 +48,36 @@ impl Serving<'_> {
                     {
                         continue;
                     }
-                    self.message(line).await?;
+                    if let Err(problem) = self.message(line).await {
+                        break Err(problem);
+                    }
+                    self.heard(self.offset(lines));
                 }
-                Ok(None) => return Ok(()),
+                Ok(None) => break Ok(()),
                 Err(long) => {
                     let what = format!("a line is longer than {MAX_LINE} bytes");
-                    return Err(protocol_error(self.name, &what, Some(&long.start)));
+                    break Err(protocol_error(self.name, &what, Some(&long.start)));
                 }
             }
+        };
+        if result.is_ok() {
+            self.heard(self.offset(lines));
         }
-        Ok(())
+        result
+    }
+
+    /// Where these lines begin, which are not the process's at the moment.
+    fn offset(&self, lines: &Lines) -> u64 {
+        let left = u64::try_from(lines.len()).unwrap_or(u64::MAX);
+        self.process.offset().saturating_sub(left)
+    }
+
+    /// What comes before this offset was understood, and passed on unless it has to wait.
+    fn heard(&mut self, offset: u64) {
+        if self.process.is_remote() && self.held.is_none() {
+            self.at = offset;
+            self.unseen.heard(offset);
+        }
     }
 
     pub(super) async fn message(&mut self, line: &[u8]) -> Result<(), ErrorBody> {
@@ -67,6 +91,9 @@ impl Serving<'_> {
         let mut about = MessageId::from_u128(0);
         if let Some(id) = message.id() {
             if is_part(id) {
+                if self.is_resumed {
+                    return Ok(());
+                }
                 let id = id.to_owned();
                 self.part_message(&id, message);
                 return Ok(());
@@ -81,6 +108,8 @@ impl Serving<'_> {
                     tracing::warn!(plugin = self.name, job = id, "a message about an ended job");
                     return Ok(());
                 }
+                // It may be of a job that only the earlier daemon knew.
+                Some(_) | None if self.is_resumed => return Ok(()),
                 Some(_) | None => return Err(broken(&format!("there is no job {id:?}"))),
             }
         }
@@ -94,7 +123,7 @@ impl Serving<'_> {
             }
             PluginMessage::Log(log) => {
                 let text = cut(log.message, MAX_LOG);
-                self.process.stderr.log(log.level, &text, now);
+                self.process.stderr().log(log.level, &text, now);
             }
             PluginMessage::Done(done) => {
                 let outcome = Outcome::Done {
@@ -123,7 +152,7 @@ impl Serving<'_> {
             // It ended while its result waited for room.
             return;
         };
-        if !job.running.control.has_room() {
+        if !job.running.takes_result() {
             if job.running.why.is_none() {
                 job.running.heard(self.now);
                 self.held = Some((work, data, since));
@@ -132,8 +161,16 @@ impl Serving<'_> {
             }
             return;
         }
+        if let Payload::File(file) = &data.body {
+            self.process.share(&file.path).await;
+        }
         match job.running.result(data.body, &self.places).await {
-            Ok(report) => self.emit(report),
+            Ok(report) => {
+                if self.unseen.has(work) {
+                    self.unseen.said(self.at, &job.running);
+                }
+                self.emit(report);
+            }
             Err(Flaw::Quota(max)) => self.end(work, Why::Results(max)),
             Err(flaw) => {
                 let problem = flaw_error(self.name, flaw);
