@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write};
-use std::time::Duration;
 
 use crate::exit::{Exit, Failure};
 
@@ -240,10 +239,21 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(result)
 }
 
-/// A duration in its two largest units: `2h 3m`, `1day 4h`, `12s`, `0s`.
+/// A duration in its two largest units: `2h 3m`, `364d 23h`, `12s`, `0s`.
 pub(crate) fn duration(ms: u64) -> String {
-    let whole = humantime::format_duration(Duration::from_secs(ms / 1000)).to_string();
-    let words: Vec<&str> = whole.split(' ').take(2).collect();
+    const UNITS: [(u64, char); 4] = [(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')];
+    let mut left = ms / 1000;
+    let mut words = Vec::new();
+    for (seconds, unit) in UNITS {
+        if left >= seconds {
+            words.push(format!("{}{unit}", left / seconds));
+            left %= seconds;
+        }
+    }
+    words.truncate(2);
+    if words.is_empty() {
+        words.push("0s".to_owned());
+    }
     words.join(" ")
 }
 
@@ -288,7 +298,8 @@ mod tests {
         assert_eq!(duration(0), "0s");
         assert_eq!(duration(12_345), "12s");
         assert_eq!(duration(7_384_000), "2h 3m");
-        assert_eq!(duration(100_000_000), "1day 3h");
+        assert_eq!(duration(100_000_000), "1d 3h");
+        assert_eq!(duration(31_535_999_000), "364d 23h");
         assert_eq!(milliseconds(423_456), "0.42 ms");
         assert_eq!(milliseconds(1_239_999), "1.23 ms");
         assert_eq!(milliseconds(12_345_678), "12.3 ms");
