@@ -138,6 +138,7 @@ impl Mesh {
             environment: Vec::new(),
             config: String::new(),
             wrapper: Vec::new(),
+            program: None,
         }
     }
 }
@@ -153,9 +154,17 @@ pub struct Node {
     environment: Vec<(String, String)>,
     config: String,
     wrapper: Vec<String>,
+    program: Option<PathBuf>,
 }
 
 impl Node {
+    /// Runs this program in place of the workspace's receptord.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
+        self
+    }
+
     /// Runs in this network namespace.
     #[must_use]
     pub fn netns(mut self, name: &str) -> Self {
@@ -275,6 +284,11 @@ impl Daemon {
         self.launch();
     }
 
+    /// Runs this program from its next start on.
+    pub fn becomes(&mut self, program: &Path) {
+        self.node.program = Some(program.to_owned());
+    }
+
     fn launch(&mut self) {
         let notify_path = self.node.home.join("notify");
         let _ = fs::remove_file(&notify_path);
@@ -284,12 +298,14 @@ impl Daemon {
             .append(true)
             .open(&self.log)
             .expect("a log file");
+        let own = || program("receptord");
+        let program = self.node.program.clone().unwrap_or_else(own);
         let mut command = match self.node.wrapper.split_first() {
-            None => Command::new(program("receptord")),
+            None => Command::new(program),
             Some((wrapper, arguments)) => {
                 // It becomes the daemon: the process id stays.
                 let mut command = Command::new(wrapper);
-                command.args(arguments).arg(program("receptord"));
+                command.args(arguments).arg(program);
                 command
             }
         };

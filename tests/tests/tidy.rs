@@ -146,6 +146,7 @@ fn the_crates_without_std_use_crates_without_std() {
             &[
                 "base64-simd",
                 "bytes",
+                "memchr",
                 "serde",
                 "serde_json",
                 "thiserror",
