@@ -150,6 +150,15 @@ class Case(unittest.TestCase):
             self.systemctl("restart", SERVICE, node=node)
         self.until(lambda: self.ctl("ping", "west"), "a link")
 
+    def link_chain(self):
+        """Three nodes, named as their hosts: "c" dials "b", and "b" dials "a"."""
+        listen = '[[listen]]\nurl = "rnp://[::]:8888"\nallow-plaintext = true\n'
+        peer = '[[peer]]\nurl = "rnp://{}:8888"\nallow-plaintext = true\n'
+        for node, links in [(self.a, listen), (self.b, listen + peer.format("a")), (self.c, peer.format("b"))]:
+            self.configure(f'node-id = "{node.name}"\n{links}', node=node)
+            self.systemctl("restart", SERVICE, node=node)
+        self.until(lambda: self.ctl("ping", "c", "--timeout", "1"), "a way through the chain")
+
     def edit(self, unit, text, node=None):
         """As `systemctl edit --runtime`."""
         node = node or self.a

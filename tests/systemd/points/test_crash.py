@@ -1,6 +1,7 @@
 """Hosts that are gone from one moment to the next, and how long starts take."""
 
 import json
+import os
 
 from points import CONTROL, SERVICE, SOCKET, Case
 
@@ -8,6 +9,8 @@ from points import CONTROL, SERVICE, SOCKET, Case
 # `make bench` measures the same without systemd (N13, N14).
 START_SECONDS = 5
 WAITING = 10_000
+# How often a host crashes; RECEPTOR_CRASHES=50 is the long form.
+CRASHES = int(os.environ.get("RECEPTOR_CRASHES", 6))
 # Puts that many messages for another node into the spool.
 FILL = """
 import json, socket, sys
@@ -38,13 +41,9 @@ class Crash(Case):
         return (ready - began) / 1e6
 
     def test_13_after_crashes_every_message_is_accounted_for(self):
-        self.configure('node-id = "east"\n[[listen]]\nurl = "rnp://[::]:8888"\nallow-plaintext = true\n')
-        self.configure('node-id = "west"\n[[peer]]\nurl = "rnp://a:8888"\nallow-plaintext = true\n', node=self.b)
-        for node in self.nodes:
-            self.systemctl("restart", SERVICE, node=node)
-        self.until(lambda: self.ctl("ping", "west"), "a link")
+        self.link_nodes()
         works = []
-        for round in range(6):
+        for round in range(CRASHES):
             for number in range(4):
                 works.append(self.ctl("send", "--detach", "--directive=echo:echo", "--recipient=west",
                                       f"{round}.{number}").stdout.strip())
@@ -67,11 +66,7 @@ class Crash(Case):
         print(f"from exec to ready: {1e3 * self.start_seconds():.0f} ms")
 
     def test_13_a_full_spool_is_served_soon_after_the_start(self):
-        self.configure('node-id = "east"\n[[listen]]\nurl = "rnp://[::]:8888"\nallow-plaintext = true\n')
-        self.configure('node-id = "west"\n[[peer]]\nurl = "rnp://a:8888"\nallow-plaintext = true\n', node=self.b)
-        for node in self.nodes:
-            self.systemctl("restart", SERVICE, node=node)
-        self.until(lambda: self.ctl("ping", "west"), "a link")
+        self.link_nodes()
         self.systemctl("stop", SERVICE, CONTROL, node=self.b)
         self.a.write("/root/fill.py", FILL)
         self.a.run("python3", "/root/fill.py", SOCKET, WAITING)

@@ -50,6 +50,11 @@ def with_version(file, version, directory):
     return changed
 
 
+def newer(session):
+    """The packages as of a later version."""
+    return [with_version(package(name), NEWER, session.directory) for name in NAMES]
+
+
 # What any use of a node changes. Of users the backups are left out, and the users themselves are looked at elsewhere.
 CHANGING = [
     "proc", "sys", "dev", "run", "tmp", "root", "var/log", "var/cache", "var/tmp", "var/lib/dpkg", "var/lib/systemd/catalog",
@@ -61,6 +66,22 @@ def paths(node):
     """All paths of a node but those."""
     prune = [word for path in CHANGING for word in ["-path", f"/{path}", "-prune", "-o"]]
     return set(node.out("find", "/", "-xdev", *prune, "-print").splitlines())
+
+
+GO = "/var/lib/receptor-worker/go"
+# Works of one process: each says the process's number and waits.
+MANY = r"""#!/bin/sh
+echo '{"type":"hello","protocol":1,"name":"many","version":"1.0.0","mode":"serve","max_jobs":8,"actions":{"say":{"payload":"none","output":"json"}}}'
+say() { printf '{"type":"%s","id":"%s",%s}\n' "$1" "$id" "$2"; }
+run() {
+    say data "\"text\":\"$$\""; while ! [ -e /var/lib/receptor-worker/go ]; do sleep 0.1; done
+    say data '"text":"end"'; say done '"code":0'
+}
+while read -r line; do
+    id=${line#*\"id\":\"}; id=${id%%\"*}
+    case $line in *'"type":"execute"'*) run & ;; *'"type":"shutdown"'*) exit ;; esac
+done
+"""
 
 
 class Load:
@@ -85,9 +106,6 @@ class Load:
 class Packages(Case):
     """On a node with the .deb packages."""
 
-    def newer(self):
-        return [with_version(package(name), NEWER, self.session.directory) for name in NAMES]
-
     def plugin(self, name, script):
         """Drops in a plugin, and waits until it is noticed."""
         self.a.write(f"/etc/receptor/plugins/{name}", (
@@ -103,7 +121,7 @@ class Packages(Case):
     def test_10_an_upgrade_and_a_downgrade_under_load_fail_no_connection(self):
         node_id, older, first = self.status()["NodeID"], self.version(), self.pid()
         with Load(self, self.a):
-            install_packages(self.a, *self.newer())
+            install_packages(self.a, *newer(self.session))
             second = self.until(lambda: self.is_active(SERVICE) and self.pid())
         self.assertEqual(self.version(), NEWER)
         with Load(self, self.a):
@@ -114,17 +132,34 @@ class Packages(Case):
         self.assertEqual(self.status()["NodeID"], node_id)
 
     def test_10_work_that_runs_goes_on_over_an_upgrade(self):
-        go = "/var/lib/receptor-worker/go"
-        self.a.run("rm", "-f", go)
-        self.plugin("slow", f"echo $$; while ! [ -e {go} ]; do sleep 0.1; done; echo end")
+        self.a.run("rm", "-f", GO)
+        self.plugin("slow", f"echo $$; while ! [ -e {GO} ]; do sleep 0.1; done; echo end")
         work = self.ctl("send", "--detach", "--directive", "slow:say", "--recipient", self.status()["NodeID"]).stdout.strip()
         pid = self.until(lambda: self.ctl("work", "results", work, check=False).stdout.strip(), "the first response")
         before = self.pid()
-        install_packages(self.a, *self.newer())
+        install_packages(self.a, *newer(self.session))
         self.until(lambda: self.pid() not in (0, before) and self.status())
         self.assertIn("slow", self.a.path(f"/proc/{pid}/cmdline").read_text())
-        self.a.write(go, "")
+        self.a.write(GO, "")
         self.assertEqual(self.ctl("work", "results", "--follow", work).stdout.split(), [pid, "end"])
+
+    def test_10_a_serving_plugin_goes_on_over_an_upgrade(self):
+        self.a.run("rm", "-f", GO)
+        self.a.write("/etc/receptor/plugins/many", MANY, mode=0o755)
+        self.until(lambda: '"many"' in self.ctl("--json", "capabilities").stdout)
+        send = ["send", "--detach", "--directive", "many:say", "--recipient", self.status()["NodeID"]]
+        works = [self.ctl(*send).stdout.strip() for _ in range(3)]
+        said = [
+            self.until(lambda: self.ctl("work", "results", work, check=False).stdout.strip(), "the first response")
+            for work in works
+        ]
+        self.assertEqual(len(set(said)), 1, "one process has all of them")
+        before = self.pid()
+        install_packages(self.a, *newer(self.session))
+        self.until(lambda: self.pid() not in (0, before) and self.status())
+        self.a.write(GO, "")
+        for work in works:
+            self.assertEqual(self.ctl("work", "results", "--follow", work).stdout.split(), [said[0], "end"])
 
     def test_37_every_program_file_and_protocol_has_a_page_and_shells_complete(self):
         listed = self.a.out("dpkg", "--listfiles", *NAMES).split()
@@ -153,7 +188,7 @@ class Packages(Case):
         shipped = self.a.path("/etc/receptor/receptord.toml").read_bytes()
         self.addCleanup(self.a.write, "/etc/receptor/receptord.toml", shipped)
         self.a.write("/etc/receptor/receptord.toml", 'node-id = "mine"\n')
-        install_packages(self.a, *self.newer())
+        install_packages(self.a, *newer(self.session))
         self.until(lambda: self.status()["NodeID"] == "mine")
 
     def test_38_a_plugin_that_is_dropped_in_is_there_at_once(self):
@@ -210,7 +245,7 @@ class Rpm(Case):
         # Of Debian's own packages rpm knows nothing: what these need is there.
         rpm = ["rpm", "--nodeps"]
         files = []
-        for file in PACKAGES.glob("*.rpm"):
+        for file in (file for name in NAMES for file in PACKAGES.glob(f"{name}-[0-9]*.rpm")):
             self.a.write(f"/root/{file.name}", file.read_bytes())
             files.append(f"/root/{file.name}")
         self.assertEqual(len(files), len(NAMES))
@@ -239,14 +274,7 @@ class Chain(Case):
 
     def test_38_three_hosts_as_a_chain_run_ansible(self):
         install_ansible_runner(self.c)
-        listen = '[[listen]]\nurl = "rnp://[::]:8888"\nallow-plaintext = true\n'
-        peer = '[[peer]]\nurl = "rnp://{}:8888"\nallow-plaintext = true\n'
-        for node, configuration in [
-            (self.a, listen), (self.b, listen + peer.format("a")), (self.c, peer.format("b")),
-        ]:
-            self.configure(f'node-id = "{node.name}"\n{configuration}', node=node)
-            self.systemctl("restart", SERVICE, node=node)
-        self.until(lambda: self.ctl("ping", "c", "--timeout", "1"))
+        self.link_chain()
         self.assertEqual(len(self.ctl("--json", "traceroute", "c").stdout.splitlines()), 2)
         payload = {"module": "ping", "inventory": "localhost", "host_pattern": "localhost",
                    "extravars": {"ansible_connection": "local"}}

@@ -102,3 +102,19 @@ class Sandbox(Case):
         uid = self.a.out("id", "-u", "member")
         said = [entry for entry in self.entries("-u", SERVICE) if entry["MESSAGE"] == "log level set by a client"][-1]
         self.assertEqual(said["RECEPTOR_UID"], uid)
+
+    def test_34_rules_about_users_whom_the_daemon_cannot_see_are_told(self):
+        self.a.run("useradd", "-M", "-u", "1234", "alice", check=False)
+        self.a.run("useradd", "-M", "-u", "700000", "faraway", check=False)
+        self.configure('[[allow-control]]\nuser = ["root", "receptor", "alice", "faraway"]\nmay = "administer"\n')
+        self.systemctl("restart", SERVICE)
+        # On 257 those up to 65535 are seen, as PrivateUsers=identity has it.
+        hidden = ["alice", "faraway"] if points.version < 257 else ["faraway"]
+        for drop_in, names in [(None, hidden), ((ROOT / "systemd/examples/users.conf").read_text(), [])]:
+            if drop_in:
+                self.edit(SERVICE, drop_in)
+                self.systemctl("restart", SERVICE)
+            pid = self.pid()
+            warnings = [entry["MESSAGE"] for entry in self.entries("-u", SERVICE, "-p", "warning", f"_PID={pid}")]
+            self.assertEqual([name for name in ["root", "receptor", "alice", "faraway"] if any(f'"{name}"' in each for each in warnings)],
+                             names, warnings)

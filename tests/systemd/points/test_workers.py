@@ -22,6 +22,29 @@ while [ $number -lt {LINES} ]; do
     while [ $number = 1000 ] && ! [ -e {GO} ]; do sleep 0.05; done
 done
 """
+# The same for several works in one process.
+MANY = f"""#!/usr/bin/python3
+import getpass, json, os, resource, sys, threading, time
+lock = threading.Lock()
+def say(**message):
+    with lock:
+        print(json.dumps(message), flush=True)
+say(type="hello", protocol=1, name="many", version="1", mode="serve", max_jobs=8,
+    actions={{"execute": {{"payload": "none", "output": "json"}}}})
+def run(id):
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for number in range(1, {LINES} + 1):
+        say(type="data", id=id, text=f"{{number}} {{os.getpid()}} {{getpass.getuser()}} {{files}}")
+        while number == 1000 and not os.path.exists("{GO}"):
+            time.sleep(0.05)
+    say(type="done", id=id, code=0)
+for line in sys.stdin:
+    message = json.loads(line)
+    if message["type"] == "execute":
+        threading.Thread(target=run, args=[message["id"]], daemon=True).start()
+    elif message["type"] == "shutdown":
+        break
+"""
 
 
 class Workers(Case):
@@ -29,14 +52,15 @@ class Workers(Case):
         super().setUp()
         self.a.run("rm", "-f", GO)
         self.a.write("/etc/receptor/plugins/count", COUNT, mode=0o755)
+        self.a.write("/etc/receptor/plugins/many", MANY, mode=0o755)
         self.configure('node-id = "east"\n')
         self.systemctl("start", WORKERS)
         self.systemctl("restart", SERVICE)
-        self.until(lambda: "count" in self.ctl("plugin", "list").stdout)
+        self.until(lambda: {"count", "many"} <= set(self.ctl("plugin", "list").stdout.split()))
 
-    def begin(self):
+    def begin(self, plugin="count"):
         """Starts a work, and waits until it stands at its thousandth line."""
-        work = self.ctl("send", "--detach", "--directive=count:execute", "--recipient=east").stdout.strip()
+        work = self.ctl("send", "--detach", f"--directive={plugin}:execute", "--recipient=east").stdout.strip()
         self.until(lambda: len(self.lines(work)) == 1000, "a thousand lines")
         return work
 
@@ -44,13 +68,18 @@ class Workers(Case):
         return self.ctl("work", "results", work, check=False).stdout.splitlines()
 
     def finish(self, work):
-        """Lets it go on to its end: every line came once, in order, from one process. The last of them."""
+        """Lets it go on to its end: every line came once, in order, from one process, which is gone. The last of them."""
+        last = self.follow(work)
+        self.until(lambda: not self.units(), "its unit is gone")
+        self.until(lambda: self.show("NFileDescriptorStore") == "0", "its connection is forgotten")
+        return last
+
+    def follow(self, work):
+        """As finish, of a process that has other works."""
         self.a.write(GO, "")
         lines = self.ctl("work", "results", work, "--follow").stdout.splitlines()
         self.assertEqual([int(line.split()[0]) for line in lines], list(range(1, LINES + 1)))
         self.assertEqual(len({line.split()[1] for line in lines}), 1)
-        self.until(lambda: not self.units(), "its unit is gone")
-        self.assertEqual(self.show("NFileDescriptorStore"), "0")
         return lines[-1].split()
 
     def units(self):
@@ -65,6 +94,21 @@ class Workers(Case):
             self.assertNotEqual(self.pid(), before)
             self.until(lambda: self.status()["receptor"]["works_active"] == 1, "the work is taken up")
         self.finish(work)
+
+    def test_11_a_restart_leaves_a_serving_plugin_running(self):
+        works = [self.begin("many") for _ in range(3)]
+        echo = self.ctl("send", "--detach", "--directive=echo:sleep", "--recipient=east", '{"ms": 5000}').stdout.strip()
+        units = self.until(lambda: len(self.units()) == 2 and self.units(), "a unit for each plugin")
+        for _ in range(2):
+            before = self.pid()
+            self.systemctl("restart", SERVICE)
+            self.assertNotEqual(self.pid(), before)
+            self.until(lambda: self.status()["receptor"]["works_active"] >= 3, "the works are taken up")
+            self.assertLessEqual(set(self.units()), set(units))
+        self.ctl("work", "results", echo, "--follow")
+        pids = {self.follow(work)[1] for work in works}
+        self.assertEqual(len(pids), 1)
+        self.until(lambda: not self.units(), "their units are gone")
 
     def test_11_a_stop_ends_works(self):
         work = self.begin()
@@ -86,6 +130,28 @@ class Workers(Case):
             self.until(lambda: self.pid() not in [0, before] and self.is_active(SERVICE), "another daemon")
             self.until(lambda: self.status()["receptor"]["works_active"] == 1, "the work is taken up")
         self.finish(work)
+
+    def test_12_a_crash_leaves_a_serving_plugin_running(self):
+        works = [self.begin("many") for _ in range(3)]
+        for _ in range(3):
+            before = self.pid()
+            self.assertEqual(self.show("NFileDescriptorStore"), "1")
+            self.systemctl("kill", "--signal=KILL", "--kill-whom=main", SERVICE)
+            self.until(lambda: self.pid() not in [0, before] and self.is_active(SERVICE), "another daemon")
+            self.until(lambda: self.status()["receptor"]["works_active"] == 3, "the works are taken up")
+        pids = {self.follow(work)[1] for work in works}
+        self.assertEqual(len(pids), 1)
+        self.until(lambda: not self.units(), "the unit is gone")
+        self.until(lambda: self.show("NFileDescriptorStore") == "0", "its connection is forgotten")
+
+    def test_15_a_serving_plugin_has_a_unit_for_all_of_its_works(self):
+        self.edit(TEMPLATE, "[Service]\nLimitNOFILE=99\n")
+        works = [self.begin("many") for _ in range(2)]
+        (unit,) = self.units()
+        self.assertRegex(self.show("ControlGroup", unit), "/receptor.slice/receptor-workers.slice/")
+        for work in works:
+            _, _, user, files = self.follow(work)
+            self.assertEqual((user, files), ("receptor-worker", "99"))
 
     def test_15_each_work_has_a_unit_and_a_user_and_limits_that_can_be_changed(self):
         self.edit(TEMPLATE, "[Service]\nLimitNOFILE=99\n")
