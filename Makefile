@@ -16,7 +16,7 @@ FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-systemd venv lint deny sim bench bench-spool fuzz clean
+.PHONY: help build demo test test-systemd test-skew venv lint deny sim bench bench-systemd bench-spool fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -47,6 +47,10 @@ test-systemd: build venv ## packages, and what they and systemd do for each othe
 	$(MAKE) packages
 	RECEPTOR_PACKAGES=$(CURDIR)/target/packages $(PYTHON) tests/systemd/run.py $(TESTS)
 
+test-skew: ## a mesh of two versions: PREVIOUS=DIRECTORY with the programs of the other one (receptord, receptorctl, echo)
+	$(CARGO) build --workspace --exclude receptor-sim --bins --locked
+	RECEPTOR_PREVIOUS=$(abspath $(PREVIOUS)) $(CARGO) test -p receptor-tests --test skew --locked
+
 lint: ## format, clippy with warnings as errors, documentation
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
@@ -63,6 +67,10 @@ sim: ## the simulator as in CI: meshes of 100 nodes with messages and every sort
 bench: build ## benchmarks, each beside its floor
 	$(CARGO) build --release -p receptor-plugin --examples --locked
 	$(CARGO) bench -p receptor-tests
+
+bench-systemd: build ## starts by socket on booted Debian 12 and 13, beside what systemd takes: root; ROUNDS=9, MANY=1000000 for a spool of so many, too
+	tests/systemd/tools
+	$(PYTHON) tests/systemd/bench.py --rounds $(or $(ROUNDS),5) --many $(or $(MANY),0)
 
 bench-spool: ## the spool beside embedded stores and a bare file, on the disk of TMPDIR (5 GB)
 	$(CARGO) run --release --locked --manifest-path receptord/spool/compare/Cargo.toml

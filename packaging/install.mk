@@ -30,7 +30,12 @@ PROGRAMS := $(addprefix $(BUILD)/,receptord receptorctl echo runner)
 PAGES ?= $(BUILD)/pages
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: pages install deb rpm packages dist
+.PHONY: pages install deb rpm packages reproducible dist
+
+# Where a program was built does not stand in it, so that two who build the same have the same. Of CARGO_HOME that is not all:
+# what C compilers write down of it stays.
+REMAP := --remap-path-prefix=$(CURDIR)=/usr/src/receptor --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/usr/src/cargo
+build bench $(PROGRAMS): export RUSTFLAGS := $(if $(findstring $(REMAP),$(RUSTFLAGS)),$(RUSTFLAGS),$(strip $(RUSTFLAGS) $(REMAP)))
 
 # Programs that are there are taken as they are: who packages has built them.
 $(PROGRAMS):
@@ -118,6 +123,14 @@ packages: deb rpm ## both, looked over by lintian and rpmlint, and made a second
 	$(MAKE) deb rpm PACKAGES=target/again
 	for file in target/again/*.deb target/again/*.rpm; do cmp $$file $(PACKAGES)/$${file##*/} || exit 1; done
 	rm -r target/again
+
+reproducible: deb rpm ## what is committed, compiled once more in another directory, gives the same packages: takes as long as a build
+	rm -rf target/elsewhere
+	mkdir -p target/elsewhere/receptor
+	git -c tar.umask=0022 archive HEAD | tar -x -C target/elsewhere/receptor
+	$(MAKE) -C target/elsewhere/receptor deb rpm
+	for file in $(PACKAGES)/*.deb $(PACKAGES)/*.rpm; do cmp $$file target/elsewhere/receptor/$$file || exit 1; done
+	rm -r target/elsewhere
 
 dist: ## the sources with everything that they need, to build without network: target/packages/receptor-VERSION.tar.xz
 	rm -rf target/dist
