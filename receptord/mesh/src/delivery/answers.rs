@@ -204,7 +204,8 @@ impl Delivery {
             return;
         };
         work.backlog = work.backlog.saturating_sub(size);
-        self.let_go_on(cx, id);
+        // Not for each response, once there is no room.
+        self.let_go_on(cx, id, self.limits.work_backlog / 2);
         let (Some(entry), Some(work)) = (outgoing.entry, self.works.get_mut(id)) else {
             return;
         };
@@ -320,13 +321,13 @@ impl Delivery {
         self.journal.remove(entry);
     }
 
-    /// Lets a work's plugin go on that was held, if there is room for what it has to say.
-    fn let_go_on(&mut self, cx: &mut Cx<'_>, id: MessageId) {
-        let limit = self.limits.work_backlog;
+    /// Lets a work's plugin go on that was held, if its backlog is at most this and there is room for what it has
+    /// to say.
+    fn let_go_on(&mut self, cx: &mut Cx<'_>, id: MessageId, most: u64) {
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
-        if !work.held || work.backlog > limit / 2 {
+        if !work.held || work.backlog > most {
             return;
         }
         let remote = &mut self.remotes[work.remote.0];
@@ -347,7 +348,8 @@ impl Delivery {
             return;
         }
         for id in core::mem::take(&mut remote.held) {
-            self.let_go_on(cx, id);
+            // While its reader is away a backlog gets no smaller.
+            self.let_go_on(cx, id, self.limits.work_backlog);
         }
     }
 

@@ -173,3 +173,21 @@ fn works_wait_when_what_they_say_comes_faster_than_a_disk_writes() {
     wired.host("worker").resumed.sort_unstable();
     assert_eq!(wired.host("worker").resumed, [id(1), id(2)]);
 }
+
+#[test]
+fn a_work_that_waited_for_the_disk_goes_on_although_its_reader_is_away() {
+    let mut wired = Wired::new(&["controller", "worker"]);
+    // What waits for the disk is more than half of it, and less than all.
+    wired.configure("worker", |config| config.limits.work_backlog = 6 << 20);
+    wired.host("worker").busy = true;
+    wired.wire(0, 1);
+    wired.run(2000);
+    wired.send("controller", "worker", 1);
+    wired.run_until(SOON_MS, |wired| wired.host("worker").runs.len() == 1);
+    wired.kill("controller");
+    wired.host("worker").disk.rests = true;
+    let payload = Bytes::from(vec![1; 60 << 10]);
+    while !wired.respond("worker", id(1), payload.clone()) {}
+    wired.wake_disk("worker");
+    assert_eq!(wired.host("worker").resumed, [id(1)]);
+}
