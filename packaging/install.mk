@@ -32,10 +32,13 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 .PHONY: pages install deb rpm packages reproducible dist
 
-# Where a program was built does not stand in it, so that two who build the same have the same. Of CARGO_HOME that is not all:
-# what C compilers write down of it stays.
-REMAP := --remap-path-prefix=$(CURDIR)=/usr/src/receptor --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/usr/src/cargo
-build bench $(PROGRAMS): export RUSTFLAGS := $(if $(findstring $(REMAP),$(RUSTFLAGS)),$(RUSTFLAGS),$(strip $(RUSTFLAGS) $(REMAP)))
+# Where a program was built does not stand in it, so that two who build the same have the same.
+CARGO_DIR := $(or $(CARGO_HOME),$(HOME)/.cargo)
+PLACES := $(CURDIR)=/usr/src/receptor $(CARGO_DIR)=/usr/src/cargo
+# with(flags that are there, these, too)
+with = $(if $(findstring $(2),$(1)),$(1),$(strip $(1) $(2)))
+build bench $(PROGRAMS): export RUSTFLAGS := $(call with,$(RUSTFLAGS),$(PLACES:%=--remap-path-prefix=%))
+build bench $(PROGRAMS): export CFLAGS := $(call with,$(CFLAGS),$(PLACES:%=-ffile-prefix-map=%))
 
 # Programs that are there are taken as they are: who packages has built them.
 $(PROGRAMS):
@@ -124,11 +127,12 @@ packages: deb rpm ## both, looked over by lintian and rpmlint, and made a second
 	for file in target/again/*.deb target/again/*.rpm; do cmp $$file $(PACKAGES)/$${file##*/} || exit 1; done
 	rm -r target/again
 
-reproducible: deb rpm ## what is committed, compiled once more in another directory, gives the same packages: takes as long as a build
+reproducible: deb rpm ## what is committed, compiled once more in another directory with another CARGO_HOME, gives the same packages: takes as long as a build
 	rm -rf target/elsewhere
-	mkdir -p target/elsewhere/receptor
+	mkdir -p target/elsewhere/receptor target/elsewhere/cargo
+	ln -s $(CARGO_DIR)/* target/elsewhere/cargo
 	git -c tar.umask=0022 archive HEAD | tar -x -C target/elsewhere/receptor
-	$(MAKE) -C target/elsewhere/receptor deb rpm
+	env -u RUSTFLAGS -u CFLAGS -u MAKEFLAGS CARGO_HOME=$(CURDIR)/target/elsewhere/cargo $(MAKE) -C target/elsewhere/receptor deb rpm
 	for file in $(PACKAGES)/*.deb $(PACKAGES)/*.rpm; do cmp $$file target/elsewhere/receptor/$$file || exit 1; done
 	rm -r target/elsewhere
 
