@@ -297,12 +297,13 @@ fn statements_of_invented_nodes_take_little() {
 fn the_longest_statements_have_a_bound_of_their_own() {
     everywhere(|rig| {
         let member = rig.member("m");
-        // A kind of a later version: nobody looks what is in it. 480 MB in all.
+        // A kind of a later version: nobody looks what is in it. 240 MB in all.
         let body = Bytes::from(vec![7; 60_000]);
-        for n in 0..8_000 {
+        for n in 0..4_000 {
             let stated = lsa(&format!("long-{n}"), LsaKind(9), 1, body.clone());
             assert!(member.state(vec![stated]));
-            if n % 1000 == 0 {
+            // Before so much has gathered that a neighbor without a processor of its own is held to be gone.
+            if n % 250 == 0 {
                 rig.ping();
             }
         }

@@ -252,10 +252,12 @@ fn a_message_waits_at_its_sender_until_its_recipient_is_known() {
     let mut controller = node(&mesh, "controller").start();
     let worker = with_plugin(&mesh, node(&mesh, "worker")).peer(&controller);
     let mut worker = worker.start();
-    controller.wait_reachable(["worker"]);
+    // What it states of itself: a neighbor can be reached before, and is nobody when it goes again.
+    wait_plugin(&controller, "worker");
     worker.kill();
     controller.wait_unreachable("worker");
     let replies = send(&controller, &json!({"detach": true}));
+    assert_eq!(replies[0]["type"], "accepted", "{replies:?}");
     let id = replies[0]["id"].as_str().unwrap().to_owned();
     // After a restart it knows nobody.
     controller.kill();
