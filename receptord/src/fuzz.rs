@@ -5,5 +5,6 @@
 
 pub use crate::config::fuzz::{config_text, words};
 pub use crate::control::fuzz::command_line;
+pub use crate::link::fuzz::tls_records;
 pub use crate::results::fuzz::kept_work;
 pub use crate::worker::fuzz::{holder_packet, instruction, plugin_output};

@@ -45,6 +45,7 @@ pub(crate) use self::dialer::{DialState, Phase};
 pub(crate) use self::listener::{Bound, ListenError, adopt, bind, url_of};
 pub(crate) use self::outbox::{Outbox, WRITE_BUDGET};
 pub(crate) use self::proxy::Proxies;
+pub(crate) use self::tls::fuzz;
 
 /// What all listeners and dialers share.
 struct Shared {

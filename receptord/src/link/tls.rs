@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use self::handshake::Handshake;
 pub(super) use self::records::Records;
+pub(crate) use self::records::fuzz;
 use super::proven::Proven;
 use super::transport::ConnectError;
 use crate::config::Host;

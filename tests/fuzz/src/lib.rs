@@ -20,7 +20,8 @@ pub use link::{bundle, disk_record, link_frames, link_statement, packet_body};
 pub use memory::bounded;
 pub use neighbor::{Node, neighbor};
 pub use receptord::fuzz::{
-    command_line, config_text, holder_packet, instruction, kept_work, plugin_output, words,
+    command_line, config_text, holder_packet, instruction, kept_work, plugin_output, tls_records,
+    words,
 };
 pub use spool::spool_directory;
 
@@ -28,7 +29,7 @@ pub use spool::spool_directory;
 pub type Target = fn(&[u8]);
 
 /// Every target with the name of its corpus and of its program.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("bundle", bundle),
     ("command_line", command_line),
     ("config_text", config_text),
@@ -42,6 +43,7 @@ pub const TARGETS: [(&str, Target); 14] = [
     ("packet_body", packet_body),
     ("plugin_output", plugin_output),
     ("spool_directory", spool_directory),
+    ("tls_records", tls_records),
     ("words", words),
 ];
 

@@ -50,6 +50,24 @@ const HOLDER_PACKETS: [&[u8]; 3] = [
     b"\x46\x01\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0{}{}",
 ];
 
+/// What a peer does behind the handshake: see `tls_records`.
+const TLS_RECORDS: [&[u8]; 8] = [
+    // Data, new keys, a large record, padding, a goodbye.
+    b"\0\x01\0\x05\x02\x01\0\x06\x03\x03\x04\x03\x02\0\0\x01\x09\0",
+    b"\x05\x02\x02\x01\0\xff\x02\x01\0\xff\x02\x01\0\xff\x09\0",
+    // A ticket and a new key in pieces.
+    b"\x02\x03\0\x05\x0a\x0d\x04\0\0\x04good\x18\0\0\x01\x01\0\x05",
+    b"\x03\x04\x0a\x08\x04\0\0\x04good\0\x05\x09\0",
+    // Records that are changed, repeated, or left out.
+    b"\0\x05\0\x05\0\x06\x06\x88\0\x07\x08\0\0\x08\x07\0\0\x01",
+    // One of a type that there is not, and one without any keys.
+    b"\x01\x06\0\x05\x01\x05\x18hello\x05\x07\x15\x03\x03\0\x02\x02\x28",
+    // Too much of nothing.
+    b"\0\x07\x0b\x20\0\x01\x0b\x21",
+    // Somebody with no keys at all.
+    b"\x80\x08\x16\x03\x01\0\x04\x01\0\0\x05\x16\x03\x03\0\x05\x03\x03\0\0\0",
+];
+
 /// What a target begins with.
 #[must_use]
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
@@ -86,6 +104,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "holder_packet" => HOLDER_PACKETS.map(<[u8]>::to_vec).to_vec(),
         "instruction" => vec![INSTRUCTION.to_vec()],
         "config_text" => vec![SHIPPED.to_vec(), values(SHIPPED)],
+        "tls_records" => TLS_RECORDS.map(<[u8]>::to_vec).to_vec(),
         "words" => WORDS.map(|word| word.as_bytes().to_vec()).to_vec(),
         other => panic!("{other} has no seeds"),
     }

@@ -1,7 +1,7 @@
 //! The handshake: drives rustls from the first byte of a connection to its keys.
 //!
-//! Owns a connection until both ends have proved who they are. What came behind the handshake is handed on, decrypted
-//! or not; what is encrypted from then on is the matter of [`Records`].
+//! Owns a connection until both ends have proved who they are. rustls sees one record after the other and none behind the
+//! handshake, whose keys would be of no use to it: what came there is handed on as it is, and is the matter of [`Records`].
 
 use std::future::poll_fn;
 use std::io;
@@ -13,12 +13,14 @@ use rustls::{CommonState, Error, ExtractedSecrets};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use super::incoming::Incoming;
-use super::records::{Records, Rekey};
+use super::records::{HEADER, Records, Rekey};
 
 /// One end of a connection, as rustls has it.
 pub(super) trait End: Sized {
     /// What rustls keeps of this end.
     type Data;
+    /// Whether the peer may send tickets, which servers do.
+    const TICKETS: bool;
 
     fn process<'c, 'i>(
         &'c mut self,
@@ -32,6 +34,7 @@ pub(super) trait End: Sized {
 
 impl End for UnbufferedClientConnection {
     type Data = ClientConnectionData;
+    const TICKETS: bool = true;
 
     fn process<'c, 'i>(
         &'c mut self,
@@ -52,6 +55,7 @@ impl End for UnbufferedClientConnection {
 
 impl End for UnbufferedServerConnection {
     type Data = ServerConnectionData;
+    const TICKETS: bool = false;
 
     fn process<'c, 'i>(
         &'c mut self,
@@ -75,9 +79,9 @@ pub(super) struct Handshake<S, E> {
     stream: S,
     end: E,
     incoming: Incoming,
+    /// Where the last record ends that rustls sees, whether all of it has come or not.
+    seen: usize,
     outgoing: Vec<u8>,
-    /// What the peer sent right behind the handshake and rustls has decrypted.
-    early: Vec<u8>,
 }
 
 /// What is to be done next.
@@ -95,8 +99,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin, E: End> Handshake<S, E> {
             stream,
             end,
             incoming: Incoming::new(),
+            seen: 0,
             outgoing: Vec::new(),
-            early: Vec::new(),
         }
     }
 
@@ -118,8 +122,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin, E: End> Handshake<S, E> {
                 Step::Write => self.write().await?,
                 Step::Done => return self.write().await,
                 Step::Failed(error) => {
-                    // The alert, if there is one. That it cannot be sent is not what went wrong.
-                    while matches!(self.step(), Step::Again) {}
+                    // The alert, if there is one; rustls must not see what was wrong again. That it cannot be sent is not what
+                    // went wrong.
+                    while self.state().wants_write() && matches!(self.step(), Step::Again) {}
                     let _ = self.write().await;
                     return Err(io::Error::new(io::ErrorKind::InvalidData, error));
                 }
@@ -142,11 +147,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin, E: End> Handshake<S, E> {
         Records::new(
             self.stream,
             self.incoming,
-            self.early,
             suite,
             secrets,
             rekey,
+            E::TICKETS,
         )
+    }
+
+    /// Whether anything has come behind it.
+    #[cfg(test)]
+    pub(super) fn has_more(&mut self) -> bool {
+        !self.incoming.bytes().is_empty()
     }
 
     /// The bare connection.
@@ -155,7 +166,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin, E: End> Handshake<S, E> {
     }
 
     fn step(&mut self) -> Step {
-        let UnbufferedStatus { mut discard, state } = self.end.process(self.incoming.bytes());
+        let bytes = self.incoming.bytes();
+        let seen = self.seen.min(bytes.len());
+        let UnbufferedStatus { discard, state } = self.end.process(&mut bytes[..seen]);
         let step = match state {
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
                 match encode(&mut data, &mut self.outgoing) {
@@ -167,16 +180,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin, E: End> Handshake<S, E> {
                 data.done();
                 Step::Write
             }
-            Ok(ConnectionState::ReadTraffic(mut traffic)) => loop {
-                match traffic.next_record() {
-                    Some(Ok(record)) => {
-                        discard += record.discard;
-                        self.early.extend_from_slice(record.payload);
-                    }
-                    Some(Err(error)) => break Step::Failed(error),
-                    None => break Step::Again,
-                }
-            },
             Ok(ConnectionState::BlockedHandshake) => Step::Read,
             Ok(ConnectionState::WriteTraffic(_)) => Step::Done,
             // It goes away before it is there; early data are not allowed.
@@ -184,7 +187,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin, E: End> Handshake<S, E> {
             Err(error) => Step::Failed(error),
         };
         self.incoming.take(discard);
-        step
+        self.seen = self.seen.saturating_sub(discard);
+        if matches!(step, Step::Read) && self.see_next() {
+            Step::Again
+        } else {
+            step
+        }
+    }
+
+    /// Lets rustls see one record more, if the header of one has come.
+    fn see_next(&mut self) -> bool {
+        let behind = self.incoming.bytes().get(self.seen..);
+        let Some([_, _, _, high, low]) = behind.and_then(|bytes| bytes.first_chunk::<HEADER>())
+        else {
+            return false;
+        };
+        self.seen += HEADER + usize::from(u16::from_be_bytes([*high, *low]));
+        true
     }
 
     async fn write(&mut self) -> io::Result<()> {

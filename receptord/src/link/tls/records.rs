@@ -18,14 +18,18 @@ use rustls::crypto::cipher::{
 use rustls::kernel::KernelConnection;
 use rustls::{
     AlertDescription, ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets,
-    HandshakeType, InvalidMessage, PeerMisbehaved, ProtocolVersion, Tls13CipherSuite,
+    InvalidMessage, PeerMisbehaved, ProtocolVersion, Tls13CipherSuite,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use self::messages::Messages;
 use super::incoming::Incoming;
 
+pub(crate) mod fuzz;
+mod messages;
+
 /// Type, version and length, in front of every record.
-const HEADER: usize = 5;
+pub(super) const HEADER: usize = 5;
 /// The most data in a record.
 const DATA_MAX: usize = 16 * 1024;
 /// The most that may follow a header: data, their type, padding and the cipher's tag.
@@ -34,7 +38,8 @@ const SEALED_MAX: usize = DATA_MAX + 256;
 const BURST: usize = 8;
 /// Pieces of what is to be written that are looked at for one burst.
 const PIECES: usize = 64;
-/// Records in a row that bring no data; a peer that sends more keeps this end busy with nothing.
+/// Records in a row that bring no data: empty ones, new keys, tickets, of which the largest there may be takes nine. A peer that
+/// sends more keeps this end busy with nothing.
 const EMPTY_MAX: u32 = 32;
 /// A handshake message that says: from here on I use the next key. The last byte asks for the same.
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
@@ -73,8 +78,9 @@ pub(in super::super) struct Records<S> {
     empty: u32,
     /// The peer has said that nothing more comes.
     ended: bool,
-    /// What is wrong with the record behind the data that were read last.
+    /// What is wrong with the record behind the data that were read last: nothing more is read.
     failure: Option<Error>,
+    messages: Messages,
 
     encrypter: Box<dyn MessageEncrypter>,
     next_out: u64,
@@ -82,7 +88,7 @@ pub(in super::super) struct Records<S> {
     key_lasts: u64,
     /// The peer wants this end's next key to be used.
     asked: bool,
-    /// Encrypted records that are not written, and how much of the first is.
+    /// Encrypted records that are not written, at most a burst, new keys and an alert, and how much of the first is.
     outgoing: VecDeque<Vec<u8>>,
     written: usize,
     /// Nothing more is sent.
@@ -103,14 +109,14 @@ enum Opened {
 }
 
 impl<S> Records<S> {
-    /// Goes on where a handshake ended; `early` is what was decrypted by then.
+    /// Goes on where a handshake ended; `tickets` says whether the peer may send some.
     pub(super) fn new(
         stream: S,
         incoming: Incoming,
-        early: Vec<u8>,
         suite: &'static Tls13CipherSuite,
         secrets: ExtractedSecrets,
         rekey: Box<dyn Rekey>,
+        tickets: bool,
     ) -> Result<Self, Error> {
         let aead = suite.aead_alg;
         let (next_in, rx) = secrets.rx;
@@ -124,10 +130,11 @@ impl<S> Records<S> {
             incoming,
             decrypter: aead.decrypter(in_key, in_iv),
             next_in,
-            rest: (early, 0),
+            rest: (Vec::new(), 0),
             empty: 0,
             ended: false,
             failure: None,
+            messages: Messages::new(tickets),
             encrypter: aead.encrypter(out_key, out_iv),
             next_out,
             // Well before the cipher is worn out.
@@ -145,10 +152,14 @@ impl<S> Records<S> {
         let Some((header, behind)) = bytes.split_first_chunk_mut::<HEADER>() else {
             return Ok(None);
         };
-        let [kind, _, _, high, low] = *header;
+        let [kind, major, minor, high, low] = *header;
         let length = usize::from(u16::from_be_bytes([high, low]));
         if ContentType::from(kind) != ContentType::ApplicationData {
-            return Err(InvalidMessage::InvalidContentType.into());
+            return Err(unexpected(kind.into()));
+        }
+        // Authenticated like the rest of the header, but rustls takes this part of it for granted.
+        if [major, minor] != [3, 3] {
+            return Err(Error::DecryptError);
         }
         if length > SEALED_MAX {
             return Err(InvalidMessage::MessageTooLarge.into());
@@ -162,8 +173,12 @@ impl<S> Records<S> {
             sealed,
         );
         let record = self.decrypter.decrypt(record, self.next_in)?;
-        self.next_in += 1;
+        let next = self.next_in.checked_add(1);
+        self.next_in = next.ok_or_else(|| Error::General("a key without an end".to_owned()))?;
         self.empty += 1;
+        if self.messages.is_in_one() && record.typ != ContentType::Handshake {
+            return Err(PeerMisbehaved::MessageInterleavedWithHandshakeMessage.into());
+        }
         #[expect(
             clippy::wildcard_enum_match_arm,
             reason = "a foreign enum that grows; none of the others may come any more"
@@ -183,7 +198,7 @@ impl<S> Records<S> {
             }
             ContentType::Alert => alert(record.payload)?,
             ContentType::Handshake => {
-                if let Some(asks) = new_key(record.payload)? {
+                if let Some(asks) = self.messages.read(record.payload)? {
                     let (key, iv) = key(self.rekey.incoming()?)?;
                     self.decrypter = self.aead.decrypter(key, iv);
                     self.next_in = 0;
@@ -191,12 +206,7 @@ impl<S> Records<S> {
                 }
                 Opened::Other
             }
-            got_type => {
-                return Err(Error::InappropriateMessage {
-                    expect_types: vec![ContentType::ApplicationData],
-                    got_type,
-                });
-            }
+            other => return Err(unexpected(other)),
         };
         if self.empty > EMPTY_MAX {
             return Err(PeerMisbehaved::TooManyEmptyFragments.into());
@@ -278,19 +288,27 @@ impl<S: AsyncWrite + Unpin> Records<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Says goodbye to a peer that has sent nonsense, if that can be done at once.
+    /// Says goodbye to a peer that has sent nonsense, if that can be done at once. Nothing is sent behind it, nor to a peer
+    /// that has said so itself.
     fn refuse(&mut self, error: Error, cx: &mut Context<'_>) -> io::Error {
         #[expect(
             clippy::wildcard_enum_match_arm,
             reason = "a foreign enum that grows; all others are told alike"
         )]
         let alert = match &error {
-            Error::AlertReceived(_) => return broken(error),
+            Error::AlertReceived(_) => {
+                self.closed = true;
+                return broken(error);
+            }
             Error::DecryptError => AlertDescription::BadRecordMac,
             Error::PeerSentOversizedRecord
             | Error::InvalidMessage(InvalidMessage::MessageTooLarge) => {
                 AlertDescription::RecordOverflow
             }
+            Error::InvalidMessage(InvalidMessage::InvalidKeyUpdate) => {
+                AlertDescription::IllegalParameter
+            }
+            Error::InvalidMessage(InvalidMessage::MessageTooShort) => AlertDescription::DecodeError,
             _ => AlertDescription::UnexpectedMessage,
         };
         if self.seal_alert(alert).is_ok() {
@@ -323,8 +341,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Records<S> {
             if has_some && to.remaining() < DATA_MAX || to.remaining() == 0 {
                 break;
             }
-            let opened = match this.failure.take() {
-                Some(failure) => Err(failure),
+            let opened = match &this.failure {
+                Some(failure) => Err(failure.clone()),
                 None => this.open(to),
             };
             match opened {
@@ -336,11 +354,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Records<S> {
                         return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
                     }
                 }
-                Err(error) if has_some => {
-                    this.failure = Some(error);
-                    break;
+                Err(error) => {
+                    this.failure = Some(error.clone());
+                    if has_some {
+                        break;
+                    }
+                    return Poll::Ready(Err(this.refuse(error, cx)));
                 }
-                Err(error) => return Poll::Ready(Err(this.refuse(error, cx))),
             }
         }
         Poll::Ready(Ok(()))
@@ -367,10 +387,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Records<S> {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let mut pieces: [&[u8]; PIECES] = [&[]; PIECES];
-        for (piece, bytes) in pieces.iter_mut().zip(bytes) {
+        let mut filled = 0;
+        let some = bytes.iter().filter(|bytes| !bytes.is_empty());
+        for (piece, bytes) in pieces.iter_mut().zip(some) {
             *piece = bytes;
+            filled += 1;
         }
-        let count = this.seal_data(&pieces[..bytes.len().min(PIECES)])?;
+        let count = match this.seal_data(&pieces[..filled]) {
+            Ok(count) => count,
+            Err(error) => {
+                // How much of it is sealed nobody is told any more, so nothing may follow.
+                this.closed = true;
+                return Poll::Ready(Err(error));
+            }
+        };
         // Most often the system takes it at once; otherwise it goes first the next time.
         match this.poll_drain(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
@@ -409,10 +439,20 @@ fn key(secrets: ConnectionTrafficSecrets) -> Result<(AeadKey, Iv), Error> {
     }
 }
 
+fn unexpected(got_type: ContentType) -> Error {
+    Error::InappropriateMessage {
+        expect_types: vec![ContentType::ApplicationData],
+        got_type,
+    }
+}
+
 /// What an alert says: only two of them are no error.
 fn alert(payload: &[u8]) -> Result<Opened, Error> {
     let [_, description] = *payload else {
-        return Err(InvalidMessage::MessageTooShort.into());
+        return Err(match payload {
+            [] => InvalidMessage::InvalidEmptyPayload.into(),
+            _ => InvalidMessage::MessageTooShort.into(),
+        });
     };
     #[expect(
         clippy::wildcard_enum_match_arm,
@@ -422,35 +462,6 @@ fn alert(payload: &[u8]) -> Result<Opened, Error> {
         AlertDescription::CloseNotify => Ok(Opened::End),
         AlertDescription::UserCanceled => Ok(Opened::Other),
         other => Err(Error::AlertReceived(other)),
-    }
-}
-
-/// Whether handshake messages, of which a record has only whole ones here, end with one that the peer's next key is used, and
-/// whether it asks for ours. Tickets are passed over: connections are never resumed.
-fn new_key(mut messages: &[u8]) -> Result<Option<bool>, Error> {
-    while let Some((&[kind, a, b, c], rest)) = messages.split_first_chunk() {
-        let length = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap_or(usize::MAX);
-        let Some((body, behind)) = rest.split_at_checked(length) else {
-            return Err(InvalidMessage::MessageTooShort.into());
-        };
-        match (HandshakeType::from(kind), body, behind) {
-            (HandshakeType::NewSessionTicket, _, _) => messages = behind,
-            (HandshakeType::KeyUpdate, [asks @ (0 | 1)], []) => return Ok(Some(*asks == 1)),
-            (HandshakeType::KeyUpdate, [_], []) => {
-                return Err(InvalidMessage::InvalidKeyUpdate.into());
-            }
-            (got_type, _, _) => {
-                return Err(Error::InappropriateHandshakeMessage {
-                    expect_types: vec![HandshakeType::KeyUpdate],
-                    got_type,
-                });
-            }
-        }
-    }
-    if messages.is_empty() {
-        Ok(None)
-    } else {
-        Err(InvalidMessage::MessageTooShort.into())
     }
 }
 
