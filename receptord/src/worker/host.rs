@@ -83,6 +83,8 @@ pub struct Host {
     lookout: Rc<Lookout>,
     plugins: BTreeMap<String, Plugin>,
     works: ById<Work>,
+    /// Works with the id of one that has ended and is not gone yet: its key was released and used again at once.
+    put_off: Vec<Box<Job>>,
     /// Processes that an earlier daemon has left, until it is known which of their works go on.
     left: Vec<Left>,
     /// Works, and directories of processes, that the next daemon goes on with: what is theirs stays.
@@ -143,6 +145,7 @@ impl Host {
             lookout: Rc::new(lookout),
             plugins: BTreeMap::new(),
             works: ById::default(),
+            put_off: Vec::new(),
             left: Vec::new(),
             spared: BTreeSet::new(),
             outbox: VecDeque::new(),
@@ -218,6 +221,7 @@ impl Host {
     }
 
     async fn turn(&mut self) {
+        self.take_put_off();
         self.describe_more();
         self.start_more();
         self.advertise();
@@ -243,7 +247,7 @@ impl Host {
                 }
             }
             installed = lookout.found() => self.installed(installed),
-            () = shared.sweeper.progress(), if shared.sweeper.is_full() => {}
+            () = shared.sweeper.progress(), if shared.sweeper.is_full() || !self.put_off.is_empty() => {}
             () = self.alarm.wait(deadline) => self.keep_time(Instant::now()),
         }
     }
@@ -301,6 +305,11 @@ impl Host {
     // Works.
 
     fn take(&mut self, job: Box<Job>) {
+        // The engine has heard of an end before the process is gone, and before its directory is, which is
+        // named for the work.
+        if self.is_here(job.work) {
+            return self.put_off.push(job);
+        }
         if let Some(stopping) = &self.stopping
             && (stopping.ended || !job.admitted)
         {
@@ -324,6 +333,17 @@ impl Host {
             if self.stopping.is_none() {
                 self.wait(job);
             }
+        }
+    }
+
+    /// Whether something is left of a work with this id.
+    fn is_here(&self, work: MessageId) -> bool {
+        self.works.contains_key(&work) || self.shared.sweeper.has(work)
+    }
+
+    fn take_put_off(&mut self) {
+        for job in std::mem::take(&mut self.put_off) {
+            self.take(job);
         }
     }
 
@@ -449,6 +469,10 @@ impl Host {
 
     fn refuse(&mut self, work: MessageId, problem: ErrorBody) {
         self.works.remove(&work);
+        self.end(work, problem);
+    }
+
+    fn end(&mut self, work: MessageId, problem: ErrorBody) {
         let (eof, content, payload) = Outcome::Failed(problem).into_parts();
         self.outbox.push_back(Report::Done {
             work,
@@ -459,6 +483,11 @@ impl Host {
     }
 
     fn cancel(&mut self, work: MessageId, reason: CancelReason) {
+        if let Some(at) = self.put_off.iter().position(|job| job.work == work) {
+            let job = self.put_off.swap_remove(at);
+            self.give_back_if_admitted(&job);
+            return self.end(work, Why::Cancel(reason).error());
+        }
         match self.works.get(&work) {
             Some(Work::Running { control, .. }) => control.cancel(reason),
             Some(Work::Waiting { directive }) => {
@@ -514,6 +543,10 @@ impl Host {
 
     /// The start of a work is on the disk.
     fn start_is_safe(&mut self, work: MessageId) {
+        if let Some(job) = self.put_off.iter_mut().find(|job| job.work == work) {
+            job.start = true;
+            return;
+        }
         match self.works.get(&work) {
             Some(Work::Running { control, .. }) => control.start(),
             Some(Work::Waiting { directive }) => {
@@ -796,7 +829,7 @@ impl Host {
         };
         // What was admitted before the stop and is not here yet comes in a moment.
         let expects = self.admission.used() > 0 && !stopping.ended;
-        if expects || !self.works.is_empty() {
+        if expects || !self.works.is_empty() || !self.put_off.is_empty() {
             return false;
         }
         let mut servers = 0;

@@ -6,12 +6,15 @@
 //! job whose plugin still runs.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use receptor_proto::MessageId;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
@@ -34,6 +37,8 @@ const ORPHANS: Duration = Duration::from_secs(1);
 pub(super) struct Sweeper {
     ended: RefCell<Vec<Root>>,
     in_hand: Cell<usize>,
+    /// The names of the directories of all of these.
+    names: RefCell<BTreeSet<OsString>>,
     more: Notify,
     done: Notify,
 }
@@ -41,6 +46,7 @@ pub(super) struct Sweeper {
 impl Sweeper {
     /// The plugin of this job has exited and was waited for.
     pub(super) fn ended(&self, root: Root) {
+        self.names.borrow_mut().extend(name(&root));
         self.ended.borrow_mut().push(root);
         self.more.notify_one();
     }
@@ -48,6 +54,12 @@ impl Sweeper {
     /// Whether new jobs should wait for the old ones' remains.
     pub(super) fn is_full(&self) -> bool {
         self.pending() >= MAX_PENDING
+    }
+
+    /// Whether the directory of this work is still to be cleared away, and with it whatever is in it.
+    pub(super) fn has(&self, work: MessageId) -> bool {
+        let names = self.names.borrow();
+        !names.is_empty() && names.contains(OsStr::new(&work.to_string()))
     }
 
     fn pending(&self) -> usize {
@@ -83,6 +95,7 @@ impl Sweeper {
             }
             let ended = self.ended.take();
             self.in_hand.set(ended.len());
+            let names: Vec<OsString> = ended.iter().filter_map(name).collect();
             let begin = Instant::now();
             let swept = spawn_blocking(move || {
                 tree::sweep(&ended);
@@ -94,10 +107,17 @@ impl Sweeper {
                 tracing::error!(%error, "clearing away ended jobs");
             }
             self.in_hand.set(0);
+            for name in names {
+                self.names.borrow_mut().remove(&name);
+            }
             self.done.notify_waiters();
             sleep(begin.elapsed() * REST).await;
         }
     }
+}
+
+fn name(root: &Root) -> Option<OsString> {
+    root.dir.file_name().map(OsStr::to_owned)
 }
 
 async fn death(deaths: &mut Option<Signal>) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use receptor_proto::MessageId;
 use receptor_proto::packet::Content;
 use receptord::worker::exec::Limit;
 use receptord::worker::{Command, JobPayload, PluginConfig, Report};
@@ -476,6 +477,45 @@ fn limits_of_time_and_size_come_from_the_configuration() {
     });
 }
 
+/// Hands a work over whose key was used before, with a place as the engine gives it.
+async fn send_once_more(rig: &mut Rig, directive: &str, work: MessageId) {
+    let payload = JobPayload::Inline(Bytes::from_static(b"1"));
+    let mut job = rig.job(directive, Content::Json, payload);
+    assert!(rig.admission.try_admit(&job.directive).is_some());
+    (job.work, job.admitted, job.start) = (work, true, true);
+    rig.command(Command::Run(Box::new(job))).await;
+}
+
+#[test]
+fn a_key_that_is_used_again_before_the_first_plugin_is_gone_meets_nothing_of_it() {
+    run(async {
+        let mut rig = Rig::new(&["rogue", "serve"], |_| {}).await;
+        let work = MessageId::from_u128(1 << 64);
+        // Its end is told, and then it stays; or it goes, and its directory stays for a moment.
+        for directive in ["rogue:no-exit", "rogue:good", "serve:good"] {
+            let mut results = Vec::new();
+            for _ in 0..3 {
+                send_once_more(&mut rig, directive, work).await;
+                results.push(rig.finish(work).await.result());
+            }
+            results.dedup();
+            assert_eq!(results.len(), 1, "{directive}: {results:?}");
+        }
+        send_once_more(&mut rig, "rogue:no-exit", work).await;
+        rig.finish(work).await;
+        // One that waits for that can be cancelled, and one more comes after it.
+        send_once_more(&mut rig, "rogue:sleepy", work).await;
+        rig.cancel(work).await;
+        assert_eq!(rig.finish(work).await.code(), "cancelled");
+        send_once_more(&mut rig, "rogue:good", work).await;
+        rig.finish(work).await.result();
+        let admission = rig.admission.clone();
+        rig.until_seen("every place is given back", || admission.used() == 0)
+            .await;
+        rig.stop().await;
+    });
+}
+
 #[test]
 fn a_cancel_is_a_message_for_those_who_listen() {
     run(async {
@@ -554,7 +594,7 @@ fn a_stopping_host_lets_go_of_what_no_plugin_has_seen() {
         .await;
         shut_down(&mut rig).await;
         for number in [1, 2] {
-            let work = receptor_proto::MessageId::from_u128(number);
+            let work = MessageId::from_u128(number);
             rig.until_left(work).await;
         }
         rig.stop().await;
