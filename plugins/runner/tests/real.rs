@@ -361,7 +361,7 @@ fn a_cancel_leaves_no_process_and_no_file() {
     host.cancel(CancelReason::User);
     refused(host.finish(), &ErrorCode::Canceled, "endless");
     assert!(
-        started.elapsed() < Duration::from_secs(5),
+        started.elapsed() < Duration::from_secs(20),
         "{:?}",
         started.elapsed()
     );

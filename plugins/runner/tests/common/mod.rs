@@ -164,11 +164,15 @@ impl Host {
     }
 
     pub(crate) fn cancel(&mut self, reason: CancelReason) {
+        self.cancel_within(reason, 4_000);
+    }
+
+    pub(crate) fn cancel_within(&mut self, reason: CancelReason, grace_ms: u64) {
         let id = self.id.clone();
         self.send(&HostMessage::Cancel(Cancel {
             id,
             reason,
-            grace_ms: 4_000,
+            grace_ms,
         }));
     }
 
