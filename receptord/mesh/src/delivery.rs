@@ -387,6 +387,18 @@ impl Delivery {
         }
     }
 
+    /// Nodes offer something else: one of them may take what waits for any that does.
+    pub(crate) fn handle_offers_changed(&mut self, now: Instant, net: &mut dyn Net, out: &mut Out) {
+        let cx = &mut Cx { now, net, out };
+        for at in 1..self.remotes.len() {
+            let remote = &mut self.remotes[at];
+            if remote.flow.has_choices() && cx.net.path(&remote.node) == 0 {
+                remote.flow.look_for_others((0, 0));
+                self.choose_again(cx, RemoteId(at));
+            }
+        }
+    }
+
     /// A link has room again.
     pub(crate) fn handle_room(&mut self, now: Instant, net: &mut dyn Net, out: &mut Out) {
         for remote in core::mem::take(&mut self.blocked) {

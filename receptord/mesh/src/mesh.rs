@@ -685,6 +685,11 @@ impl Mesh {
                 self.delivery
                     .handle_routes_changed(now, &mut self.router, &mut self.out);
             }
+            if self.router.take_offers_changed() {
+                self.is_unanswered = true;
+                self.delivery
+                    .handle_offers_changed(now, &mut self.router, &mut self.out);
+            }
             if self.router.pump(now, &mut self.out) {
                 self.is_unanswered = true;
                 self.delivery

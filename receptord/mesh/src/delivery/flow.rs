@@ -367,6 +367,11 @@ impl Flow {
         (keys, self.movable_from.is_some())
     }
 
+    /// Whether some of its messages may go to another recipient.
+    pub(crate) fn has_choices(&self) -> bool {
+        self.any > 0
+    }
+
     /// Another recipient may be found now for what waits from this message on.
     pub(crate) fn look_for_others(&mut self, from: Key) {
         if self.any > 0 {

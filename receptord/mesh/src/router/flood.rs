@@ -493,6 +493,7 @@ impl Router {
                     if installed.topology {
                         self.request_routes(now);
                     }
+                    self.offers_changed |= installed.key.0 == LsaKind::CAPABILITIES;
                     self.acknowledge(now, id, lsa, Some(installed.key));
                     // A newcomer's own statements may settle whose id it has.
                     self.recheck = true;

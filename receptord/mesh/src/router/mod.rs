@@ -108,6 +108,8 @@ pub(crate) struct Router {
     routes_pace: Pace,
     /// A route, or a link that one uses or could use, has changed.
     routes_changed: bool,
+    /// Some node may offer something else than before.
+    offers_changed: bool,
     /// A neighbor is gone and routes still lead through it; they are computed any moment.
     routes_stale: bool,
     /// Where a leaf sends what it knows no way for.
@@ -154,6 +156,7 @@ impl Router {
             ways: Vec::new(),
             routes_pace: Pace::new(routes::PACE),
             routes_changed: false,
+            offers_changed: false,
             routes_stale: false,
             gateway: None,
             detours: BTreeMap::new(),
@@ -293,6 +296,11 @@ impl Router {
         core::mem::take(&mut self.routes_changed)
     }
 
+    /// Whether some node may offer something else than when this was asked last.
+    pub(crate) fn take_offers_changed(&mut self) -> bool {
+        core::mem::take(&mut self.offers_changed)
+    }
+
     /// Moves what waits onto links with room. Whether a queue that was full has room again.
     pub(crate) fn pump(&mut self, now: Instant, out: &mut Out) -> bool {
         let guard = self.guard.as_mut();
@@ -353,6 +361,7 @@ impl Router {
             || !self.ready.is_empty()
             || self.guard.as_ref().is_some_and(|guard| guard.eased)
             || self.routes_changed
+            || self.offers_changed
             || self.recheck && self.checking > 0
             || due(self.own.due())
             || due(self.routes_pace.due())

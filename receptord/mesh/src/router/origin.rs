@@ -253,6 +253,7 @@ impl Router {
             body,
         };
         if let Ok(installed) = self.lsdb.install(now, &lsa) {
+            self.offers_changed |= kind == LsaKind::CAPABILITIES;
             self.flood(installed.key, None);
         }
     }

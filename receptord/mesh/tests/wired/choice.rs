@@ -105,6 +105,30 @@ fn with_nobody_else_it_waits_for_whoever_comes_first() {
     }
 }
 
+#[test]
+fn with_nobody_else_it_goes_to_a_node_that_gets_the_plugin_later() {
+    for late in ["c", "origin"] {
+        let mut wired = Wired::new(&["origin", "a", "b", "c"]);
+        for (x, y) in [("origin", "b"), ("origin", "a"), ("a", "c")] {
+            let (x, y) = (wired.at(x), wired.at(y));
+            wired.wire(x, y);
+        }
+        wired.offer("b", "p");
+        wired.run(2000);
+        wired.host("origin").disk.rests = true;
+        wired.submit("origin", unsent(1));
+        wired.kill("b");
+        wired.wake_disk("origin");
+        wired.run(60_000);
+        assert_eq!(chosen(&mut wired, 1), "b");
+        // No way is another one than before.
+        wired.offer(late, "p");
+        wired.run_until(SOON_MS, |wired| wired.host(late).runs == [id(1)]);
+        wired.run(SOON_MS);
+        assert_eq!(wired.host("origin").ends[&id(1)].code, 0);
+    }
+}
+
 /// More than are chosen for in one turn, while nobody else is there.
 #[test]
 fn many_that_nobody_else_can_take_wait_and_go_to_whoever_comes() {
