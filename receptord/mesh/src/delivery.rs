@@ -503,6 +503,7 @@ impl Delivery {
                 self.on_loopback(cx, body);
             }
             self.give_receipts(cx);
+            self.feed();
             if self.ready.is_empty() && self.loopback.is_empty() {
                 break;
             }

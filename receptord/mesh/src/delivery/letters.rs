@@ -214,11 +214,6 @@ impl Delivery {
             Ok(()) => self.letter_done(cx, letter),
         }
         self.letters.give(cx.now, cx.out);
-        if !self.letters.is_behind()
-            && let Some(next) = self.paging.next_hungry()
-        {
-            self.set_ready(next);
-        }
     }
 
     /// Whether the message has no end yet: a late answer may have come.

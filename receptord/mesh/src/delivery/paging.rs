@@ -115,11 +115,6 @@ impl Paging {
         }
         Some(self.last_tag)
     }
-
-    /// Who waited longest for a page.
-    pub(super) fn next_hungry(&mut self) -> Option<RemoteId> {
-        self.hungry.pop_front()
-    }
 }
 
 impl Delivery {
@@ -272,7 +267,7 @@ impl Delivery {
     /// Something about pages of this recipient is due.
     pub(super) fn look_at_pages(&mut self, cx: &mut Cx<'_>, id: RemoteId) {
         for (lane, tag) in self.remotes[id.0].flow.backlog.take_due(cx.now) {
-            if self.paging.loads.len() >= LOADS_MAX || self.letters.is_behind() {
+            if self.room_to_load() == 0 {
                 let later = cx.now + LOAD_LATER;
                 let backlog = &mut self.remotes[id.0].flow.backlog;
                 backlog.change(lane, tag, |page| page.rests = later);
@@ -294,11 +289,30 @@ impl Delivery {
             if failed || !self.has_appetite(id, lane, tag) {
                 continue;
             }
-            if self.paging.loads.len() < LOADS_MAX && !self.letters.is_behind() {
+            if self.room_to_load() > 0 {
                 self.load(cx, id, lane, tag, true);
             } else if !self.paging.hungry.contains(&id) {
                 self.paging.hungry.push_back(id);
             }
+        }
+    }
+
+    /// How many more pages may be loaded now.
+    fn room_to_load(&self) -> usize {
+        if self.letters.is_behind() {
+            return 0;
+        }
+        LOADS_MAX.saturating_sub(self.paging.loads.len())
+    }
+
+    /// Lets those who waited longest for a page have their turn. Some may have no use for it any more, so that
+    /// this is called until nobody is ready.
+    pub(super) fn feed(&mut self) {
+        for _ in 0..self.room_to_load() {
+            let Some(next) = self.paging.hungry.pop_front() else {
+                return;
+            };
+            self.set_ready(next);
         }
     }
 
@@ -402,9 +416,6 @@ impl Delivery {
         }
         self.set_ready(remote);
         self.touch(remote);
-        if let Some(next) = self.paging.next_hungry() {
-            self.set_ready(next);
-        }
     }
 
     /// The messages of a page among these records, in order. Others are in memory, were read when

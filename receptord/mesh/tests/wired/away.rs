@@ -191,3 +191,50 @@ fn a_work_that_waited_for_the_disk_goes_on_although_its_reader_is_away() {
     wired.wake_disk("worker");
     assert_eq!(wired.host("worker").resumed, [id(1)]);
 }
+
+/// Four pages are read at once, and as many nodes that wait for one are gone when they are.
+#[test]
+fn a_node_whose_turn_it_is_to_have_a_page_read_does_not_wait_for_nodes_that_are_gone() {
+    const FAR: [&str; 8] = ["1", "2", "3", "4", "5", "6", "7", "8"];
+    const EACH: u128 = 20;
+    let names: Vec<&str> = ["controller", "relay", "near"]
+        .into_iter()
+        .chain(FAR)
+        .collect();
+    let mut wired = Wired::new(&names);
+    wired.configure("controller", |config| {
+        config.limits.flow_waiting = IN_MEMORY;
+        config.limits.page_messages = 100;
+    });
+    for (x, y) in [("controller", "relay"), ("controller", "near")] {
+        let (x, y) = (wired.at(x), wired.at(y));
+        wired.wire(x, y);
+    }
+    for far in FAR {
+        let (x, y) = (wired.at("relay"), wired.at(far));
+        wired.wire(x, y);
+    }
+    wired.run(2000);
+    let relay = wired.wire_between("controller", "relay");
+    let near = wired.wire_between("controller", "near");
+    wired.cut(relay);
+    wired.cut(near);
+    wired.run(2000);
+    for (at, to) in FAR.iter().chain(&["near"]).enumerate() {
+        for n in 1..=EACH {
+            wired.send("controller", to, 100 * at as u128 + n);
+        }
+    }
+    wired.host("controller").disk.reads_rest = true;
+    wired.join(relay);
+    wired.run(5000);
+    assert_eq!(wired.host("controller").disk.unread_pages(), 4);
+    wired.join(near);
+    wired.run(5000);
+    wired.cut(relay);
+    wired.run(100);
+    wired.wake_reads("controller");
+    wired.run_until(SOON_MS, |wired| {
+        wired.host("near").runs.len() as u128 == EACH
+    });
+}

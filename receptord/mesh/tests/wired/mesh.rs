@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use receptor_mesh::{
-    Config, EntryId, Instant, LinkId, LinkInfo, Loaded, Mesh, Output, Payload, PersistToken,
-    Recipient, Record, Security as _, Submission, WorkRoom,
+    Config, EntryId, Instant, LinkId, LinkInfo, LoadToken, Loaded, Mesh, Output, Payload,
+    PersistToken, Recipient, Record, Security as _, Submission, WorkRoom,
 };
 use receptor_proto::frame::Frame;
 use receptor_proto::lsa::{Capability, Lsa, LsaSummary};
@@ -44,6 +44,9 @@ pub(crate) struct Disk {
     /// Steps that are asked for and not yet done, while it `rests`.
     waiting: VecDeque<Step>,
     pub(crate) rests: bool,
+    /// Pages that are asked for and not read yet, while reading `reads_rest`.
+    loads: VecDeque<(LoadToken, NodeId, EntryId, EntryId)>,
+    pub(crate) reads_rest: bool,
     /// Every write fails.
     pub(crate) broken: bool,
     /// So does every read.
@@ -102,6 +105,11 @@ impl Disk {
                 }
             }
         }
+    }
+
+    /// Pages that it was asked for and has not read.
+    pub(crate) fn unread_pages(&self) -> usize {
+        self.loads.len()
     }
 
     /// Nothing is asked of it that it has not done.
@@ -436,6 +444,7 @@ impl Wired {
         let host = &mut self.hosts[at];
         host.mesh = None;
         host.disk.waiting.clear();
+        host.disk.loads.clear();
         host.queued.clear();
         if !host.outlived {
             host.said.clear();
@@ -793,18 +802,11 @@ impl Wired {
                 last,
                 ..
             } => {
-                let host = &mut self.hosts[at];
-                let wanted = |record: &Record| matches!(record, Record::Outgoing { recipient: to, .. } if *to == recipient);
-                let records = host.disk.between(first, last).filter(wanted).collect();
-                let loaded = Loaded {
-                    records,
-                    damaged: Vec::new(),
-                    next: None,
-                };
-                host.mesh
-                    .as_mut()
-                    .unwrap()
-                    .handle_loaded(now, token, Ok(loaded));
+                let disk = &mut self.hosts[at].disk;
+                disk.loads.push_back((token, recipient, first, last));
+                if !disk.reads_rest {
+                    self.load(at);
+                }
             }
             Output::Accepted { work, recipient } => {
                 let before = self.hosts[at].accepted.insert(work, recipient);
@@ -888,6 +890,31 @@ impl Wired {
             }
             Output::EchoResult { .. } | Output::Event(_) => {}
         }
+    }
+
+    /// Reads the pages that are asked for.
+    fn load(&mut self, at: usize) {
+        let now = self.now();
+        let host = &mut self.hosts[at];
+        while let Some((token, recipient, first, last)) = host.disk.loads.pop_front() {
+            let wanted = |record: &Record| matches!(record, Record::Outgoing { recipient: to, .. } if *to == recipient);
+            let records = host.disk.between(first, last).filter(wanted).collect();
+            let loaded = Loaded {
+                records,
+                damaged: Vec::new(),
+                next: None,
+            };
+            let mesh = host.mesh.as_mut().unwrap();
+            mesh.handle_loaded(now, token, Ok(loaded));
+        }
+    }
+
+    /// A disk whose reading rested reads what it was asked for.
+    pub(crate) fn wake_reads(&mut self, name: &str) {
+        let at = self.at(name);
+        self.hosts[at].disk.reads_rest = false;
+        self.load(at);
+        self.settle();
     }
 
     /// A work of this node that is busy says something. True: it is to wait.
