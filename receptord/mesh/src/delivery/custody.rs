@@ -496,7 +496,9 @@ impl Delivery {
         let Some(body) = body else {
             kept.failed_reads += 1;
             if kept.failed_reads >= READS {
+                let recipient = kept.name.1.clone();
                 self.drop_kept(entry, Holding::Dropped);
+                self.send_kept(cx, &recipient);
             } else {
                 // It counts as under way meanwhile.
                 self.keeper.set(entry, State::Sent, cx.now + READ_AGAIN);
@@ -561,7 +563,7 @@ impl Delivery {
 
     /// An operator gives up what is kept here of this work; the origins are told to do the same.
     /// False: nothing is.
-    pub(super) fn give_up_kept(&mut self, work: MessageId) -> bool {
+    pub(super) fn give_up_kept(&mut self, cx: &mut Cx<'_>, work: MessageId) -> bool {
         let written = |kept: &Kept| kept.message.work == work && kept.state != State::Writing;
         let kept = self.keeper.kept.iter();
         let entries: Vec<EntryId> = kept
@@ -571,6 +573,7 @@ impl Delivery {
         for entry in &entries {
             self.drop_kept(*entry, Holding::GivenUp);
         }
+        self.send_all_kept(cx);
         !entries.is_empty()
     }
 
@@ -616,9 +619,10 @@ impl Delivery {
             let recipient = kept.name.1.clone();
             if kept.expires <= cx.now {
                 self.kept_expired(cx, entry);
-                continue;
+            } else {
+                self.keeper.set(entry, State::Waiting, NEVER);
             }
-            self.keeper.set(entry, State::Waiting, NEVER);
+            // It may have been under way in the place of another.
             self.send_kept(cx, &recipient);
         }
     }

@@ -98,7 +98,7 @@ impl Delivery {
             return self.cancel(now, net, work, CancelReason::User, out);
         }
         let cx = &mut Cx { now, net, out };
-        let was_kept = self.give_up_kept(work);
+        let was_kept = self.give_up_kept(cx, work);
         let mut found: Vec<(RemoteId, Key)> = Vec::new();
         for (at, remote) in self.remotes.iter().enumerate() {
             let responses = remote.flow.iter().filter(|outgoing| {

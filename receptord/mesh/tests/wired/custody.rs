@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use receptor_mesh::{Limits, Recipient, Record};
+use receptor_mesh::{Limits, Recipient, Record, Submission};
 use receptor_proto::packet::{About, Body, CancelReason, Custody, Holding, Undeliverable};
 use receptor_proto::{ErrorCode, NodeId};
 
@@ -66,6 +66,43 @@ fn what_is_kept_leaves_as_soon_as_there_is_a_way() {
         "the answers, for a node that is gone"
     );
     assert_eq!(wired.hosts[1].disk.messages.len(), 3);
+}
+
+#[test]
+fn what_waits_behind_messages_that_expired_leaves_too() {
+    /// As many as are under way at once.
+    const FIRST: u128 = 64;
+    let mut wired = Wired::new(&["origin", "a", "b"]);
+    wired.configure("b", |config| config.limits.works = 1);
+    wired.wire(0, 1);
+    wired.wire(1, 2);
+    wired.run(2000);
+    // It has no room for more.
+    wired.host("b").busy = true;
+    wired.send("a", "b", 1000);
+    wired.run_until(AT_ONCE_MS, |wired| wired.host("b").runs.len() == 1);
+    wired.cut(wired.wire_between("a", "b"));
+    wired.run(100);
+    for n in 1..=FIRST {
+        let recipient = Recipient::Node(node("b"));
+        let submission = Submission {
+            expiry: Duration::from_secs(20),
+            ..Wired::submission(n, recipient, Bytes::new())
+        };
+        wired.submit("origin", submission);
+    }
+    wired.run(ENTRUST_MS);
+    wired.send("origin", "b", FIRST + 1);
+    wired.run(ENTRUST_MS);
+    assert_eq!(wired.custody("a") as u128, FIRST + 1);
+    wired.kill("origin");
+    join(&mut wired);
+    wired.run(60_000);
+    assert_eq!(wired.custody("a"), 1);
+    wired.finish_all("b");
+    wired.run_until(60_000, |wired| {
+        wired.host("b").runs == [id(1000), id(FIRST + 1)]
+    });
 }
 
 #[test]

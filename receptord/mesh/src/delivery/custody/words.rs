@@ -64,6 +64,7 @@ impl Delivery {
             Holding::Kept | Holding::Done => self.let_go_of_kept(cx, custody),
             Holding::Unopened(fingerprint) if custody.recipient == *from => {
                 self.give_up_unopened(custody, fingerprint);
+                self.send_kept(cx, &custody.recipient);
             }
             Holding::Refused | Holding::Dropped | Holding::GivenUp | Holding::Unopened(_) => {
                 self.mistakes += 1;
