@@ -286,8 +286,13 @@ impl Delivery {
             let parcel = (Content::None, None, Payload::Inline(Bytes::new()));
             let volatile = first.message.volatile;
             let word = self.respond(cx, to, id, serial, parcel, Some(eof), volatile);
-            if let Some(work) = self.works.get_mut(id) {
+            let ended = self.works.get_mut(id).is_some_and(|work| {
                 work.word = Some(word);
+                work.state == State::Ending
+            });
+            // Of a word in memory nobody says that it is safe.
+            if volatile && ended {
+                self.close_work(cx, id);
             }
             if !volatile {
                 for key in gone {

@@ -2,9 +2,11 @@
 //! memory.
 
 use bytes::Bytes;
+use receptor_mesh::{Payload, Recipient, Submission};
+use receptor_proto::packet::{Content, Eof};
 use receptor_proto::{ErrorCode, MessageId};
 
-use crate::mesh::{Wired, id};
+use crate::mesh::{Wired, id, node};
 
 /// Long enough for everything to come right.
 const SOON_MS: u64 = 20_000;
@@ -237,4 +239,43 @@ fn a_node_whose_turn_it_is_to_have_a_page_read_does_not_wait_for_nodes_that_are_
     wired.run_until(SOON_MS, |wired| {
         wired.host("near").runs.len() as u128 == EACH
     });
+}
+
+/// The end is on its way to the disk, because it is large, when what was said before it, which is in memory
+/// alone, is given up.
+#[test]
+fn a_volatile_work_whose_responses_were_given_up_is_over_with_its_end() {
+    let mut wired = Wired::chain(&["controller", "worker"]);
+    wired.host("worker").busy = true;
+    let submission = Wired::submission(1, Recipient::Node(node("worker")), Bytes::new());
+    wired.submit(
+        "controller",
+        Submission {
+            volatile: true,
+            ..submission
+        },
+    );
+    wired.run_until(1000, |wired| wired.host("worker").runs == [id(1)]);
+    wired.cut(wired.wire_between("controller", "worker"));
+    wired.run(100);
+    wired.respond("worker", id(1), Bytes::from_static(b"part"));
+    wired.host("worker").disk.rests = true;
+    let now = wired.now();
+    let mesh = wired.mesh("worker");
+    let entry = mesh.new_entry();
+    let eof = Eof {
+        code: 0,
+        error: None,
+    };
+    let payload = Payload::Stored {
+        entry,
+        size: 100_000,
+    };
+    mesh.work_done(now, id(1), eof, Content::Bytes, payload)
+        .unwrap();
+    wired.settle();
+    wired.run(60_000);
+    wired.wake_disk("worker");
+    wired.run(100);
+    assert_eq!(wired.mesh("worker").works(10).1, 0);
 }
