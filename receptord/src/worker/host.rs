@@ -666,6 +666,8 @@ impl Host {
                     self.forget_if_gone(directive.plugin());
                 }
             }
+            // The turn gives them to works that wait.
+            TaskEnd::Room => {}
             TaskEnd::Server {
                 plugin,
                 server,

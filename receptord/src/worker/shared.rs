@@ -76,6 +76,8 @@ pub(super) enum TaskEnd {
     },
     /// A work of a serving plugin, which has given its place back, and of which nothing has to be told any more.
     Served(MessageId),
+    /// Not an end: a bundle has given places back.
+    Room,
     /// A serving process. Its works have ended before it.
     Server {
         /// Whose.

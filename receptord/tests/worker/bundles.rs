@@ -112,6 +112,30 @@ fn a_bundle_is_cancelled_and_others_go_on() {
 }
 
 #[test]
+fn a_place_that_a_bundle_gives_back_is_for_a_work_that_waits() {
+    run(async {
+        let mut rig = Rig::new(&["serve"], |config| config.max_works = 2).await;
+        let files = ["one", "other"].map(|name| rig.root().join(name));
+        let parts = files
+            .each_ref()
+            .map(|file| format!("\"{}\"", file.display()));
+        let parts = parts.each_ref().map(String::as_str);
+        let bundle = send(&mut rig, "serve:when-there", &parts).await;
+        let admission = rig.admission.clone();
+        rig.until_seen("it has both places", || admission.used() == 2)
+            .await;
+        let waits = rig.send("serve:good", "1").await;
+        assert_eq!(rig.list().await["serve"].waiting, 1);
+        std::fs::write(&files[0], "").unwrap();
+        rig.finish(waits).await.result();
+        assert!(rig.work(bundle).unwrap().done.is_none());
+        std::fs::write(&files[1], "").unwrap();
+        rig.finish(bundle).await.result();
+        rig.stop().await;
+    });
+}
+
+#[test]
 fn a_part_that_runs_too_long_is_ended() {
     run(async {
         let name = "serve-cancel-obedient";

@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 NAME = os.path.basename(sys.argv[0]).split(".")[0]
@@ -479,6 +480,16 @@ def wake(job, payload):
     say(type="done", id=job, code=0)
     while LATER:
         say(type="done", id=LATER.pop(), code=0, result="later")
+
+
+@action(payload="json")
+def when_there(job, payload):
+    """Answers when this file is there."""
+    def wait():
+        while not os.path.exists(payload):
+            time.sleep(0.01)
+        say(type="done", id=job, code=0)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @action(payload="none")

@@ -36,7 +36,7 @@ pub(super) struct Bundles {
     turns: VecDeque<Turn>,
     slots: Vec<Slot>,
     free: Vec<usize>,
-    /// Places were given back and the engine was not told.
+    /// Places were given back and nobody was told.
     room: bool,
     failures: Failures,
 }
@@ -541,9 +541,10 @@ impl Serving<'_> {
         self.task.shared.ends.push(TaskEnd::Served(work));
     }
 
-    /// Tells the engine, once for all that was read together, that there are places.
+    /// Tells host and engine, once for all that was read together, that there are places.
     pub(super) fn tell_room(&mut self) {
         if std::mem::take(&mut self.bundles.room) {
+            self.task.shared.ends.push(TaskEnd::Room);
             self.emit(Report::Room);
         }
     }
