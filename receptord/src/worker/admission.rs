@@ -211,14 +211,16 @@ impl Admission {
         self.0.borrow_mut().closed = true;
     }
 
-    /// What is known of a plugin now.
-    pub(super) fn set_plugin(&self, name: &str, known: Known) {
+    /// What is known of a plugin now. Whether it may get works that it could not get before.
+    pub(super) fn set_plugin(&self, name: &str, known: Known) -> bool {
         let mut book = self.0.borrow_mut();
         let place = book.plugins.entry(name.to_owned()).or_default();
+        let gets_more = known.open && (!place.open || known.max > place.max);
         place.open = known.open;
         place.serves = known.serves;
         place.max = known.max;
         place.actions = known.actions;
+        gets_more
     }
 
     /// The plugin gets no work until it is open again.

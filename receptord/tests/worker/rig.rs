@@ -54,6 +54,8 @@ pub(crate) struct Rig {
     pub(crate) takes: Cell<bool>,
     /// Bundles that came back.
     pub(crate) returned: Vec<MessageId>,
+    /// How often the host said that there are places.
+    pub(crate) rooms: usize,
     number: u128,
     /// Starts the holders of plugins in units.
     pub(crate) manager: Option<Manager>,
@@ -167,6 +169,7 @@ impl Rig {
             capabilities: None,
             takes: Cell::new(true),
             returned: Vec::new(),
+            rooms: 0,
             number: 0,
             manager,
         }
@@ -336,7 +339,8 @@ impl Rig {
                 assert!(entry.done.is_none() && !entry.left, "ended twice");
                 entry.left = true;
             }
-            Report::Kept { .. } | Report::Room => {}
+            Report::Kept { .. } => {}
+            Report::Room => self.rooms += 1,
             Report::Returned(job) => self.returned.push(job.work),
             Report::Capabilities(capabilities) => self.capabilities = Some(capabilities),
         }

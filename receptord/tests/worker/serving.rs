@@ -494,6 +494,25 @@ fn a_replaced_plugin_finishes_its_works_and_new_ones_get_the_new_one() {
     });
 }
 
+/// The engine keeps the works for which a serving plugin has no place, and asks no further until it hears of one.
+#[test]
+fn the_engine_hears_of_places_that_a_new_configuration_brings() {
+    run(async {
+        let mut rig = Rig::new(&["serve"], |config| config.max_works = 1).await;
+        let first = rig.send("serve:later", "").await;
+        rig.until_data(first, 1).await;
+        assert_eq!(rig.admission.may_wait("serve"), 0);
+        let before = rig.rooms;
+        let mut config = rig.config.clone();
+        config.max_works = 2;
+        rig.command(Command::SetConfig(Box::new(config))).await;
+        rig.until(|rig| rig.rooms > before).await;
+        rig.run("serve:wake", "").await.result();
+        rig.finish(first).await.result();
+        rig.stop().await;
+    });
+}
+
 #[test]
 fn a_plugin_has_second_thoughts_when_it_sees_its_configuration() {
     run(async {

@@ -391,7 +391,10 @@ impl Host {
             max: own.or(said).unwrap_or(unsaid),
             actions: actions.collect(),
         };
-        self.admission.set_plugin(name, known);
+        if self.admission.set_plugin(name, known) {
+            // What waits with the engine asks no further until it hears of a place.
+            self.outbox.push_back(Report::Room);
+        }
     }
 
     /// Refuses works that wait for what will not come.
