@@ -84,7 +84,7 @@ pub struct Host {
     plugins: BTreeMap<String, Plugin>,
     works: ById<Work>,
     /// Works with the id of one that has ended and is not gone yet: its key was released and used again at once.
-    put_off: Vec<Box<Job>>,
+    put_off: Vec<Job>,
     /// Processes that an earlier daemon has left, until it is known which of their works go on.
     left: Vec<Left>,
     /// Works, and directories of processes, that the next daemon goes on with: what is theirs stays.
@@ -308,7 +308,7 @@ impl Host {
         // The engine has heard of an end before the process is gone, and before its directory is, which is
         // named for the work.
         if self.is_here(job.work) {
-            return self.put_off.push(job);
+            return self.put_off.push(*job);
         }
         if let Some(stopping) = &self.stopping
             && (stopping.ended || !job.admitted)
@@ -343,7 +343,7 @@ impl Host {
 
     fn take_put_off(&mut self) {
         for job in std::mem::take(&mut self.put_off) {
-            self.take(job);
+            self.take(Box::new(job));
         }
     }
 
