@@ -41,8 +41,7 @@ impl List {
 
 /// Waits until nothing runs or waits at these nodes, and what they say of works that one of them sent
 /// and another ran is the same. Of works that the sender says are `lost` it does not know; of those
-/// that never came to their node that node says nothing; and a node that was ended between sending its
-/// last word and writing it says `interrupted`, whatever that word was.
+/// that never came to their node that node says nothing.
 ///
 /// # Panics
 ///
@@ -87,9 +86,7 @@ fn difference(nodes: &[&Daemon]) -> Option<String> {
             // Of what was refused before it was a work there, that node does not know the directive.
             let unknown = |key: &str| key == "directive" && here[key].is_null();
             let alike = |key: &&str| sent[*key] == here[*key] || unknown(key);
-            // One that was cut short does not know whether its last word was out already.
-            let excused = sent["state"] == "lost" || here["state"] == "interrupted";
-            if !excused && !SAME.iter().all(alike) {
+            if sent["state"] != "lost" && !SAME.iter().all(alike) {
                 return Some(format!("{name} says {sent}\n{recipient} says {here}"));
             }
         }

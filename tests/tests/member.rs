@@ -561,6 +561,7 @@ fn words_about_what_never_was_say_nothing() {
                 kind: MessageKind::Response {
                     serial: n,
                     eof: None,
+                    in_doubt: false,
                 },
                 ..request(u128::from(n), 1, b"x")
             };

@@ -357,10 +357,11 @@ pub enum Output {
         /// What [`Taken::serial`] or [`crate::Mesh::work_done`] said.
         serial: u64,
     },
-    /// A work here that is not volatile has ended: this is what its sender is told. Comes before the
-    /// [`Output::Persist`] of its last response, so that whoever notes it can do so in the same
-    /// write. Of works that nobody waits for only those that failed. What comes later for the same
-    /// work replaces it.
+    /// A work here that is not volatile has ended: this is what its sender is told, or what it says that it
+    /// was told before. Comes before the [`Output::Persist`] or [`Output::Remove`] of its last response,
+    /// so that whoever notes it can do so in the same write; what is written later must not be safe
+    /// without it. Of works that nobody waits for only those that failed. What comes later for the same work
+    /// replaces it.
     Ended {
         /// Which. There may be none of it here, if it was refused.
         work: MessageId,
@@ -389,6 +390,17 @@ pub enum Output {
         payload: Payload,
         /// Present on the last one.
         eof: Option<Eof>,
+    },
+    /// A node that ran a work of this one tells of an end that is in doubt, of a work that has none to come
+    /// here: call [`crate::Mesh::handle_end`] with what is remembered of it. Nothing happens until
+    /// then, and it is asked again.
+    AskEnd {
+        /// Which.
+        work: MessageId,
+        /// Who tells of it.
+        recipient: NodeId,
+        /// The place of what it said; to be given back.
+        place: (u64, u64),
     },
     /// A request was given up: one of this node, or one in custody whose origin cannot be told. Keep
     /// it for an operator, its payload too, then call [`crate::Mesh::handle_dead_letter`]. Only when

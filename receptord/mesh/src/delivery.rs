@@ -33,6 +33,7 @@ mod cancels;
 mod choice;
 mod custody;
 mod deadlines;
+mod doubt;
 mod flow;
 mod inbox;
 mod incoming;

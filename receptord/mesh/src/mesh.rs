@@ -254,6 +254,20 @@ impl Mesh {
         self.settle(now);
     }
 
+    /// Answers [`Output::AskEnd`]: how many responses came of the work, and how it ended, as far as a restart
+    /// would know once everything that was asked for before is written. `None`: nothing is remembered of
+    /// it, or it was for another node.
+    pub fn handle_end(
+        &mut self,
+        now: Instant,
+        recipient: &NodeId,
+        place: (u64, u64),
+        end: Option<(u64, Eof)>,
+    ) {
+        self.delivery.handle_end(recipient, place, end);
+        self.settle(now);
+    }
+
     /// Answers [`Output::Append`]: the entry now ends at `end`, or could not be written.
     pub fn handle_appended(
         &mut self,

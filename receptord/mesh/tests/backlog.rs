@@ -190,7 +190,11 @@ fn response(work: u64, serial: u64, seq: u64) -> Record {
         panic!("it makes these");
     };
     message.work = id(work);
-    message.kind = MessageKind::Response { serial, eof: None };
+    message.kind = MessageKind::Response {
+        serial,
+        eof: None,
+        in_doubt: false,
+    };
     Record::Outgoing {
         entry: EntryId(seq),
         recipient,

@@ -407,6 +407,7 @@ fn an_end_that_comes_ahead_of_the_receipt_says_that_the_request_has_come() {
             code: 1,
             error: None,
         }),
+        in_doubt: false,
     };
     let end = message(1, 0, 1, end, DAY_MS);
     let end = Packet::with_message(node("there"), node("here"), 30, &end);

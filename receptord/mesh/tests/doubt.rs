@@ -196,7 +196,11 @@ fn response(serial: u64, eof: Option<Eof>) -> Record {
             seq: serial,
             floor: 0,
             work: MessageId::from_u128(1),
-            kind: MessageKind::Response { serial, eof },
+            kind: MessageKind::Response {
+                serial,
+                eof,
+                in_doubt: false,
+            },
             volatile: false,
             remaining_ms: LIFETIME_MS,
             content: Content::None,
@@ -218,7 +222,7 @@ fn answers(mesh: &mut Mesh) -> Vec<(u64, ErrorCode)> {
         };
         for record in records {
             if let Record::Outgoing { message, .. } = record
-                && let MessageKind::Response { serial, eof } = message.kind
+                && let MessageKind::Response { serial, eof, .. } = message.kind
             {
                 said.push((serial, eof.unwrap().error.unwrap().code));
             }

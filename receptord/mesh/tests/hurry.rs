@@ -82,6 +82,10 @@ struct Host {
     says: Option<Says>,
     texts: Vec<Bytes>,
     ends: Vec<Eof>,
+    /// Responses and end of the last work that was sent from here.
+    remembered: Option<(u64, Eof)>,
+    /// How works ended here, as was noted.
+    noted: Vec<Eof>,
 }
 
 impl Host {
@@ -97,6 +101,8 @@ impl Host {
             says: None,
             texts: Vec::new(),
             ends: Vec::new(),
+            remembered: None,
+            noted: Vec::new(),
         };
         host.start(0);
         host
@@ -177,6 +183,14 @@ impl Host {
                 Some(says) => self.say(now, work, says),
                 None => self.end(now, work, None),
             }
+        } else if let Output::Ended { eof, .. } = output {
+            self.noted.push(eof);
+        } else if let Output::AskEnd {
+            recipient, place, ..
+        } = output
+        {
+            let end = self.remembered.clone();
+            self.mesh.handle_end(at(now), &recipient, place, end);
         } else if let Output::Accepted { .. } = output {
             self.accepted += 1;
         } else if let Output::Deliver {
@@ -188,7 +202,10 @@ impl Host {
         } = output
         {
             self.texts.push(text);
-            self.ends.extend(eof);
+            if let Some(eof) = eof {
+                self.remembered = Some((serial, eof.clone()));
+                self.ends.push(eof);
+            }
             self.mesh.consumed(at(now), work, serial);
         }
     }
@@ -397,6 +414,8 @@ fn a_worker_that_crashes_before_it_wrote_the_answer_does_not_change_it() {
     pair.check_quiet();
     let ends: Vec<u32> = pair.origin.ends.iter().map(|eof| eof.code).collect();
     assert_eq!(ends, [0], "the end that the client has");
+    let noted: Vec<u32> = pair.worker.noted.iter().map(|eof| eof.code).collect();
+    assert_eq!(noted, [0, 1, 0], "the end that the client has");
 }
 
 #[test]
@@ -442,6 +461,7 @@ fn check_second_attempt(first: Says, written: bool) {
     let before = &texts[..texts.len() - expected.len()];
     assert!(run(1).starts_with(before), "{texts:?}");
     assert_eq!(pair.origin.ends.len(), 1);
+    assert_eq!(pair.worker.noted.last(), pair.origin.ends.last());
     assert!(!pair.origin.keeps() && !pair.worker.keeps());
 }
 

@@ -21,6 +21,8 @@ use crate::error::{CODE_MAX, ErrorCode};
 use crate::id::{MessageId, NodeId};
 use crate::wire::{DecodeError, Reader, Writer, bytes_len};
 
+use self::message::SHORT_ERROR_MAX;
+
 pub use self::message::{
     CancelReason, Content, ERROR_MAX, Eof, Message, MessageKind, PAYLOAD_MAX, RESULT_NAME_MAX,
     SMALL_MAX,
@@ -284,7 +286,7 @@ pub struct Piece {
 }
 
 /// What the recipient of a flow has safe, may not take now, and has of unfinished payloads.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Receipt {
     /// The flow's epoch.
     pub epoch: u64,
@@ -302,6 +304,20 @@ pub struct Receipt {
     /// never had the later epoch has lost its memory, and what is `received` of these was not
     /// taken. 0: it knows none.
     pub later: u64,
+    /// How a work ended before one of what is `received` came, which says that its end is in doubt.
+    pub earlier: Option<EarlierEnd>,
+}
+
+/// The end that a request's origin had of a work before another came that is in doubt. It counts at both
+/// ends of the work.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EarlierEnd {
+    /// The sequence number of the last response that came too late.
+    pub seq: u64,
+    /// How many responses the origin has, the last one too.
+    pub responses: u64,
+    /// How the work ended.
+    pub eof: Eof,
 }
 
 /// What is said of messages that a node on the way keeps, or was asked to.
@@ -740,8 +756,19 @@ impl Receipt {
             }
         }
         w.varint(self.instance);
-        if self.later > 0 {
+        if self.later > 0 || self.earlier.is_some() {
             w.varint(self.later);
+        }
+        if let Some(EarlierEnd {
+            seq,
+            responses,
+            eof,
+        }) = &self.earlier
+        {
+            w.varint(*seq);
+            w.varint(*responses);
+            w.u8(u8::from(eof.error.is_some()));
+            eof.encode(w, SHORT_ERROR_MAX);
         }
     }
 
@@ -771,6 +798,19 @@ impl Receipt {
             busy,
             instance: added("instance")?,
             later: added("later epoch")?,
+            earlier: match added("earlier end")? {
+                0 => None,
+                seq => {
+                    let responses = r.varint("responses")?;
+                    let has_error = r.bool("error")?;
+                    let eof = Eof::decode(r, has_error)?;
+                    Some(EarlierEnd {
+                        seq,
+                        responses,
+                        eof,
+                    })
+                }
+            },
         })
     }
 }

@@ -366,8 +366,13 @@ mod tests {
                 directive: Directive::new("runner:execute").unwrap(),
                 respond,
             }),
-            (any::<u64>(), proptest::option::of(eof))
-                .prop_map(|(serial, eof)| MessageKind::Response { serial, eof }),
+            (any::<u64>(), proptest::option::of(eof), any::<bool>()).prop_map(
+                |(serial, eof, in_doubt)| MessageKind::Response {
+                    serial,
+                    in_doubt: in_doubt && eof.is_some(),
+                    eof
+                }
+            ),
             Just(MessageKind::Cancel {
                 reason: CancelReason::SenderGone
             }),

@@ -10,9 +10,9 @@ use receptor_proto::frame::{
 };
 use receptor_proto::lsa::{Lsa, LsaKey, LsaKind, LsaSummary, Version};
 use receptor_proto::packet::{
-    About, ActiveWork, Body, CONTROL_MAX, CancelReason, Content, Custody, EchoReply, Eof, Holding,
-    INQUIRY_MAX, Inquiry, Message, MessageKind, PAYLOAD_MAX, Packet, Piece, RANGES_MAX, Receipt,
-    SEGMENT_MAX, Segment, Undeliverable,
+    About, ActiveWork, Body, CONTROL_MAX, CancelReason, Content, Custody, EarlierEnd, EchoReply,
+    Eof, Holding, INQUIRY_MAX, Inquiry, Message, MessageKind, PAYLOAD_MAX, Packet, Piece,
+    RANGES_MAX, Receipt, SEGMENT_MAX, Segment, Undeliverable,
 };
 use receptor_proto::wire::DecodeError;
 use receptor_proto::{Directive, ErrorBody, ErrorCode, MessageId, NodeId};
@@ -73,12 +73,25 @@ fn eof() -> impl Strategy<Value = Eof> {
     (any::<u32>(), option::of(error)).prop_map(|(code, error)| Eof { code, error })
 }
 
+fn earlier_end() -> impl Strategy<Value = EarlierEnd> {
+    (1u64.., any::<u64>(), eof()).prop_map(|(seq, responses, eof)| EarlierEnd {
+        seq,
+        responses,
+        eof,
+    })
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let kind = prop_oneof![
         (directive(), any::<bool>())
             .prop_map(|(directive, respond)| MessageKind::Request { directive, respond }),
-        (any::<u64>(), option::of(eof()))
-            .prop_map(|(serial, eof)| MessageKind::Response { serial, eof }),
+        (any::<u64>(), option::of(eof()), any::<bool>()).prop_map(|(serial, eof, in_doubt)| {
+            MessageKind::Response {
+                serial,
+                in_doubt: in_doubt && eof.is_some(),
+                eof,
+            }
+        }),
         Just(MessageKind::Cancel {
             reason: CancelReason::User
         }),
@@ -237,18 +250,22 @@ fn body() -> impl Strategy<Value = Body> {
             ranges(),
             ranges(),
             any::<u64>(),
-            any::<u64>()
+            any::<u64>(),
+            option::of(earlier_end())
         )
-            .prop_map(|(epoch, received, progress, busy, instance, later)| {
-                Body::Receipt(Receipt {
-                    epoch,
-                    received,
-                    progress,
-                    busy,
-                    instance,
-                    later,
-                })
-            }),
+            .prop_map(
+                |(epoch, received, progress, busy, instance, later, earlier)| {
+                    Body::Receipt(Receipt {
+                        epoch,
+                        received,
+                        progress,
+                        busy,
+                        instance,
+                        later,
+                        earlier,
+                    })
+                }
+            ),
     ]
 }
 
@@ -533,9 +550,35 @@ fn the_fullest_receipt_is_a_control_packet() {
         busy: full,
         instance: u64::MAX,
         later: u64::MAX,
+        earlier: None,
+    });
+    let packet = Packet::new(long.clone(), long.clone(), 30, &body);
+    assert!(packet.wire_size() <= CONTROL_MAX);
+    // One that tells of an end says nothing else.
+    let text = "\u{1}".repeat(100_000);
+    let error = ErrorBody::new(ErrorCode::PluginExit, text).with("stderr", "y".repeat(100_000));
+    let body = Body::Receipt(Receipt {
+        epoch: u64::MAX,
+        received: vec![(u64::MAX, u64::MAX)],
+        instance: u64::MAX,
+        later: u64::MAX,
+        earlier: Some(EarlierEnd {
+            seq: u64::MAX,
+            responses: u64::MAX,
+            eof: Eof {
+                code: u32::MAX,
+                error: Some(error),
+            },
+        }),
+        ..Receipt::default()
     });
     let packet = Packet::new(long.clone(), long, 30, &body);
-    assert!(packet.wire_size() <= CONTROL_MAX);
+    assert!(2 * packet.wire_size() <= CONTROL_MAX + 2048);
+    let Ok(Body::Receipt(receipt)) = Body::decode(packet.kind, packet.body) else {
+        panic!("no receipt");
+    };
+    let error = receipt.earlier.unwrap().eof.error.unwrap();
+    assert_eq!(error.code, ErrorCode::PluginExit);
 }
 
 #[test]
@@ -554,6 +597,7 @@ fn long_errors_are_cut_to_fit() {
                         .with("stderr", "y".repeat(100_000)),
                 ),
             }),
+            in_doubt: true,
         },
         volatile: false,
         remaining_ms: 1,
@@ -585,6 +629,7 @@ fn a_size_that_no_payload_has_is_refused() {
         kind: MessageKind::Response {
             serial: 1,
             eof: None,
+            in_doubt: false,
         },
         volatile: false,
         remaining_ms: 1,

@@ -26,8 +26,13 @@ fn message() -> impl Strategy<Value = Message> {
     let kind = prop_oneof![
         (directive, any::<bool>())
             .prop_map(|(directive, respond)| MessageKind::Request { directive, respond }),
-        (any::<u64>(), option::of(eof()))
-            .prop_map(|(serial, eof)| MessageKind::Response { serial, eof }),
+        (any::<u64>(), option::of(eof()), any::<bool>()).prop_map(|(serial, eof, in_doubt)| {
+            MessageKind::Response {
+                serial,
+                in_doubt: in_doubt && eof.is_some(),
+                eof,
+            }
+        }),
         Just(MessageKind::Cancel {
             reason: CancelReason::SenderGone
         }),
@@ -153,6 +158,7 @@ fn response() -> Message {
                 code: 5,
                 error: Some(ErrorBody::new(ErrorCode::Refused, "canary-error")),
             }),
+            in_doubt: true,
         },
         volatile: false,
         remaining_ms: 1000,

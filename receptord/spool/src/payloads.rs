@@ -321,6 +321,7 @@ mod tests {
         let response = MessageKind::Response {
             serial: 1,
             eof: None,
+            in_doubt: false,
         };
         for is_begun in [false, true] {
             let mut options = Options::new(1);

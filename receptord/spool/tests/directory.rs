@@ -64,7 +64,11 @@ fn golden() -> Vec<Record> {
         code: 3,
         error: Some(ErrorBody::new(ErrorCode::Cancelled, "stopped")),
     });
-    let response = MessageKind::Response { serial: 9, eof };
+    let response = MessageKind::Response {
+        serial: 9,
+        eof,
+        in_doubt: false,
+    };
     let cancel = MessageKind::Cancel {
         reason: CancelReason::SenderGone,
     };
@@ -513,6 +517,7 @@ fn each_limit_refuses_with_its_name() {
         let kind = MessageKind::Response {
             serial: 1,
             eof: None,
+            in_doubt: false,
         };
         let answer = Record::Outgoing {
             entry: EntryId(50),

@@ -70,6 +70,7 @@ fn message(rng: &mut Rng, size: u64, body: Bytes) -> Message {
                 code: 0,
                 error: None,
             }),
+            in_doubt: false,
         }
     };
     Message {

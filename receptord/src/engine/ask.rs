@@ -290,7 +290,7 @@ impl Engine {
         self.known.told.remove(&work);
     }
 
-    /// A work here has ended.
+    /// A work here has ended, or its sender says that it had ended otherwise.
     pub(super) fn work_ended(
         &mut self,
         work: MessageId,
@@ -299,12 +299,17 @@ impl Engine {
         eof: &Eof,
     ) {
         let now = now_ms();
-        let view = self.mesh.work(work);
-        let since_ms = view.as_ref().map_or(now, |view| self.since_ms(view));
+        let (directive, since_ms) = match self.mesh.work(work) {
+            Some(view) => {
+                let since_ms = self.since_ms(&view);
+                (Some(view.directive), since_ms)
+            }
+            None => self.keeper.history().begun(work).unwrap_or((None, now)),
+        };
         self.keeper.history().add(Ending {
             id: work,
             role: WorkRole::Here,
-            directive: view.map(|view| view.directive),
+            directive,
             peer: Some(sender),
             since_ms,
             at_ms: now,

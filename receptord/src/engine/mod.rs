@@ -608,6 +608,14 @@ impl Engine {
                 };
                 self.deliver(work, response);
             }
+            Output::AskEnd {
+                work,
+                recipient,
+                place,
+            } => {
+                let end = self.keeper.end_of(work, &recipient);
+                self.mesh.handle_end(self.now, &recipient, place, end);
+            }
             Output::DeadLetter {
                 entry,
                 origin,

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use receptor_mesh::EntryId;
 use receptor_proto::control::WorkStatus;
-use receptor_proto::{MessageId, NodeId};
+use receptor_proto::{Directive, MessageId, NodeId};
 
 use super::ending::Ending;
 use crate::by_id::ById;
@@ -108,6 +108,13 @@ impl History {
     /// Whether this work is remembered.
     pub(crate) fn knows(&self, id: MessageId) -> bool {
         self.state.borrow().by_id.contains_key(&id)
+    }
+
+    /// What ran, and since when, as it is remembered.
+    pub(crate) fn begun(&self, id: MessageId) -> Option<(Option<Directive>, u64)> {
+        let state = self.state.borrow();
+        let (_, ending) = state.by_id.get(&id)?;
+        Some((ending.directive.clone(), ending.since_ms))
     }
 
     /// All works that are remembered.

@@ -37,6 +37,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use receptor_mesh::Payload;
 use receptor_proto::control::{WorkRole, WorkStatus};
+use receptor_proto::packet::Eof;
 use receptor_proto::{Directive, ErrorBody, ErrorCode, IdPrefix, MessageId, NodeId};
 
 use self::disk::{Disk, Op};
@@ -360,6 +361,19 @@ impl Keeper {
     pub(crate) fn has_end(&self, id: MessageId) -> bool {
         let table = self.0.table.borrow();
         table.works.get(&id).is_some_and(|work| work.end.is_some())
+    }
+
+    /// How many responses came of a work, and how it ended, if it was for this node and that is known.
+    pub(crate) fn end_of(&self, id: MessageId, recipient: &NodeId) -> Option<(u64, Eof)> {
+        self.look(id, 1);
+        let table = self.0.table.borrow();
+        let work = table.works.get(&id)?;
+        let (end, _) = work.end.as_ref()?;
+        let end = Eof {
+            code: end.code,
+            error: end.error.clone(),
+        };
+        (work.recipient.as_ref() == Some(recipient)).then(|| (work.responses(), end))
     }
 
     /// A released work that has ended, and that the core was told of, is forgotten.

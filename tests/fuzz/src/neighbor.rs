@@ -280,6 +280,9 @@ impl Node {
                 self.end_first();
             }
             Output::Deliver { work, serial, .. } => self.mesh.consumed(now, work, serial),
+            Output::AskEnd {
+                recipient, place, ..
+            } => self.mesh.handle_end(now, &recipient, place, None),
             Output::DeadLetter { entry, .. } => {
                 self.mesh.handle_dead_letter(now, entry, Ok(()));
             }

@@ -5,7 +5,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use receptor_mesh::{LinkId, LinkState, LinkView, Record};
-use receptor_proto::packet::{CONTROL_MAX, MessageKind};
+use receptor_proto::ErrorCode;
+use receptor_proto::packet::{CONTROL_MAX, Eof, MessageKind};
 
 use crate::event::NodeIndex;
 use crate::net::{EndState, conn_of};
@@ -185,6 +186,25 @@ impl World {
                     "{work} is under way at {to}: {runs}; for its sender {from}: {waits:?}"
                 ));
             }
+            // A sender that has lost sight of a work, or could not ask its node, does not know how it ended; what
+            // could not be written there was not accepted; and of what its disk has damaged it may not know.
+            let is_unsure = |eof: &&Eof| {
+                let error = eof.error.as_ref();
+                error.is_some_and(|error| {
+                    matches!(error.code, ErrorCode::Lost | ErrorCode::Damaged)
+                        || error.message.contains("could not be told")
+                })
+            };
+            let end = letter.end.as_ref();
+            let end = end.filter(|end| letter.accepted && !is_unsure(end));
+            let other = self.hosts[to].store.ending(*work);
+            if let (Some(end), Some(other)) = (end, other)
+                && state(end) != state(other)
+            {
+                return Some(format!(
+                    "{work} has ended at {to} with {other:?}; for its sender {from} with {end:?}"
+                ));
+            }
         }
         None
     }
@@ -356,6 +376,11 @@ impl World {
         }
         None
     }
+}
+
+/// What a list shows of an end.
+fn state(end: &Eof) -> (u32, Option<&ErrorCode>) {
+    (end.code, end.error.as_ref().map(|error| &error.code))
 }
 
 impl Adjacencies {

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use fastrand::Rng;
 use receptor_proto::frame::{Frame, Goodbye, Hello, MAX_FRAME_FLOOR, SUMMARY_MAX};
 use receptor_proto::lsa::{LinkEntry, LinksBody, Lsa, LsaKey, LsaKind, LsaSummary, Version};
-use receptor_proto::packet::{About, Body, Packet, Piece, Receipt, Segment, Undeliverable};
+use receptor_proto::packet::{
+    About, Body, EarlierEnd, Eof, Packet, Piece, Receipt, Segment, Undeliverable,
+};
 use receptor_proto::{ErrorCode, NodeId};
 
 use crate::event::{Carried, ConnIndex, Event, LinkEvent};
@@ -325,6 +327,14 @@ fn nonsense(rng: &mut Rng, nodes: usize) -> Frame {
                     busy: vec![(edge(rng), edge(rng))],
                     instance: edge(rng),
                     later: edge(rng),
+                    earlier: rng.bool().then(|| EarlierEnd {
+                        seq: edge(rng),
+                        responses: edge(rng),
+                        eof: Eof {
+                            code: 0,
+                            error: None,
+                        },
+                    }),
                 }),
                 1 => Body::Segment(Segment {
                     epoch: edge(rng),

@@ -191,6 +191,11 @@ impl Letter {
         }
     }
 
+    /// The last serial that its client got.
+    pub(crate) fn got(&self) -> u64 {
+        self.got.0
+    }
+
     /// Whether its client knows what became of it.
     pub(crate) fn is_told(&self) -> bool {
         self.end.is_some()

@@ -1,7 +1,8 @@
 //! What a simulated process does for its core: every output in its order, and the disk.
 
 use receptor_mesh::{Event as MeshEvent, Loaded, Output, PersistToken, Record};
-use receptor_proto::{ErrorBody, ErrorCode};
+use receptor_proto::packet::Eof;
+use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 
 use crate::event::{Event, NodeIndex, ProcessEvent, record_word};
 use crate::net::conn_of;
@@ -176,8 +177,26 @@ impl World {
                     .line(now, || format!("{node}: {work} is safe up to {serial}"));
                 self.responses_safe(node, work, serial);
             }
-            Output::Ended { work, .. } => {
-                self.trace.line(now, || format!("{node}: {work} has ended"));
+            Output::Ended { work, eof, .. } => {
+                self.trace
+                    .line(now, || format!("{node}: {work} has ended with {eof:?}"));
+                let result = self.hosts[node].store.ended(work, eof);
+                self.check(result);
+            }
+            Output::AskEnd {
+                work,
+                recipient,
+                place,
+            } => {
+                self.trace.line(now, || {
+                    format!("{node}: is asked how {work} of {recipient} ended")
+                });
+                let from = self.by_id.get(&recipient).copied();
+                let end = from.and_then(|from| self.end_of(node, work, from));
+                let clock = self.clock(node);
+                if let Some(mesh) = self.hosts[node].mesh.as_mut() {
+                    mesh.handle_end(clock, &recipient, place, end);
+                }
             }
             Output::Deliver {
                 work,
@@ -233,6 +252,17 @@ impl World {
             self.check(result.map_err(|why| format!("node {node}: {why}")));
         }
         self.disk(node, DiskJob::Persist { token, failed });
+    }
+
+    /// What this node remembers of the end of a work that it sent: as long as its core has the request nobody
+    /// asks, and then a restart would know as much.
+    fn end_of(&self, node: NodeIndex, work: MessageId, worker: NodeIndex) -> Option<(u64, Eof)> {
+        let letter = self.ledger.letters.get(&work)?;
+        let same = letter.from == node
+            && letter.from_life.data == self.hosts[node].life.data
+            && letter.recipient == Some(worker);
+        let eof = letter.end.clone().filter(|_| same)?;
+        Some((letter.got(), eof))
     }
 
     fn read_page(&self, node: NodeIndex, asked: &LoadAsked) -> Loaded {
@@ -337,12 +367,7 @@ impl World {
         }
     }
 
-    fn accepted(
-        &mut self,
-        node: NodeIndex,
-        work: receptor_proto::MessageId,
-        recipient: &receptor_proto::NodeId,
-    ) {
+    fn accepted(&mut self, node: NodeIndex, work: MessageId, recipient: &receptor_proto::NodeId) {
         let Some(letter) = self.ledger.letters.get(&work) else {
             self.check_honest(Err(format!("{work} accepted at {node}, which nobody sent")));
             return;

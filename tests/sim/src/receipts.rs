@@ -12,6 +12,7 @@ use receptor_proto::{MessageId, NodeId};
 
 use crate::event::NodeIndex;
 use crate::ledger::Life;
+use crate::store::Store;
 
 /// One flow: origin, recipient, epoch.
 type Flow = (NodeIndex, NodeIndex, u64);
@@ -62,7 +63,8 @@ impl Runs {
 
 impl Receipts {
     /// A node puts a packet on a link. Gives back the messages that it confirms although neither
-    /// they nor their numbers are on its disk and their origins still count on it.
+    /// they nor their numbers are on its disk and their origins still count on it; nor is it over there
+    /// with their work, if it says so.
     pub(crate) fn sent(
         &mut self,
         nodes: &BTreeMap<NodeId, NodeIndex>,
@@ -70,6 +72,7 @@ impl Receipts {
         life: Life,
         packet: &Packet,
         revealed: Option<Body>,
+        store: &Store,
     ) -> Result<Vec<Place>, String> {
         let mut loose = Vec::new();
         // What was kept on its way is passed on by its origin as by any other node.
@@ -113,10 +116,12 @@ impl Receipts {
                     return Ok(loose);
                 };
                 let durable = self.durable.get(&(flow, life.data));
+                let ended = receipt.earlier.map(|earlier| earlier.seq);
                 for (first, last) in receipt.received {
                     for (seq, place) in places.range(first..=last) {
                         let kept = durable.is_some_and(|runs| runs.contains(*seq));
-                        if !(place.volatile || kept || self.is_done(flow, *seq)) {
+                        let over = ended == Some(*seq) && store.is_over(place.work);
+                        if !(place.volatile || kept || over || self.is_done(flow, *seq)) {
                             loose.push(place.clone());
                         }
                     }
@@ -229,7 +234,7 @@ pub(crate) fn brief(packet: &Packet) -> String {
         Ok(Body::Message(message)) => {
             let kind = match &message.kind {
                 MessageKind::Request { directive, .. } => format!("request {directive}"),
-                MessageKind::Response { serial, eof } => match eof {
+                MessageKind::Response { serial, eof, .. } => match eof {
                     None => format!("response {serial}"),
                     Some(eof) => format!("response {serial}, the last: {eof:?}"),
                 },

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use fastrand::Rng;
 use receptor_mesh::{EntryId, Loaded, Record};
-use receptor_proto::packet::{Message, MessageKind, Piece};
+use receptor_proto::packet::{Eof, Message, MessageKind, Piece};
 use receptor_proto::{MessageId, NodeId};
 
 use crate::options::StoreKind;
@@ -25,6 +25,7 @@ enum Change {
     /// When, from whom, what.
     Begin(EntryId, u64, NodeId, Box<Message>),
     Append(EntryId, u64, Bytes),
+    Ended(MessageId, Eof),
 }
 
 /// What is stored.
@@ -39,6 +40,8 @@ struct State {
     begun: BTreeMap<EntryId, (u64, Record)>,
     retired: BTreeSet<EntryId>,
     requests: BTreeSet<MessageId>,
+    /// How works that ran here ended.
+    endings: BTreeMap<MessageId, Eof>,
 }
 
 /// One node's store.
@@ -89,6 +92,9 @@ impl State {
                     ));
                 }
                 parts.push(bytes.clone());
+            }
+            Change::Ended(work, eof) => {
+                self.endings.insert(*work, eof.clone());
             }
         }
         Ok(())
@@ -175,6 +181,17 @@ impl Store {
 
     pub(crate) fn remove(&mut self, entry: EntryId) -> Result<(), String> {
         self.change(Change::Remove(entry))
+    }
+
+    /// Notes how a work ended. A disk that fails gets it later: that is never forgotten while the process
+    /// lives.
+    pub(crate) fn ended(&mut self, work: MessageId, eof: Eof) -> Result<(), String> {
+        self.change(Change::Ended(work, eof))
+    }
+
+    /// How a work ended that ran here.
+    pub(crate) fn ending(&self, work: MessageId) -> Option<&Eof> {
+        self.current.endings.get(&work)
     }
 
     pub(crate) fn begin(
@@ -313,6 +330,19 @@ impl Store {
     /// Whether this request is or was on the disk.
     pub(crate) fn was_durable(&self, work: MessageId) -> bool {
         self.durable.requests.contains(&work)
+    }
+
+    /// Whether no restart would wait for the end of this work that was sent from here.
+    pub(crate) fn is_over(&self, work: MessageId) -> bool {
+        let waits = |record: &Record| {
+            matches!(record, Record::Outgoing { message, .. }
+                if message.work == work && matches!(message.kind, MessageKind::Request { .. }))
+        };
+        !self
+            .durable
+            .messages
+            .values()
+            .any(|(_, record)| waits(record))
     }
 
     /// The disk has damaged this message: nothing of it can be read.

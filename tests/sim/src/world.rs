@@ -800,10 +800,14 @@ impl World {
         if let Frame::Packet(packet) = &frame {
             let life = self.hosts[node].life;
             let revealed = self.authority.reveal(packet);
-            match self
-                .receipts
-                .sent(&self.by_id, node, life, packet, revealed)
-            {
+            match self.receipts.sent(
+                &self.by_id,
+                node,
+                life,
+                packet,
+                revealed,
+                &self.hosts[node].store,
+            ) {
                 Ok(loose) => {
                     for place in loose {
                         self.check_honest(Err(format!(

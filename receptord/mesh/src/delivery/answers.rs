@@ -46,6 +46,7 @@ impl Delivery {
         serial: u64,
         (content, name, payload): Parcel,
         eof: Option<Eof>,
+        in_doubt: bool,
         volatile: bool,
     ) -> Key {
         if let (false, Some(eof)) = (volatile, &eof) {
@@ -69,7 +70,11 @@ impl Delivery {
             seq: key.1,
             floor: 0,
             work,
-            kind: MessageKind::Response { serial, eof },
+            kind: MessageKind::Response {
+                serial,
+                eof,
+                in_doubt,
+            },
             volatile,
             remaining_ms: millis(lifetime),
             content,
@@ -101,7 +106,14 @@ impl Delivery {
         key
     }
 
-    fn tell_end(&self, cx: &mut Cx<'_>, to: RemoteId, work: MessageId, serial: u64, eof: &Eof) {
+    pub(super) fn tell_end(
+        &self,
+        cx: &mut Cx<'_>,
+        to: RemoteId,
+        work: MessageId,
+        serial: u64,
+        eof: &Eof,
+    ) {
         cx.out.push_back(Output::Ended {
             work,
             sender: self.remotes[to.0].node.clone(),
@@ -285,7 +297,8 @@ impl Delivery {
             };
             let parcel = (Content::None, None, Payload::Inline(Bytes::new()));
             let volatile = first.message.volatile;
-            let word = self.respond(cx, to, id, serial, parcel, Some(eof), volatile);
+            // An end that is among them may have arrived all the same.
+            let word = self.respond(cx, to, id, serial, parcel, Some(eof), true, volatile);
             let ended = self.works.get_mut(id).is_some_and(|work| {
                 work.word = Some(word);
                 work.state == State::Ending
@@ -468,7 +481,8 @@ impl Delivery {
         }
         work.held |= unsaved || work.backlog > self.limits.work_backlog;
         let room = work.room();
-        self.respond(cx, to, id, serial, (content, name, payload), None, volatile);
+        let parcel = (content, name, payload);
+        self.respond(cx, to, id, serial, parcel, None, false, volatile);
         Ok(Taken {
             room,
             serial: Some(serial),
@@ -514,6 +528,7 @@ impl Delivery {
         work.serial += 1;
         work.repeats = 0;
         let (to, serial, volatile) = (work.remote, work.serial, work.volatile);
+        let in_doubt = work.in_doubt;
         let kept = (!volatile).then_some(serial);
         if work.is_silent() {
             if !work.respond && !volatile && eof.code != 0 {
@@ -533,6 +548,7 @@ impl Delivery {
             serial,
             (content, None, payload),
             Some(eof),
+            in_doubt,
             volatile,
         );
         if volatile && !stored {
@@ -639,6 +655,13 @@ pub(super) fn is_last_word(outgoing: &Outgoing) -> bool {
             .get(GIVEN_UP.0)
             .is_some_and(|it| it == GIVEN_UP.1)
     })
+}
+
+pub(super) fn is_in_doubt(outgoing: &Outgoing) -> bool {
+    match outgoing.message.kind {
+        MessageKind::Response { in_doubt, .. } => in_doubt,
+        MessageKind::Request { .. } | MessageKind::Cancel { .. } => false,
+    }
 }
 
 fn is_response(outgoing: &Outgoing) -> bool {

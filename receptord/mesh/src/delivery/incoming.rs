@@ -194,7 +194,7 @@ impl Delivery {
                 }
                 false
             }
-            MessageKind::Response { serial, eof } => {
+            MessageKind::Response { serial, eof, .. } => {
                 let (serial, eof) = (*serial, eof.is_some());
                 let limit = self.limits.inbox_bytes;
                 if self.is_paged(cx, from, key, message.work) {
@@ -205,6 +205,9 @@ impl Delivery {
                     .get_mut(message.work)
                     .filter(|request| request.remote == from && request.respond)
                     .map(|request| request.judge(serial, message.size, eof, limit));
+                if self.is_too_late(cx, from, message, verdict) {
+                    return false;
+                }
                 match verdict {
                     Some(inbox::Verdict::Take | inbox::Verdict::WriteOnly(_)) => return true,
                     Some(inbox::Verdict::Refuse) => self.refuse_response(from, key, message.work),
@@ -552,6 +555,7 @@ impl Delivery {
             1,
             (Content::None, None, Payload::Inline(Bytes::new())),
             Some(eof),
+            false,
             message.volatile,
         );
     }
@@ -563,7 +567,7 @@ impl Delivery {
         mut message: Message,
         payload: Payload,
     ) {
-        let MessageKind::Response { serial, eof } = &message.kind else {
+        let MessageKind::Response { serial, eof, .. } = &message.kind else {
             return;
         };
         let (serial, eof) = (*serial, eof.clone());
@@ -588,6 +592,12 @@ impl Delivery {
             .get_mut(work)
             .filter(|request| request.remote == from && request.respond)
             .map(|request| request.judge(serial, message.size, eof.is_some(), limit));
+        if self.is_too_late(cx, from, &message, verdict) {
+            if let Some(entry) = entry {
+                self.journal.remove(entry);
+            }
+            return;
+        }
         let verdict = match verdict {
             Some(verdict @ (inbox::Verdict::Take | inbox::Verdict::WriteOnly(_))) => verdict,
             other => {
@@ -633,6 +643,7 @@ impl Delivery {
             message.kind = MessageKind::Response {
                 serial: place,
                 eof: eof.clone(),
+                in_doubt: false,
             };
             let what = Arrival::Response {
                 work,
@@ -705,6 +716,7 @@ impl Delivery {
     pub(super) fn on_receipt(&mut self, cx: &mut Cx<'_>, from: RemoteId, receipt: &Receipt) {
         self.heard(from);
         self.heard_instance(cx, from, receipt.instance);
+        self.take_earlier_end(cx, from, receipt);
         let mut done = core::mem::take(&mut self.done);
         let flow = &mut self.remotes[from.0].flow;
         self.mistakes += flow.receipt(cx.now, receipt, self.instance, &mut done);

@@ -6,12 +6,13 @@
 //! Before an incoming entry is removed, what its flow received is written, so that a repeat is
 //! recognised also after a restart. Never looks into a record.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use receptor_proto::MessageId;
-use receptor_proto::packet::Eof;
+use receptor_proto::packet::{EarlierEnd, Eof};
 
 use super::RemoteId;
 use super::choice::Moved;
@@ -79,6 +80,12 @@ pub(crate) enum Done {
     Gone { work: MessageId, serial: u64 },
     /// Incoming entries can be removed.
     Retired(Vec<Retired>),
+    /// What is remembered of the end of a work is safe: its node can be told, which has another.
+    Earlier {
+        remote: RemoteId,
+        epoch: u64,
+        end: Box<EarlierEnd>,
+    },
 }
 
 impl Done {
@@ -109,7 +116,8 @@ impl Done {
             | Self::OwnEnd { .. }
             | Self::GivenUp { .. }
             | Self::Moved(_)
-            | Self::Kept(_) => true,
+            | Self::Kept(_)
+            | Self::Earlier { .. } => true,
         }
     }
 }

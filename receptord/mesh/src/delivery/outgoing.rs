@@ -218,7 +218,9 @@ impl Delivery {
             MessageKind::Request { .. } => {
                 self.request_arrived(cx, to, outgoing.message, instance);
             }
-            MessageKind::Response { serial, ref eof } => {
+            MessageKind::Response {
+                serial, ref eof, ..
+            } => {
                 let eof = eof.is_some();
                 self.response_arrived(cx, &outgoing, serial, eof);
             }
@@ -607,6 +609,7 @@ pub(super) fn own_end(work: MessageId, serial: u64, eof: Eof) -> Message {
         kind: MessageKind::Response {
             serial,
             eof: Some(eof),
+            in_doubt: false,
         },
         volatile: false,
         remaining_ms: 0,

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use receptor_proto::ErrorCode;
-use receptor_proto::packet::{Body, RANGES_MAX, Receipt};
+use receptor_proto::packet::{Body, EarlierEnd, RANGES_MAX, Receipt};
 
 use super::flow::Key;
 use super::ranges::Ranges;
@@ -153,6 +153,8 @@ pub(crate) struct Acks {
     received: usize,
     /// Somebody may wait for it.
     urgent: bool,
+    /// Receipts of their own, for ends that came too late.
+    earlier: Vec<Receipt>,
 }
 
 impl Acks {
@@ -195,8 +197,18 @@ impl Acks {
         self.of(epoch).busy.push((seq, ms));
     }
 
+    /// An end came too late: there was an earlier one.
+    pub(crate) fn earlier(&mut self, epoch: u64, end: EarlierEnd) {
+        self.earlier.push(Receipt {
+            epoch,
+            received: Vec::from([(end.seq, end.seq)]),
+            earlier: Some(end),
+            ..Receipt::default()
+        });
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
-        self.said.is_empty()
+        self.said.is_empty() && self.earlier.is_empty()
     }
 
     /// Whether the origin does not notice if this is said a little later.
@@ -214,8 +226,12 @@ impl Acks {
         &mut self,
         received: impl Fn(u64) -> Option<&'a Received>,
     ) -> Vec<Receipt> {
-        let mut receipts = Vec::new();
-        for mut whole in core::mem::take(self).said {
+        let Self {
+            said,
+            earlier: mut receipts,
+            ..
+        } = core::mem::take(self);
+        for mut whole in said {
             if let Some(received) = received(whole.epoch) {
                 for run in &mut whole.received {
                     *run = (received.run(run.0).0, received.run(run.1).1);
@@ -231,8 +247,7 @@ impl Acks {
                     received: runs.next().unwrap_or_default().to_vec(),
                     progress: progress.next().unwrap_or_default().to_vec(),
                     busy: busy.next().unwrap_or_default().to_vec(),
-                    instance: 0,
-                    later: 0,
+                    ..Receipt::default()
                 };
                 if receipt.received.is_empty()
                     && receipt.progress.is_empty()
@@ -275,8 +290,7 @@ mod tests {
                 received: vec![(1, 10)],
                 progress: vec![(12, 9)],
                 busy: vec![(11, 5)],
-                instance: 0,
-                later: 0,
+                ..Receipt::default()
             }]
         );
         assert!(acks.is_empty());

@@ -161,7 +161,7 @@ impl Delivery {
         };
         let parcel = (Content::None, None, Payload::Inline(Bytes::new()));
         self.at_start(now, |this, cx| {
-            this.respond(cx, to, id, said.serial + 1, parcel, Some(eof), false);
+            this.respond(cx, to, id, said.serial + 1, parcel, Some(eof), true, false);
         });
     }
 
@@ -334,7 +334,7 @@ impl Delivery {
                     return;
                 }
             }
-            MessageKind::Response { serial, eof } => {
+            MessageKind::Response { serial, eof, .. } => {
                 let work = (to, message.work);
                 let said = self.said.entry(work).or_default();
                 said.serial = said.serial.max(*serial);
@@ -452,6 +452,7 @@ impl Delivery {
         };
         let work = self.works.insert(now, id, new);
         work.cut = started;
+        work.in_doubt = started;
         if let Some((entry, cancel)) = &cancel {
             work.cancelled = true;
             work.cancel = Some(((cancel.epoch, cancel.seq), *entry));
@@ -476,7 +477,7 @@ impl Delivery {
             };
             self.works.release_payload(id);
             self.at_start(now, |this, cx| {
-                this.respond(cx, from, id, serial, parcel, Some(eof), false);
+                this.respond(cx, from, id, serial, parcel, Some(eof), false, false);
             });
         } else {
             let payload = stored_payload(entry, &message);
@@ -512,7 +513,7 @@ impl Delivery {
         let mut responses: Vec<_> = responses
             .into_iter()
             .filter_map(|(entry, from, message)| {
-                let MessageKind::Response { serial, eof } = &message.kind else {
+                let MessageKind::Response { serial, eof, .. } = &message.kind else {
                     return None;
                 };
                 let (serial, eof) = (*serial, eof.clone());

@@ -65,6 +65,8 @@ pub(crate) struct Work {
     pub(crate) idempotent: bool,
     /// An earlier start of this node had started it, and nothing has become of that yet.
     pub(crate) cut: bool,
+    /// The same, whatever becomes of it: its end may have been told and never have been on the disk.
+    pub(crate) in_doubt: bool,
     pub(crate) directive: Directive,
     pub(crate) respond: bool,
     pub(crate) volatile: bool,
@@ -227,6 +229,7 @@ impl Works {
             start_stored: false,
             idempotent: false,
             cut: false,
+            in_doubt: false,
             directive: new.directive,
             respond: new.respond,
             volatile: new.volatile,

@@ -98,6 +98,7 @@ impl Delivery {
             Done::Mark(..) | Done::Responses(_) => {}
             Done::Moved(moved) => self.moved_written(cx, moved),
             Done::Kept(entry) => self.kept_written(cx, entry),
+            Done::Earlier { remote, epoch, end } => self.tell_earlier_end(remote, epoch, *end),
             Done::GivenUp { remote, key } => self.remotes[remote.0].flow.release(key),
             Done::Retired(retired) => {
                 self.journal.retired(cx.now, Vec::new());
@@ -327,6 +328,8 @@ impl Delivery {
                     self.journal.again(cx.now, done);
                 }
             }
+            // The end that came too late comes again.
+            Done::Earlier { .. } => {}
             Done::Responses(_)
             | Done::Cancel { .. }
             | Done::Moved(_)
@@ -552,6 +555,7 @@ impl Delivery {
             | Done::Slimmed { .. }
             | Done::Mark(..)
             | Done::Kept(_)
+            | Done::Earlier { .. }
             | Done::Retired(_) => {}
         }
     }

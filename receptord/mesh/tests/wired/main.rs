@@ -9,6 +9,7 @@ mod away;
 mod choice;
 mod custody;
 mod damage;
+mod doubt;
 mod ends;
 mod inquiries;
 mod matrix;

@@ -41,6 +41,8 @@ pub(crate) struct Disk {
     received: BTreeMap<(NodeId, u64), Record>,
     /// How works that ran here ended.
     pub(crate) endings: BTreeMap<MessageId, Eof>,
+    /// How works ended that were sent from here: where they ran, their responses, their ends.
+    pub(crate) remembered: BTreeMap<MessageId, (NodeId, u64, Eof)>,
     /// Steps that are asked for and not yet done, while it `rests`.
     waiting: VecDeque<Step>,
     pub(crate) rests: bool,
@@ -59,8 +61,9 @@ enum Step {
     Write {
         token: PersistToken,
         records: Vec<Record>,
-        endings: Vec<(MessageId, Eof)>,
     },
+    Ending(MessageId, Eof),
+    Remember(MessageId, (NodeId, u64, Eof)),
     Remove(EntryId),
 }
 
@@ -68,20 +71,32 @@ impl Disk {
     /// Does this; what is to be confirmed then.
     fn make(&mut self, step: Step) -> Option<PersistToken> {
         match step {
-            Step::Write {
-                token,
-                records,
-                endings,
-            } => {
-                self.endings.extend(endings);
+            Step::Write { token, records } => {
                 self.write(records);
                 Some(token)
+            }
+            Step::Ending(work, eof) => {
+                self.endings.insert(work, eof);
+                None
+            }
+            Step::Remember(work, end) => {
+                self.remembered.insert(work, end);
+                None
             }
             Step::Remove(entry) => {
                 self.messages.remove(&entry);
                 self.started.remove(&entry);
                 None
             }
+        }
+    }
+
+    /// Does this in its turn, which nobody waits for.
+    fn ask(&mut self, step: Step) {
+        if self.rests {
+            self.waiting.push_back(step);
+        } else {
+            self.make(step);
         }
     }
 
@@ -196,8 +211,6 @@ pub(crate) struct Host {
     pub(crate) unread: BTreeSet<MessageId>,
     /// Works that were told to go on.
     pub(crate) resumed: Vec<MessageId>,
-    /// Ends of works here that go along with the next write.
-    unwritten: Vec<(MessageId, Eof)>,
     /// Messages given up, as dead letters.
     pub(crate) letters: Vec<(MessageId, Option<NodeId>, ErrorBody)>,
     /// Packets of others and its own that it sent.
@@ -270,7 +283,6 @@ impl Wired {
                 serials: BTreeMap::new(),
                 unread: BTreeSet::new(),
                 resumed: Vec::new(),
-                unwritten: Vec::new(),
                 letters: Vec::new(),
                 sent: Vec::new(),
                 stated: Vec::new(),
@@ -450,7 +462,6 @@ impl Wired {
             host.said.clear();
         }
         host.untaken.clear();
-        host.unwritten.clear();
         for wire in 0..self.wires.len() {
             if self.wires[wire].ends.contains(&at) {
                 self.cut(wire);
@@ -752,11 +763,7 @@ impl Wired {
             }
             Output::Persist { token, records, .. } => {
                 let host = &mut self.hosts[at];
-                let step = Step::Write {
-                    token,
-                    records,
-                    endings: std::mem::take(&mut host.unwritten),
-                };
+                let step = Step::Write { token, records };
                 if host.disk.rests {
                     host.disk.waiting.push_back(step);
                     return;
@@ -770,15 +777,7 @@ impl Wired {
                 host.disk.make(step);
                 mesh.handle_persisted(now, token);
             }
-            Output::Remove { entry } => {
-                let disk = &mut self.hosts[at].disk;
-                let step = Step::Remove(entry);
-                if disk.rests {
-                    disk.waiting.push_back(step);
-                } else {
-                    disk.make(step);
-                }
-            }
+            Output::Remove { entry } => self.hosts[at].disk.ask(Step::Remove(entry)),
             Output::Fetch {
                 entry,
                 offset,
@@ -842,10 +841,16 @@ impl Wired {
                 self.end(at, work, Some(error));
             }
             Output::Deliver {
-                work, serial, eof, ..
+                work,
+                sender,
+                serial,
+                eof,
+                ..
             } => {
                 let host = &mut self.hosts[at];
                 if let Some(eof) = eof {
+                    let end = (sender, serial, eof.clone());
+                    host.disk.ask(Step::Remember(work, end));
                     let before = host.ends.insert(work, eof.clone());
                     let same = before.as_ref().is_none_or(|before| *before == eof);
                     assert!(same, "{work} ended with {before:?}, and now with {eof:?}");
@@ -857,7 +862,27 @@ impl Wired {
                     host.mesh.as_mut().unwrap().consumed(now, work, serial);
                 }
             }
-            Output::Ended { work, eof, .. } => self.hosts[at].unwritten.push((work, eof)),
+            Output::Ended { work, eof, .. } => self.hosts[at].disk.ask(Step::Ending(work, eof)),
+            Output::AskEnd {
+                work,
+                recipient,
+                place,
+            } => {
+                let host = &mut self.hosts[at];
+                // It is remembered as soon as it is asked for.
+                let waiting = host.disk.waiting.iter().rev().find_map(|step| match step {
+                    Step::Remember(id, end) if *id == work => Some(end),
+                    Step::Remember(..)
+                    | Step::Write { .. }
+                    | Step::Ending(..)
+                    | Step::Remove(_) => None,
+                });
+                let end = waiting.or_else(|| host.disk.remembered.get(&work)).cloned();
+                let end = end.filter(|(node, ..)| *node == recipient);
+                let end = end.map(|(_, responses, eof)| (responses, eof));
+                let mesh = host.mesh.as_mut().unwrap();
+                mesh.handle_end(now, &recipient, place, end);
+            }
             Output::DeadLetter {
                 entry,
                 message,

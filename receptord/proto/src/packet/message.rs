@@ -22,6 +22,8 @@ pub const PAYLOAD_MAX: u64 = 1 << 56;
 pub const RESULT_NAME_MAX: usize = 255;
 /// The longest encoded error inside a packet, in bytes; longer messages are cut.
 pub const ERROR_MAX: usize = 16 * 1024;
+/// The same where the error must fit a control packet.
+pub(super) const SHORT_ERROR_MAX: usize = 8 * 1024;
 
 /// What a payload is, so that it can be shown and checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +97,9 @@ pub enum MessageKind {
         serial: u64,
         /// Present on the last one.
         eof: Option<Eof>,
+        /// Of the last one: its node was restarted after the work had started, or gave responses of it up, so
+        /// that the request's origin may have had another one before.
+        in_doubt: bool,
     },
     /// Asks the recipient to end the work.
     Cancel {
@@ -170,6 +175,7 @@ mod flag {
     pub(super) const ERROR: u8 = 8;
     pub(super) const NAME: u8 = 16;
     pub(super) const SENDER_GONE: u8 = 32;
+    pub(super) const IN_DOUBT: u8 = 64;
 }
 
 impl Message {
@@ -180,27 +186,23 @@ impl Message {
 
     /// Everything but the payload.
     pub(crate) fn encode_envelope(&self, w: &mut Writer<'_>) {
-        let ends = match &self.kind {
-            MessageKind::Response { eof, .. } => eof.as_ref(),
-            MessageKind::Request { .. } | MessageKind::Cancel { .. } => None,
-        };
-        self.encode_fields(w, self.content, ends, self.name.as_deref());
+        self.encode_fields(w, self.content, self.end(), self.name.as_deref());
     }
 
     /// An envelope that says no more than those need to know who keep the message on its way.
     pub(super) fn encode_clear(&self, w: &mut Writer<'_>) {
-        self.encode_fields(w, Content::None, None, None);
+        self.encode_fields(w, Content::None, End::default(), None);
     }
 
     fn encode_fields(
         &self,
         w: &mut Writer<'_>,
         content: Content,
-        eof: Option<&Eof>,
+        end: End<'_>,
         name: Option<&str>,
     ) {
         let mut flags = if self.volatile { flag::VOLATILE } else { 0 };
-        flags |= end_flags(eof, name);
+        flags |= end_flags(end, name);
         let kind = match &self.kind {
             MessageKind::Request { respond, .. } => {
                 flags |= if *respond { flag::RESPOND } else { 0 };
@@ -230,18 +232,25 @@ impl Message {
             MessageKind::Response { serial, .. } => w.varint(*serial),
             MessageKind::Cancel { .. } => {}
         }
-        encode_end(w, eof, name);
+        encode_end(w, end.eof, name);
+    }
+
+    fn end(&self) -> End<'_> {
+        match &self.kind {
+            MessageKind::Response { eof, in_doubt, .. } => End {
+                eof: eof.as_ref(),
+                in_doubt: *in_doubt,
+            },
+            MessageKind::Request { .. } | MessageKind::Cancel { .. } => End::default(),
+        }
     }
 
     /// What [`Self::encode_clear`] leaves out, the payload last.
     pub(super) fn encode_hidden(&self, w: &mut Writer<'_>) {
-        let eof = match &self.kind {
-            MessageKind::Response { eof, .. } => eof.as_ref(),
-            MessageKind::Request { .. } | MessageKind::Cancel { .. } => None,
-        };
-        w.u8(end_flags(eof, self.name.as_deref()));
+        let end = self.end();
+        w.u8(end_flags(end, self.name.as_deref()));
         w.u8(self.content.code());
-        encode_end(w, eof, self.name.as_deref());
+        encode_end(w, end.eof, self.name.as_deref());
         w.0.extend_from_slice(&self.body);
     }
 
@@ -253,7 +262,10 @@ impl Message {
         self.content = Content::from_code(r.u8("content")?);
         let end = decode_end(&mut r, flags)?;
         match &mut self.kind {
-            MessageKind::Response { eof, .. } => *eof = end,
+            MessageKind::Response { eof, in_doubt, .. } => {
+                *in_doubt = is_in_doubt(flags);
+                *eof = end;
+            }
             MessageKind::Request { .. } | MessageKind::Cancel { .. } if end.is_none() => {}
             MessageKind::Request { .. } | MessageKind::Cancel { .. } => {
                 return Err(DecodeError::Bad { what: "end" });
@@ -326,6 +338,7 @@ impl Message {
             2 => MessageKind::Response {
                 serial: r.varint("serial")?,
                 eof: decode_end(r, flags)?,
+                in_doubt: is_in_doubt(flags),
             },
             3 => MessageKind::Cancel {
                 reason: if flags & flag::SENDER_GONE == 0 {
@@ -360,20 +373,31 @@ impl Message {
     }
 }
 
-fn end_flags(eof: Option<&Eof>, name: Option<&str>) -> u8 {
+/// What a message says of the end of a work.
+#[derive(Default, Clone, Copy)]
+struct End<'a> {
+    eof: Option<&'a Eof>,
+    in_doubt: bool,
+}
+
+fn end_flags(end: End<'_>, name: Option<&str>) -> u8 {
     let named = if name.is_some() { flag::NAME } else { 0 };
-    let ends = eof.map_or(0, |eof| {
-        flag::EOF | if eof.error.is_some() { flag::ERROR } else { 0 }
+    let ends = end.eof.map_or(0, |eof| {
+        let error = if eof.error.is_some() { flag::ERROR } else { 0 };
+        let in_doubt = if end.in_doubt { flag::IN_DOUBT } else { 0 };
+        flag::EOF | error | in_doubt
     });
     named | ends
 }
 
+/// Says nothing of what is not the last response.
+fn is_in_doubt(flags: u8) -> bool {
+    flags & flag::EOF != 0 && flags & flag::IN_DOUBT != 0
+}
+
 fn encode_end(w: &mut Writer<'_>, eof: Option<&Eof>, name: Option<&str>) {
     if let Some(eof) = eof {
-        w.varint(u64::from(eof.code));
-        if let Some(error) = &eof.error {
-            w.bytes(&encode_error(error));
-        }
+        eof.encode(w, ERROR_MAX);
     }
     if let Some(name) = name {
         w.str(name);
@@ -384,15 +408,29 @@ fn decode_end(r: &mut Reader, flags: u8) -> Result<Option<Eof>, DecodeError> {
     if flags & flag::EOF == 0 {
         return Ok(None);
     }
-    let code = r.varint_u32("code")?;
-    let error = if flags & flag::ERROR == 0 {
-        None
-    } else {
-        let bytes = r.bytes(ERROR_MAX, "error")?;
-        let error = serde_json::from_slice(&bytes);
-        Some(error.map_err(|_| DecodeError::Bad { what: "error" })?)
-    };
-    Ok(Some(Eof { code, error }))
+    Eof::decode(r, flags & flag::ERROR != 0).map(Some)
+}
+
+impl Eof {
+    /// With an error of at most so many bytes; whether there is one is said elsewhere.
+    pub(super) fn encode(&self, w: &mut Writer<'_>, most: usize) {
+        w.varint(u64::from(self.code));
+        if let Some(error) = &self.error {
+            w.bytes(&encode_error(error, most));
+        }
+    }
+
+    pub(super) fn decode(r: &mut Reader, has_error: bool) -> Result<Self, DecodeError> {
+        let code = r.varint_u32("code")?;
+        let error = if has_error {
+            let bytes = r.bytes(ERROR_MAX, "error")?;
+            let error = serde_json::from_slice(&bytes);
+            Some(error.map_err(|_| DecodeError::Bad { what: "error" })?)
+        } else {
+            None
+        };
+        Ok(Self { code, error })
+    }
 }
 
 fn decode_name(r: &mut Reader, flags: u8) -> Result<Option<String>, DecodeError> {
@@ -402,16 +440,16 @@ fn decode_name(r: &mut Reader, flags: u8) -> Result<Option<String>, DecodeError>
     r.str(RESULT_NAME_MAX, "result name").map(Some)
 }
 
-/// An error's JSON, cut to [`ERROR_MAX`] by leaving out its detail, shortening its message and,
+/// An error's JSON, cut to so many bytes by leaving out its detail, shortening its message and,
 /// where a plugin made up an endless code, calling that internal.
-fn encode_error(error: &ErrorBody) -> Vec<u8> {
+fn encode_error(error: &ErrorBody, most: usize) -> Vec<u8> {
     if let Ok(bytes) = serde_json::to_vec(error)
-        && bytes.len() <= ERROR_MAX
+        && bytes.len() <= most
     {
         return bytes;
     }
     // A character takes at most six bytes in JSON (a control character's escape).
-    let message: String = error.message.chars().take(ERROR_MAX / 8).collect();
+    let message: String = error.message.chars().take(most / 8).collect();
     let made_up = error.code.as_str().len() > CODE_MAX;
     let code = if made_up {
         ErrorCode::Internal
