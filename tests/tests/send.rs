@@ -86,6 +86,30 @@ fn sum(bytes: &[u8]) -> u64 {
     })
 }
 
+/// They wait for a way, and count as under way to whoever sends faster than a node takes.
+#[test]
+fn a_volatile_message_to_a_node_that_is_away_is_refused_also_behind_many_that_wait() {
+    let mesh = Mesh::new();
+    let a = mesh.node("a").start();
+    let mut control = a.control();
+    let payload = "x".repeat(60_000);
+    for _ in 0..140 {
+        let waits = json!({
+            "command": "send", "directive": "echo:echo", "recipient": "away", "wait": true, "detach": true,
+            "payload": 1,
+        });
+        assert_eq!(send_one(&mut control, &waits)["type"], "accepted");
+    }
+    for wait in [false, true] {
+        let volatile = json!({
+            "command": "send", "directive": "echo:echo", "recipient": "away", "wait": wait, "volatile": true,
+            "payload": payload,
+        });
+        let refused = send_one(&mut control, &volatile);
+        assert_eq!(refused["error"]["code"], "no-such-node", "{refused}");
+    }
+}
+
 #[test]
 fn a_message_is_answered_from_the_far_end() {
     let mesh = Mesh::new();

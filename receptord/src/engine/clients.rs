@@ -88,6 +88,10 @@ impl Engine {
     }
 
     fn has_room(&self, submit: &Submit, node: &NodeId) -> bool {
+        if self.mesh.reachability(node) != Reachability::Reachable {
+            // It is refused, whatever waits there for a way.
+            return true;
+        }
         let size = match &submit.submission.payload {
             Payload::Inline(bytes) => bytes.len() + ENVELOPE,
             Payload::Stored { .. } => ENVELOPE,
