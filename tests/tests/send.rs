@@ -86,6 +86,33 @@ fn sum(bytes: &[u8]) -> u64 {
     })
 }
 
+#[test]
+fn a_message_does_not_wait_for_the_payload_of_the_next() {
+    let mesh = Mesh::new();
+    let a = mesh.node("a").start();
+    let mut control = a.control();
+    let first = json!({
+        "command": "send", "tag": 1, "directive": "echo:echo", "recipient": "away", "wait": true, "detach": true,
+        "payload": 1,
+    });
+    let mut second = first.clone();
+    second["tag"] = json!(2);
+    second.as_object_mut().unwrap().remove("payload");
+    second["size"] = json!(5);
+    control.write(format!("{first}\n{second}\n"));
+    let accepted = control.reply();
+    assert_eq!(
+        (&accepted["tag"], &accepted["type"]),
+        (&json!(1), &json!("accepted"))
+    );
+    control.write("bytes");
+    let accepted = control.reply();
+    assert_eq!(
+        (&accepted["tag"], &accepted["type"]),
+        (&json!(2), &json!("accepted"))
+    );
+}
+
 /// They wait for a way, and count as under way to whoever sends faster than a node takes.
 #[test]
 fn a_volatile_message_to_a_node_that_is_away_is_refused_also_behind_many_that_wait() {

@@ -302,7 +302,12 @@ impl Session {
             return Err(invalid(text).into());
         };
         let command: SendCommand = from_json(line)?;
-        if !command.quiet {
+        let ahead = self.input.ahead().len();
+        let is_ahead = |size| usize::try_from(size).is_ok_and(|size| size <= ahead);
+        if command.stream || command.size.is_some_and(|size| !is_ahead(size)) {
+            // What was collected does not wait for the rest of this one.
+            self.flush().await?;
+        } else if !command.quiet {
             self.part().await?;
         }
         let refusal = if let Err(denied) = self.visitor.check(&self.context, "send", Right::Send) {
@@ -400,10 +405,6 @@ impl Session {
             }
         };
         let raw = command.size.and_then(|size| usize::try_from(size).ok());
-        if raw.is_some_and(|raw| raw > self.input.ahead().len()) {
-            // What was gathered does not wait for the rest of this one.
-            self.flush().await?;
-        }
         let (content, payload) = send::payload(self, &command, None).await?;
         let (Some(recipient), Payload::Inline(payload)) = (checked.recipient, payload) else {
             return Err(invalid("quiet messages are small and have one recipient").into());
