@@ -118,10 +118,13 @@ impl Outlet {
         })
     }
 
-    /// Adds a reply line; waits while too many wait.
+    /// Adds a reply line; waits while too many wait. Of a client that has left nobody does.
     pub(super) async fn line(&self, line: Vec<u8>) {
         while self.lines_bytes.get() >= LINES_MAX {
-            self.room.notified().await;
+            tokio::select! {
+                () = self.room.notified() => {}
+                () = self.left() => return,
+            }
         }
         self.push(line);
     }
@@ -556,6 +559,7 @@ mod tests {
     use receptor_proto::ErrorCode;
     use receptor_proto::control::SendResponse;
     use receptor_proto::packet::Eof;
+    use std::time::Duration;
 
     fn response(content: Content, payload: &[u8]) -> Response {
         Response {
@@ -713,5 +717,16 @@ mod tests {
                 .unwrap()
                 .contains(r#""eof":true,"code":3"#)
         );
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_command_of_a_client_that_has_left_ends() {
+        let outlet = Outlet::new();
+        outlet.line(vec![b'x'; LINES_MAX]).await;
+        let late = outlet.line(vec![b'x'; LINES_MAX]);
+        let leaves = async { outlet.leave() };
+        let both = async { tokio::join!(late, leaves) };
+        let ended = tokio::time::timeout(Duration::from_secs(10), both).await;
+        assert!(ended.is_ok(), "it waits for room that nobody makes");
     }
 }
