@@ -397,6 +397,21 @@ fn an_answer_waits_for_one_write_of_each_side() {
 }
 
 #[test]
+fn an_answer_that_is_written_late_is_no_receipt_for_the_next_work_with_its_id() {
+    let mut pair = Pair::answered();
+    // The key of the first is used again. Its write takes along that the answer to the first came.
+    pair.origin.submit(pair.now, 1);
+    for _ in 0..4 {
+        pair.run_for(LONG);
+        pair.origin.write(pair.now);
+        pair.worker.write(pair.now);
+    }
+    assert_eq!((pair.worker.runs, pair.origin.ends.len()), (2, 2));
+    let ends: Vec<u32> = pair.origin.ends.iter().map(|eof| eof.code).collect();
+    assert_eq!(ends, [0, 0], "{:?}", pair.origin.ends);
+}
+
+#[test]
 fn a_sender_that_crashes_before_it_wrote_the_answer_gets_it_again() {
     let mut pair = Pair::answered();
     pair.origin.start(pair.now);

@@ -584,7 +584,7 @@ impl Delivery {
             return;
         }
         if message.volatile {
-            self.response_implies_arrival(cx, from, work, message.epoch);
+            self.response_implies_arrival(cx, from, work, None, message.epoch);
         }
         let limit = self.limits.inbox_bytes;
         let verdict = self
@@ -623,6 +623,9 @@ impl Delivery {
                 return;
             }
         };
+        let Some(request) = self.requests.get(work).map(|request| request.key) else {
+            return;
+        };
         let place = match verdict {
             inbox::Verdict::WriteOnly(serial) => serial,
             inbox::Verdict::Take
@@ -647,6 +650,7 @@ impl Delivery {
             };
             let what = Arrival::Response {
                 work,
+                request,
                 serial: place,
                 entry,
             };

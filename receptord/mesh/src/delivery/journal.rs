@@ -133,6 +133,8 @@ pub(crate) enum Arrival {
     /// A response to a request of this node.
     Response {
         work: MessageId,
+        /// The request's place: when this is written the work may be another one, whose key was used again.
+        request: Key,
         serial: u64,
         entry: EntryId,
     },

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use receptor_proto::packet::{Content, Eof, Message, MessageKind, Piece, SEGMENT_MAX};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId, NodeId};
 
-use super::flow::{GivenUp, Outgoing};
+use super::flow::{GivenUp, Key, Outgoing};
 use super::inbox::{Request, Response, Stored};
 use super::journal::Done;
 use super::{Cx, Delivery, OWN, Out, RemoteId, millis};
@@ -301,12 +301,13 @@ impl Delivery {
         self.journal.write(Record::Started { entry }, done);
     }
 
-    /// A response is safe here, or never will be, before its request's receipt came.
+    /// A response is safe here, or never will be, before its request's receipt came: that of this place, if that is known.
     pub(super) fn response_implies_arrival(
         &mut self,
         cx: &mut Cx<'_>,
         from: RemoteId,
         work: MessageId,
+        place: Option<Key>,
         instance: u64,
     ) {
         let Some(request) = self.requests.get(work) else {
@@ -316,6 +317,9 @@ impl Delivery {
             return;
         }
         let key = request.key;
+        if place.is_some_and(|place| place != key) {
+            return;
+        }
         if let Some(outgoing) = self.remotes[from.0].flow.remove(key) {
             self.receipted(cx, from, *outgoing, instance);
         }

@@ -62,8 +62,8 @@ impl Delivery {
                 self.acks(remote).received(key);
                 match what {
                     Arrival::Work(id) => self.work_written(id),
-                    Arrival::Response { work, .. } => {
-                        self.response_implies_arrival(cx, remote, work, 0);
+                    Arrival::Response { work, request, .. } => {
+                        self.response_implies_arrival(cx, remote, work, Some(request), 0);
                     }
                     Arrival::Number | Arrival::Cancel { .. } => {}
                 }
@@ -441,11 +441,13 @@ impl Delivery {
             }
             Arrival::Response {
                 work,
+                request: place,
                 serial,
                 entry,
             } => {
                 let older = self.journal.never_stored(entry);
-                let Some(request) = self.requests.get_mut(work) else {
+                let request = self.requests.get_mut(work);
+                let Some(request) = request.filter(|request| request.key == place) else {
                     self.journal.remove(entry);
                     return;
                 };
