@@ -462,6 +462,7 @@ impl Engine {
             Payload::Stored { entry, size } => JobPayload::File {
                 path: self.store.path(entry),
                 size,
+                sha256: self.store.digest(entry),
             },
         }
     }

@@ -14,11 +14,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use receptor_mesh::{EntryId, Loaded, PersistToken, Record};
 use receptor_proto::control::SpoolDamage;
-use receptor_proto::packet::Piece;
+use receptor_proto::packet::{MessageKind, Piece};
 use receptor_proto::{ErrorBody, ErrorCode};
 use receptor_spool::{FsDisk, Op, Spool, SpoolError, Synced};
 use tokio::sync::{mpsc, oneshot};
 
+use super::digests::Growing;
 use super::queue::{Answer, Job, Queue, Reply, Taken};
 use super::syncer::Syncer;
 use super::{Done, now_ms, refusal};
@@ -53,6 +54,8 @@ pub(super) struct Keeper {
     syncer: Syncer,
     /// Sizes of payloads that belong to a message to come, until they are complete.
     begun: BTreeMap<EntryId, u64>,
+    /// The sums of those that are for works here.
+    growing: Growing,
     /// Who is told when less of a growing payload is not synced: up to which end, each.
     held: BTreeMap<EntryId, Vec<(u64, Reply)>>,
     /// Who is told when a complete payload is durable.
@@ -90,6 +93,7 @@ impl Keeper {
             spool,
             syncer,
             begun,
+            growing: Growing::default(),
             held: BTreeMap::new(),
             finishing: BTreeMap::new(),
             _ending: Ending(Arc::clone(&queue)),
@@ -152,6 +156,8 @@ impl Keeper {
             Job::Remove(entry) => {
                 self.unkept.retain(|(memo, _)| *memo != entry);
                 self.begun.remove(&entry);
+                self.growing.remove(entry);
+                self.queue.digests().remove(entry);
                 self.finishing.remove(&entry);
                 self.held.remove(&entry);
                 self.batch.push(Op::Remove(entry));
@@ -159,6 +165,9 @@ impl Keeper {
             Job::Begin(record) => {
                 if let Record::Incoming { entry, message, .. } = &*record {
                     self.begun.insert(*entry, message.size);
+                    if let MessageKind::Request { .. } = message.kind {
+                        self.growing.begin(*entry);
+                    }
                 }
                 self.spool.begin(now_ms(), &record);
             }
@@ -199,8 +208,10 @@ impl Keeper {
                 }
                 let end = offset + bytes.len() as u64;
                 if result.is_ok() {
+                    self.growing.add(entry, offset, &bytes);
                     if self.begun.get(&entry) == Some(&end) {
                         self.begun.remove(&entry);
+                        self.growing.end(entry, self.queue.digests());
                         self.finishing.insert(entry, Finishing::Engine(end));
                         self.finish(entry);
                         return None;

@@ -19,6 +19,7 @@
 //!   sessions ◀───────their answers───────────────────────── └─────────┘
 //! ```
 
+mod digests;
 mod keeper;
 mod queue;
 mod syncer;
@@ -40,6 +41,7 @@ use receptor_spool::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use self::digests::Digest;
 use self::keeper::Keeper;
 pub(crate) use self::queue::{Answer, Trouble};
 use self::queue::{Job, Queue, Reply};
@@ -501,6 +503,12 @@ impl Store {
     /// The file of a stored payload.
     pub(crate) fn path(&self, entry: EntryId) -> PathBuf {
         self.0.dir.join(receptor_spool::payload_path(entry))
+    }
+
+    /// The SHA-256 of a stored payload as it came, if it came whole since the start. What the disk has of it
+    /// may be something else by now.
+    pub(crate) fn digest(&self, entry: EntryId) -> Option<Digest> {
+        self.0.queue.digests().get(entry)
     }
 
     /// What is kept.

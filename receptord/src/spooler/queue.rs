@@ -19,6 +19,8 @@ use receptor_proto::{ErrorBody, MessageId, NodeId};
 use receptor_spool::{Sums, Synced};
 use tokio::sync::oneshot;
 
+use super::digests::Digests;
+
 /// One thing to do.
 #[derive(Debug)]
 pub(super) enum Job {
@@ -196,6 +198,7 @@ pub(super) struct Queue {
     entries: AtomicU64,
     bytes: AtomicU64,
     trouble: Mutex<Trouble>,
+    digests: Digests,
 }
 
 #[derive(Debug, Default)]
@@ -227,6 +230,7 @@ impl Queue {
             entries: AtomicU64::new(entries),
             bytes: AtomicU64::new(bytes),
             trouble: Mutex::new(trouble),
+            digests: Digests::default(),
         }
     }
 
@@ -318,6 +322,11 @@ impl Queue {
     /// What is wrong.
     pub(super) fn trouble(&self) -> MutexGuard<'_, Trouble> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sums of payloads.
+    pub(super) fn digests(&self) -> &Digests {
+        &self.digests
     }
 
     pub(super) fn set_usage(&self, entries: u64, bytes: u64) {

@@ -5,6 +5,7 @@ use std::fs;
 
 use receptor_proto::Directive;
 use receptor_proto::packet::{Content, Message, MessageKind, SEGMENT_MAX};
+use sha2::{Digest as _, Sha256};
 
 use super::*;
 
@@ -429,4 +430,33 @@ async fn results_on_their_way_take_room() {
     assert!(adopt(2, &second).is_err());
     assert!(!second.exists(), "nobody else would remove it");
     store.release();
+}
+
+#[tokio::test]
+async fn the_sum_of_what_came_whole_is_known_until_it_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let begin = |running: &Running, entry: u64| {
+        let Record::Outgoing { message, .. } = large(entry, 6) else {
+            panic!("another record");
+        };
+        let origin = NodeId::new("a").unwrap();
+        running.store.begin(EntryId(entry), origin, message);
+    };
+    let (mut running, _) = Running::open(dir.path(), &config(1 << 30));
+    for entry in [1, 2] {
+        begin(&running, entry);
+        running.store.append(EntryId(entry), 0, piece(b"one"));
+        running.done().await;
+        assert_eq!(running.store.digest(EntryId(entry)), None, "half of it");
+    }
+    running.store.append(EntryId(1), 3, piece(b"two"));
+    running.done().await;
+    let sum: Digest = Sha256::digest(b"onetwo").into();
+    assert_eq!(running.store.digest(EntryId(1)), Some(sum));
+    running.store.remove(EntryId(1));
+    running
+        .persist(1, vec![outgoing(3, "b", b"")])
+        .await
+        .unwrap();
+    assert_eq!(running.store.digest(EntryId(1)), None);
 }

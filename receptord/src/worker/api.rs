@@ -132,6 +132,8 @@ pub enum JobPayload {
         path: PathBuf,
         /// Its size in bytes.
         size: u64,
+        /// What it was when it came, if that is known.
+        sha256: Option<[u8; 32]>,
     },
 }
 

@@ -85,8 +85,8 @@ impl Handover {
         }
         match payload {
             JobPayload::Inline(bytes) => self.inline(bytes, kind),
-            JobPayload::File { path, size } => {
-                let prepared = spawn_blocking(move || self.file(&path, size, kind));
+            JobPayload::File { path, size, sha256 } => {
+                let prepared = spawn_blocking(move || self.file(&path, size, sha256, kind));
                 prepared.await.unwrap_or_else(|e| Err(failed(&e)))
             }
         }
@@ -103,7 +103,13 @@ impl Handover {
         Ok(self.by_file(len(&bytes), hexadecimal(&Sha256::digest(&bytes))))
     }
 
-    fn file(&self, source: &Path, size: u64, kind: PayloadKind) -> Result<Given, ErrorBody> {
+    fn file(
+        &self,
+        source: &Path,
+        size: u64,
+        sha256: Option<[u8; 32]>,
+        kind: PayloadKind,
+    ) -> Result<Given, ErrorBody> {
         let limit = if self.reads_files {
             match kind {
                 PayloadKind::None | PayloadKind::File => 0,
@@ -124,7 +130,7 @@ impl Handover {
             verify(source, &mut &bytes[..], |_| ()).map_err(|e| unreadable(&e))?;
             return self.inline(bytes.into(), kind);
         }
-        let sum = verified_sha256(source).map_err(|e| unreadable(&e))?;
+        let sum = verified_sha256(source, sha256).map_err(|e| unreadable(&e))?;
         let open = || File::open(source).map_err(|e| failed(&e));
         match kind {
             PayloadKind::Json => check_json(open()?)?,
@@ -312,9 +318,14 @@ fn check_text(mut file: File) -> Result<(), ErrorBody> {
 }
 
 /// The SHA-256 of a stored payload that is what it was when it was stored, in constant memory.
-fn verified_sha256(path: &Path) -> io::Result<String> {
+fn verified_sha256(path: &Path, known: Option<[u8; 32]>) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    if let Some(known) = known {
+        verify(path, &mut file, |_| ())?;
+        return Ok(hexadecimal(&known));
+    }
     let mut sum = Sha256::new();
-    verify(path, &mut File::open(path)?, |bytes| sum.update(bytes))?;
+    verify(path, &mut file, |bytes| sum.update(bytes))?;
     Ok(hexadecimal(&sum.finalize()))
 }
 

@@ -91,6 +91,7 @@ fn payloads_go_by_file_when_they_are_large_or_asked_for() {
         let file = JobPayload::File {
             path: path.clone(),
             size,
+            sha256: None,
         };
         let id = rig
             .submit("rogue:by-file", Content::Json, file.clone())
@@ -98,6 +99,14 @@ fn payloads_go_by_file_when_they_are_large_or_asked_for() {
         let work = rig.finish(id).await;
         assert_eq!(work.json(0)["size"], size);
         assert_eq!(work.json(0)["sum"], true);
+        // A sum that is known is not made again.
+        let known = JobPayload::File {
+            path: path.clone(),
+            size,
+            sha256: Some([0; 32]),
+        };
+        let id = rig.submit("rogue:by-file", Content::Json, known).await;
+        assert_eq!(rig.finish(id).await.json(0)["sum"], false);
         // The action takes JSON in the line as well as by file, and gets the name of the file here.
         let id = rig.submit("rogue:good", Content::Json, file.clone()).await;
         assert_eq!(rig.finish(id).await.json(0), "payload");
@@ -112,7 +121,11 @@ fn payloads_go_by_file_when_they_are_large_or_asked_for() {
             std::fs::write(&path, &text).unwrap();
             let size = u64::try_from(text.len()).unwrap();
             let path = path.clone();
-            let file = JobPayload::File { path, size };
+            let file = JobPayload::File {
+                path,
+                size,
+                sha256: None,
+            };
             let id = rig.submit("plain:good", Content::Json, file).await;
             let work = rig.finish(id).await;
             assert_eq!(work.data[0].bytes == b"\"payload\""[..], seen, "{size}");
@@ -122,7 +135,11 @@ fn payloads_go_by_file_when_they_are_large_or_asked_for() {
         let text = format!("[\"{}\"]", "y".repeat(100_000));
         std::fs::write(&path, &text).unwrap();
         let size = u64::try_from(text.len()).unwrap();
-        let file = JobPayload::File { path, size };
+        let file = JobPayload::File {
+            path,
+            size,
+            sha256: None,
+        };
         let id = rig.submit("rogue:good", Content::Json, file).await;
         let work = rig.finish(id).await;
         assert_eq!(work.data[0].bytes, text.as_bytes());
@@ -651,7 +668,11 @@ fn a_plugin_that_changes_its_payload_changes_its_own_copy() {
             let size = u64::try_from(size).unwrap();
             for directive in ["rogue:scribble", "serve:scribble"] {
                 let path = path.clone();
-                let file = JobPayload::File { path, size };
+                let file = JobPayload::File {
+                    path,
+                    size,
+                    sha256: None,
+                };
                 let id = rig.submit(directive, Content::Bytes, file).await;
                 assert_eq!(rig.finish(id).await.result(), size + 8);
                 assert!(std::fs::read(rig.root().join("stored")).unwrap() == stored);

@@ -117,7 +117,11 @@ fn files_of_served_works() {
         let path = rig.root().join("stored");
         let size = 300_000;
         std::fs::write(&path, vec![b' '; 300_000]).unwrap();
-        let file = JobPayload::File { path, size };
+        let file = JobPayload::File {
+            path,
+            size,
+            sha256: None,
+        };
         let id = rig.submit("serve:good", Content::Json, file.clone()).await;
         assert_eq!(rig.finish(id).await.code(), "invalid-payload");
         let id = rig.submit("serve:by-file", Content::Bytes, file).await;
