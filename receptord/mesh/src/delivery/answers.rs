@@ -535,7 +535,13 @@ impl Delivery {
                 self.tell_end(cx, to, id, 1, &eof);
             }
             self.drop_payload(&payload);
-            self.close_work(cx, id);
+            match self.works.get_mut(id) {
+                // The word for what was given up is the last of these, and closes it.
+                Some(work) if work.writing.0 > 0 || !work.unwritten.is_empty() => {
+                    work.state = State::Ending;
+                }
+                Some(_) | None => self.close_work(cx, id),
+            }
             return Ok(kept);
         }
         work.state = State::Ending;

@@ -1,5 +1,6 @@
 //! Ends that a node gives its own requests: a client that heard one never sees the work run.
 
+use bytes::Bytes;
 use receptor_mesh::Recipient;
 use receptor_proto::packet::CancelReason;
 
@@ -8,6 +9,8 @@ use super::mesh::{Wired, id, node};
 /// Longer than a receipt and a second try take.
 const SOON_MS: u64 = 10_000;
 const LIFETIME_MS: u64 = 1000;
+/// After which whatever was refused is tried again.
+const LONG_MS: u64 = 120_000;
 
 /// Ends a request that is on the disk and has no way, as an operator or time would.
 fn end(wired: &mut Wired, how: &str) {
@@ -58,4 +61,28 @@ fn an_end_of_its_own_is_on_the_disk_before_the_client_hears_of_it() {
             assert!(wired.host("origin").ends.contains_key(&id(1)), "{how}");
         }
     }
+}
+
+/// The word that takes the place of what was dropped could not be written, and then the plugin was done.
+#[test]
+fn a_work_is_not_over_before_the_word_for_what_was_given_up_is_written() {
+    let mut wired = Wired::chain(&["origin", "worker"]);
+    let worker = wired.host("worker");
+    (worker.busy, worker.idempotent) = (true, true);
+    wired.send("origin", "worker", 1);
+    wired.run_until(SOON_MS, |wired| wired.host("worker").runs.len() == 1);
+    wired.host("origin").unread.insert(id(1));
+    wired.kill("origin");
+    wired.respond("worker", id(1), Bytes::from_static(b"part"));
+    wired.run(SOON_MS);
+    wired.host("worker").disk.broken = true;
+    let now = wired.now();
+    wired.mesh("worker").drop_waiting(now, id(1)).unwrap();
+    wired.settle();
+    wired.run(SOON_MS);
+    wired.host("worker").disk.broken = false;
+    wired.start("origin");
+    wired.run_until(LONG_MS, |wired| {
+        wired.host("origin").ends.contains_key(&id(1))
+    });
 }
