@@ -118,6 +118,11 @@ class Packages(Case):
     def version(self):
         return self.a.out("dpkg-query", "--show", "--showformat=${Version}", "receptord")
 
+    def upgrade(self):
+        """To a newer version, until the test is over."""
+        self.addCleanup(install_packages, self.a, *(package(name) for name in NAMES))
+        install_packages(self.a, *newer(self.session))
+
     def test_10_an_upgrade_and_a_downgrade_under_load_fail_no_connection(self):
         node_id, older, first = self.status()["NodeID"], self.version(), self.pid()
         with Load(self, self.a):
@@ -137,7 +142,7 @@ class Packages(Case):
         work = self.ctl("send", "--detach", "--directive", "slow:say", "--recipient", self.status()["NodeID"]).stdout.strip()
         pid = self.until(lambda: self.ctl("work", "results", work, check=False).stdout.strip(), "the first response")
         before = self.pid()
-        install_packages(self.a, *newer(self.session))
+        self.upgrade()
         self.until(lambda: self.pid() not in (0, before) and self.status())
         self.assertIn("slow", self.a.path(f"/proc/{pid}/cmdline").read_text())
         self.a.write(GO, "")
@@ -155,7 +160,7 @@ class Packages(Case):
         ]
         self.assertEqual(len(set(said)), 1, "one process has all of them")
         before = self.pid()
-        install_packages(self.a, *newer(self.session))
+        self.upgrade()
         self.until(lambda: self.pid() not in (0, before) and self.status())
         self.a.write(GO, "")
         for work in works:
