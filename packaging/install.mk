@@ -130,7 +130,7 @@ packages: deb rpm ## both, looked over by lintian and rpmlint, and made a second
 reproducible: deb rpm ## what is committed, compiled once more in another directory with another CARGO_HOME, gives the same packages: takes as long as a build
 	rm -rf target/elsewhere
 	mkdir -p target/elsewhere/receptor target/elsewhere/cargo
-	ln -s $(CARGO_DIR)/* target/elsewhere/cargo
+	cp -r --reflink=auto $(CARGO_DIR)/. target/elsewhere/cargo
 	git -c tar.umask=0022 archive HEAD | tar -x -C target/elsewhere/receptor
 	env -u RUSTFLAGS -u CFLAGS -u MAKEFLAGS CARGO_HOME=$(CURDIR)/target/elsewhere/cargo $(MAKE) -C target/elsewhere/receptor deb rpm
 	for file in $(PACKAGES)/*.deb $(PACKAGES)/*.rpm; do cmp $$file target/elsewhere/receptor/$$file || exit 1; done
