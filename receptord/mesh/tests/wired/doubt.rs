@@ -318,9 +318,9 @@ fn said(wired: &mut Wired, source: &str, earlier: bool) -> Option<Option<ErrorCo
 /// An end in doubt that `b` has sent, and that nobody answers.
 fn unanswered(mut wired: Wired) -> Wired {
     told(&mut wired);
-    wired.start("b");
     let wire = wired.wire_between("a", "r");
     wired.lose_packets(wire, "a", true);
+    wired.start("b");
     wired.run(5000);
     assert_eq!(here(&mut wired), Some(Some(ErrorCode::Interrupted)));
     wired
@@ -328,12 +328,7 @@ fn unanswered(mut wired: Wired) -> Wired {
 
 #[test]
 fn a_sender_of_an_earlier_version_gives_a_receipt_and_leaves_the_end_as_it_is() {
-    let mut wired = Wired::chain(&NODES);
-    told(&mut wired);
-    let wire = wired.wire_between("a", "r");
-    wired.lose_packets(wire, "a", true);
-    wired.start("b");
-    wired.run(1000);
+    let mut wired = unanswered(Wired::chain(&NODES));
     assert_eq!(
         said(&mut wired, "a", false),
         Some(Some(ErrorCode::Interrupted))
@@ -343,12 +338,7 @@ fn a_sender_of_an_earlier_version_gives_a_receipt_and_leaves_the_end_as_it_is() 
 
 #[test]
 fn nobody_but_who_asked_changes_an_end() {
-    let mut wired = Wired::chain(&NODES);
-    told(&mut wired);
-    let wire = wired.wire_between("a", "r");
-    wired.lose_packets(wire, "a", true);
-    wired.start("b");
-    wired.run(1000);
+    let mut wired = unanswered(Wired::chain(&NODES));
     assert_eq!(
         said(&mut wired, "r", true),
         Some(Some(ErrorCode::Interrupted))
