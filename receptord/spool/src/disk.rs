@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg, posix_fallocate};
+use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise, posix_fallocate};
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +118,9 @@ pub trait DiskFile {
     ///
     /// As above.
     fn size(&self) -> io::Result<u64>;
+    /// Says that nobody will soon read these bytes again: a hint, which changes nothing but what
+    /// the system keeps in memory of what is durable.
+    fn forget(&self, offset: u64, length: u64);
     /// The same open file once more, for another thread.
     ///
     /// # Errors
@@ -262,6 +265,18 @@ impl DiskFile for File {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn forget(&self, offset: u64, length: u64) {
+        if let (Ok(offset), Ok(length)) = (offset.try_into(), length.try_into()) {
+            // A file system that knows no hints is as good.
+            let _ = posix_fadvise(
+                self,
+                offset,
+                length,
+                PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+            );
+        }
     }
 
     fn again(&self) -> io::Result<Self> {

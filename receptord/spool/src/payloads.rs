@@ -52,8 +52,7 @@ impl<D: Disk> Spool<D> {
         bytes: &[u8],
         sum: Option<u32>,
     ) -> Result<(), SpoolError> {
-        let own = crc32c::crc32c(bytes);
-        if sum.is_some_and(|sum| sum != own) {
+        if sum.is_some_and(|sum| sum != crc32c::crc32c(bytes)) {
             return Err(SpoolError::Changed(entry));
         }
         let payload = self.index.payloads.get(&entry.0).copied();
@@ -107,7 +106,7 @@ impl<D: Disk> Spool<D> {
             return Err(failed(error));
         }
         self.index.grow_payload(entry, bytes.len() as u64);
-        self.sum_part(entry, bytes, own);
+        self.sum_part(entry, bytes, sum);
         Ok(())
     }
 
@@ -251,7 +250,7 @@ mod tests {
     use super::*;
     use crate::sim::SimDisk;
     use crate::spool::{Op, Options};
-    use receptor_proto::packet::{CancelReason, Content, Message, MessageKind};
+    use receptor_proto::packet::{CancelReason, Content, Message, MessageKind, SEGMENT_MAX};
     use receptor_proto::record::Record;
     use receptor_proto::{Directive, MessageId, NodeId};
 
@@ -371,6 +370,39 @@ mod tests {
             &spool.read(EntryId(1), 2000, 9).unwrap().bytes[..],
             b"moreand m"
         );
+    }
+
+    #[test]
+    fn what_was_read_of_a_large_payload_is_not_kept_in_memory() {
+        let disk = SimDisk::new(1);
+        let (mut spool, _) = Spool::open(disk.clone(), &Options::new(1)).unwrap();
+        let part = [1; SEGMENT_MAX];
+        let request = MessageKind::Request {
+            directive: Directive::new("echo:echo").unwrap(),
+            respond: true,
+        };
+        for (entry, parts) in [(1, 10 << 4), (2, 3 << 4)] {
+            for at in 0..parts {
+                let offset = at * SEGMENT_MAX as u64;
+                spool.append(EntryId(entry), offset, &part, None).unwrap();
+            }
+            let mut record = large(entry, request.clone());
+            if let Record::Incoming { message, .. } = &mut record {
+                message.size = parts * SEGMENT_MAX as u64;
+            }
+            let records = vec![record];
+            let done = spool.commit(0, &[Op::Write { token: 1, records }]);
+            assert_eq!(done[0].result, Ok(()));
+            for at in 0..parts {
+                let offset = at * SEGMENT_MAX as u64;
+                spool.read(EntryId(entry), offset, SEGMENT_MAX).unwrap();
+            }
+        }
+        // Of the small one nothing.
+        assert_eq!(disk.forgotten(), 8 << 20);
+        // What is sent again from somewhere else is as good.
+        let read = spool.read(EntryId(1), 1 << 20, 4).unwrap();
+        assert_eq!(&read.bytes[..], &part[..4]);
     }
 
     #[test]

@@ -67,6 +67,7 @@ struct State {
     next_inode: u64,
     changes: u64,
     syncs: u64,
+    forgotten: u64,
     readers: u64,
     writer: bool,
     boot: u64,
@@ -106,6 +107,7 @@ impl SimDisk {
             next_inode: 1,
             changes: 0,
             syncs: 0,
+            forgotten: 0,
             readers: 0,
             writer: false,
             boot: 0,
@@ -129,6 +131,12 @@ impl SimDisk {
     #[must_use]
     pub fn syncs(&self) -> u64 {
         self.0.borrow().syncs
+    }
+
+    /// Bytes that were said to be read by nobody soon, so far.
+    #[must_use]
+    pub fn forgotten(&self) -> u64 {
+        self.0.borrow().forgotten
     }
 
     /// The power goes and comes back: only what is durable is left, and any part of the rest.
@@ -530,6 +538,10 @@ impl DiskFile for SimFile {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.disk.borrow_mut().file(self.inode)?.current.len() as u64)
+    }
+
+    fn forget(&self, _offset: u64, length: u64) {
+        self.disk.borrow_mut().forgotten += length;
     }
 
     fn again(&self) -> io::Result<Self> {

@@ -33,6 +33,8 @@ const AT_ONCE: usize = 1024;
 /// Payloads whose files are held open between two reads: as many as are sent at one time on a
 /// node that does nothing else.
 const READING_MAX: usize = 16;
+/// Bytes of a payload that the system may keep in memory when they were read.
+const PASSED_MAX: u64 = 4 << 20;
 
 /// Where the checksums of an entry's payload lie in the spool's directory.
 pub(crate) fn sums_path(entry: EntryId) -> String {
@@ -88,12 +90,13 @@ impl Sums {
     }
 
     /// The same for what has this checksum, when it is known.
-    fn add_summed(&mut self, bytes: &[u8], sum: u32) {
-        if self.filled == 0 && bytes.len() <= BLOCK {
-            self.last = sum;
-            self.advance(bytes.len());
-        } else {
-            self.add(bytes);
+    fn add_summed(&mut self, bytes: &[u8], sum: Option<u32>) {
+        match sum {
+            Some(sum) if self.filled == 0 && bytes.len() <= BLOCK => {
+                self.last = sum;
+                self.advance(bytes.len());
+            }
+            _ => self.add(bytes),
         }
     }
 
@@ -270,10 +273,12 @@ pub(crate) struct Reading<F> {
     sums: Option<F>,
     /// Checksums that were read: from which block on, and how many bytes of them there are.
     window: (u64, Vec<u8>),
+    /// Where that begins of what was read which the system may still keep in memory.
+    passed: u64,
 }
 
 impl<F: DiskFile> Reading<F> {
-    fn open<D: Disk<File = F>>(disk: &D, entry: EntryId) -> io::Result<Self> {
+    fn open<D: Disk<File = F>>(disk: &D, entry: EntryId, from: u64) -> io::Result<Self> {
         let sums = match disk.open(&sums_path(entry), Access::Read) {
             Ok(file) => Some(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -284,6 +289,7 @@ impl<F: DiskFile> Reading<F> {
             payload: disk.open(&payload_path(entry), Access::Read)?,
             sums,
             window: (0, Vec::new()),
+            passed: from,
         })
     }
 
@@ -304,6 +310,20 @@ impl<F: DiskFile> Reading<F> {
         Ok(Some(sum.map(u32::from_be_bytes).ok_or(())))
     }
 
+    /// A payload is read once, from its beginning on, by whoever sends it. What is read again after a
+    /// link failed may come from the disk; the memory is better used for what is being written.
+    fn pass(&mut self, end: u64) {
+        match end.checked_sub(self.passed) {
+            Some(read) if read < PASSED_MAX => {}
+            Some(read) => {
+                self.payload.forget(self.passed, read);
+                self.passed = end;
+            }
+            // It is sent again.
+            None => self.passed = end,
+        }
+    }
+
     /// At most so many bytes of a payload of this size, of which the blocks below `checked` have
     /// a checksum to compare with, and their own. `None`: they are not what they were.
     fn read(
@@ -321,6 +341,7 @@ impl<F: DiskFile> Reading<F> {
         if read_full(&self.payload, &mut bytes, from)? < wanted {
             return Ok(None);
         }
+        self.pass(end);
         let mut whole = None;
         for (number, part) in (first..checked).zip(bytes.chunks(BLOCK)) {
             match self.sum(number)? {
@@ -347,8 +368,8 @@ fn small(number: u64) -> usize {
 }
 
 impl<D: Disk> Spool<D> {
-    /// Takes note of a part that was appended and has this checksum.
-    pub(crate) fn sum_part(&mut self, entry: EntryId, bytes: &[u8], sum: u32) {
+    /// Takes note of a part that was appended, and has this checksum when it is known.
+    pub(crate) fn sum_part(&mut self, entry: EntryId, bytes: &[u8], sum: Option<u32>) {
         let growth = self.sums.entry(entry.0).or_default();
         growth.sums.add_summed(bytes, sum);
     }
@@ -438,7 +459,7 @@ impl<D: Disk> Spool<D> {
         let at = reading.iter().position(|open| open.entry == entry);
         let mut open = match at {
             Some(at) => reading.remove(at),
-            None => match Reading::open(&self.disk, entry) {
+            None => match Reading::open(&self.disk, entry, part.0) {
                 Ok(open) => open,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(SpoolError::Damaged(entry));
