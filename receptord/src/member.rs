@@ -222,7 +222,7 @@ impl Security for Membership {
         now: Instant,
         to: &NodeId,
         bound: &[u8],
-        plain: &[u8],
+        plain: &[&[u8]],
         out: &mut Vec<u8>,
     ) -> Result<(), Stranger> {
         self.member

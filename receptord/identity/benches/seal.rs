@@ -88,7 +88,9 @@ fn main() {
         let mut out = Vec::with_capacity(size + OVERHEAD);
         let seal = time(calls, || {
             out.clear();
-            sender.seal(&b, &[3; 64], &plain, &mut out, uptime).unwrap();
+            sender
+                .seal(&b, &[3; 64], &[&plain], &mut out, uptime)
+                .unwrap();
             black_box(&out);
         });
         let mut packet = out.clone();
@@ -113,7 +115,7 @@ fn main() {
         number += 1;
         sender.with_seal_keys(|kept| std::mem::swap(kept, &mut keys));
         let mut out = Vec::new();
-        sender.seal(&b, b"", b"", &mut out, uptime).unwrap();
+        sender.seal(&b, b"", &[], &mut out, uptime).unwrap();
     });
     println!("key pair and new context   {:7.1} us", context / 1e3);
     let sign = time(20, || drop(black_box(sender.sign(&[1; 200]).unwrap())));

@@ -131,18 +131,20 @@ impl Outgoing {
     pub(crate) fn seal(
         &mut self,
         aad: &[u8],
-        plain: &[u8],
+        plain: &[&[u8]],
         out: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
         // Taken before it is used, so that no way out of here leaves it for another packet.
         let counter = self.next;
         self.next = counter.checked_add(1).ok_or(Refusal::NoKey)?;
         let start = out.len();
-        out.reserve(OVERHEAD + plain.len());
+        out.reserve(OVERHEAD + plain.iter().map(|part| part.len()).sum::<usize>());
         out.extend_from_slice(&self.name);
         out.extend_from_slice(&counter.to_be_bytes());
         let text = out.len();
-        out.extend_from_slice(plain);
+        for part in plain {
+            out.extend_from_slice(part);
+        }
         let sealed = self.key.seal_in_place_separate_tag(
             nonce(counter),
             Aad::from(aad),
@@ -394,11 +396,11 @@ mod tests {
         context.next = ROTATE_AFTER_PACKETS - 1;
         assert!(!over(&context, Duration::ZERO));
         let mut out = Vec::new();
-        context.seal(b"", b"", &mut out).unwrap();
+        context.seal(b"", &[], &mut out).unwrap();
         assert!(over(&context, Duration::ZERO));
         // Also when nobody asked whether it is over.
         context.next = u64::MAX;
-        assert_eq!(context.seal(b"", b"", &mut out), Err(Refusal::NoKey));
+        assert_eq!(context.seal(b"", &[], &mut out), Err(Refusal::NoKey));
         assert_eq!(context.next, u64::MAX);
         assert_eq!(out.len(), OVERHEAD);
     }

@@ -225,7 +225,7 @@ impl Member {
         }
     }
 
-    /// Appends to `out` what only `to` can open, and only as coming from this node and with the same `aad`:
+    /// Appends to `out` these parts as what only `to` can open, and only as coming from this node and with the same `aad`:
     /// [`crate::OVERHEAD`] bytes more than `plain`. Both node ids are bound to it in any case. `uptime` is any clock that is never set back.
     ///
     /// # Errors
@@ -240,7 +240,7 @@ impl Member {
         &mut self,
         to: &NodeId,
         aad: &[u8],
-        plain: &[u8],
+        plain: &[&[u8]],
         out: &mut Vec<u8>,
         uptime: Duration,
     ) -> Result<(), Refusal> {

@@ -44,7 +44,7 @@ pub trait Security: Debug {
     /// Whether `node`, which is known, or is this node, signed this. Public-key work.
     fn verify(&mut self, node: &NodeId, statement: &[u8], signature: &[u8]) -> bool;
 
-    /// Appends what only `to` can open, only as coming from this node, and only with the same `bound`.
+    /// Appends these parts as what only `to` can open, only as coming from this node, and only with the same `bound`.
     /// Public-key work once for many packets.
     ///
     /// # Errors
@@ -55,7 +55,7 @@ pub trait Security: Debug {
         now: Instant,
         to: &NodeId,
         bound: &[u8],
-        plain: &[u8],
+        plain: &[&[u8]],
         out: &mut Vec<u8>,
     ) -> Result<(), Stranger>;
 

@@ -75,13 +75,18 @@ fn encoded(sealed: &Sealed) -> Bytes {
     out.into()
 }
 
+fn hidden(split: &Split) -> Bytes {
+    [&split.hidden[..], &split.rest[..]].concat().into()
+}
+
 proptest! {
     #[test]
     fn messages_are_put_together_again(message in message(), instance: u64) {
         let split = Split::message(&message, instance);
         prop_assert_eq!(split.kind, kind::MESSAGE);
         let volatile = message.volatile;
-        let joined = join(split.kind, &split.clear.into(), split.hidden.into());
+        let hidden = hidden(&split);
+        let joined = join(split.kind, &split.clear.into(), hidden);
         let instance = if volatile { instance } else { 0 };
         prop_assert_eq!(joined, Ok((Body::Message(message), instance)));
     }
@@ -97,7 +102,8 @@ proptest! {
             Body::Receipt(receipt),
         ] {
             let split = Split::body(&body).expect("it travels sealed");
-            let joined = join(split.kind, &split.clear.into(), split.hidden.into());
+            let hidden = hidden(&split);
+            let joined = join(split.kind, &split.clear.into(), hidden);
             prop_assert_eq!(joined, Ok((body, 0)));
         }
     }
@@ -174,7 +180,7 @@ fn the_clear_part_says_nothing_of_payload_name_and_error() {
     let split = Split::message(&response(), 0);
     let clear = String::from_utf8_lossy(&split.clear).into_owned();
     assert!(!clear.contains("canary"), "{clear}");
-    let hidden = String::from_utf8_lossy(&split.hidden).into_owned();
+    let hidden = String::from_utf8_lossy(&hidden(&split)).into_owned();
     for word in ["canary-error", "canary-name", "canary-payload"] {
         assert!(hidden.contains(word), "{word}");
     }

@@ -98,7 +98,7 @@ impl Papers {
         let sealed = self.member.seal(
             &packet.destination,
             &bound,
-            &split.hidden,
+            &[&split.hidden, &split.rest],
             &mut seal,
             Duration::ZERO,
         );

@@ -35,7 +35,7 @@ fn pair() -> (Authority, Member, Member) {
 
 fn seal(from: &mut Member, to: &str, aad: &[u8], plain: &[u8], now: Duration) -> Vec<u8> {
     let mut out = Vec::new();
-    from.seal(&node(to), aad, plain, &mut out, now).unwrap();
+    from.seal(&node(to), aad, &[plain], &mut out, now).unwrap();
     out
 }
 
@@ -61,7 +61,7 @@ fn what_is_sealed_is_opened_in_any_order_and_again() {
     }
     // What is there already stays.
     let mut out = b"before".to_vec();
-    a.seal(&node("b"), b"", b"text", &mut out, T0).unwrap();
+    a.seal(&node("b"), b"", &[b"text"], &mut out, T0).unwrap();
     assert_eq!(&out[..6], b"before");
     assert_eq!(open(&mut b, "a", b"", &out[6..]).unwrap(), b"text");
 }
@@ -329,7 +329,7 @@ fn what_later_versions_add_to_a_statement_is_passed_over() {
     let zero = make(1, &[(1, &[0; 32])], b"");
     assert_eq!(b.learn(&node("c"), &zero, at(NOW)), Ok(Learned::New));
     let mut out = Vec::new();
-    let sealed = b.seal(&node("c"), b"", b"text", &mut out, T0);
+    let sealed = b.seal(&node("c"), b"", &[b"text"], &mut out, T0);
     assert_eq!((sealed, out.len()), (Err(Refusal::NoKey), 0));
 }
 
@@ -441,7 +441,7 @@ fn the_table_is_bounded() {
         b.learn(&node(id), &statement, at(NOW)).unwrap();
         let mut out = Vec::new();
         assert_eq!(
-            b.seal(&node(id), b"", b"text", &mut out, T0),
+            b.seal(&node(id), b"", &[b"text"], &mut out, T0),
             Err(Refusal::NoKey)
         );
         assert!(out.is_empty());

@@ -225,7 +225,7 @@ impl Security for Fake {
         _now: Instant,
         to: &NodeId,
         bound: &[u8],
-        plain: &[u8],
+        plain: &[&[u8]],
         out: &mut Vec<u8>,
     ) -> Result<(), Stranger> {
         let (theirs, _) = self.known.get(to).ok_or(Stranger)?;
@@ -239,9 +239,10 @@ impl Security for Fake {
         out.extend_from_slice(&self.start.to_be_bytes());
         out.extend_from_slice(&self.counter.to_be_bytes());
         let key = self.authority.pair(&self.node, to, &out[from..]);
-        let tag = hash(&[&key.to_le_bytes(), bound, plain]);
+        let plain = plain.concat();
+        let tag = hash(&[&key.to_le_bytes(), bound, &plain]);
         let text = out.len();
-        out.extend_from_slice(plain);
+        out.extend_from_slice(&plain);
         cover(key, &mut out[text..]);
         out.extend_from_slice(&tag.to_be_bytes());
         Ok(())

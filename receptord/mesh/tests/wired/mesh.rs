@@ -590,8 +590,8 @@ impl Wired {
         let bound = Sealed::bound(split.kind, Form::Hidden, &split.clear, &[]);
         let mut out = bound[1..].to_vec();
         let now = self.now();
-        fake.seal(now, &to, &bound, &split.hidden, &mut out)
-            .unwrap();
+        let plain = [&split.hidden[..], &split.rest[..]];
+        fake.seal(now, &to, &bound, &plain, &mut out).unwrap();
         Packet {
             kind: kind::SEALED | split.kind,
             body: out.into(),

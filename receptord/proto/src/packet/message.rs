@@ -245,17 +245,16 @@ impl Message {
         }
     }
 
-    /// What [`Self::encode_clear`] leaves out, the payload last.
+    /// What [`Self::encode_clear`] leaves out, but for the payload, which comes behind it.
     pub(super) fn encode_hidden(&self, w: &mut Writer<'_>) {
         let end = self.end();
         w.u8(end_flags(end, self.name.as_deref()));
         w.u8(self.content.code());
         encode_end(w, end.eof, self.name.as_deref());
-        w.0.extend_from_slice(&self.body);
     }
 
     /// Completes what [`Self::decode_envelope`] read of [`Self::encode_clear`] with what
-    /// [`Self::encode_hidden`] wrote.
+    /// [`Self::encode_hidden`] wrote and the payload.
     pub(super) fn with_hidden(mut self, hidden: Bytes) -> Result<Self, DecodeError> {
         let mut r = Reader::new(hidden);
         let flags = r.u8("message flags")?;

@@ -45,6 +45,8 @@ pub struct Split {
     pub clear: Vec<u8>,
     /// What the destination alone needs.
     pub hidden: Vec<u8>,
+    /// The payload, behind that, which is as large as all else is small and is not copied.
+    pub rest: Bytes,
 }
 
 /// A sealed body.
@@ -122,13 +124,13 @@ impl Split {
         let mut w = Writer(&mut clear);
         message.encode_clear(&mut w);
         w.varint(if message.volatile { instance } else { 0 });
-        let mut hidden = Vec::with_capacity(message.body.len() + 16);
+        let mut hidden = Vec::with_capacity(16);
         message.encode_hidden(&mut Writer(&mut hidden));
-        let kind = kind::MESSAGE;
         Self {
-            kind,
+            kind: kind::MESSAGE,
             clear,
             hidden,
+            rest: message.body.clone(),
         }
     }
 
@@ -140,15 +142,13 @@ impl Split {
         w.varint(segment.epoch);
         w.varint(segment.seq);
         w.varint(segment.offset);
-        let mut hidden = Vec::with_capacity(segment.piece.bytes.len() + 4);
-        let mut w = Writer(&mut hidden);
-        w.fixed_u32(segment.piece.sum);
-        w.0.extend_from_slice(&segment.piece.bytes);
-        let kind = kind::SEGMENT;
+        let mut hidden = Vec::with_capacity(4);
+        Writer(&mut hidden).fixed_u32(segment.piece.sum);
         Self {
-            kind,
+            kind: kind::SEGMENT,
             clear,
             hidden,
+            rest: segment.piece.bytes.clone(),
         }
     }
 
@@ -163,7 +163,8 @@ impl Split {
                 Some(Self {
                     kind,
                     clear: Vec::new(),
-                    hidden: hidden.to_vec(),
+                    hidden: Vec::new(),
+                    rest: hidden,
                 })
             }
             Body::Echo { .. }
@@ -175,7 +176,7 @@ impl Split {
     }
 }
 
-/// Puts together what [`Split`] took apart; and for a volatile message, for which start of its
+/// Puts together what [`Split`] took apart, the hidden part whole; and for a volatile message, for which start of its
 /// recipient it is.
 ///
 /// # Errors

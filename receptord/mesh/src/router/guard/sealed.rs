@@ -89,13 +89,15 @@ fn must_be_sealed(kind: u8) -> bool {
 impl Guard {
     /// The body of a sealed packet, behind what stands in `out` already. False: `to` is not known.
     fn seal(&mut self, now: Instant, to: &NodeId, split: &Split, out: &mut Vec<u8>) -> bool {
+        let hidden = [&split.hidden[..], &split.rest[..]];
         let (form, shown, plain) = if self.security.hides() {
-            (Form::Hidden, &[][..], &split.hidden[..])
+            (Form::Hidden, Vec::new(), &hidden[..])
         } else {
-            (Form::Shown, &split.hidden[..], &[][..])
+            (Form::Shown, hidden.concat(), &[][..])
         };
-        let bound = Sealed::bound(split.kind, form, &split.clear, shown);
-        out.reserve(bound.len() + plain.len() + SEAL_HINT);
+        let bound = Sealed::bound(split.kind, form, &split.clear, &shown);
+        let size: usize = plain.iter().map(|part| part.len()).sum();
+        out.reserve(bound.len() + size + SEAL_HINT);
         // All of it but the kind, which stands in the packet's header.
         out.extend_from_slice(&bound[1..]);
         self.security.seal(now, to, &bound, plain, out).is_ok()
@@ -200,11 +202,10 @@ impl Router {
         {
             return self.post_entrusted(now, to, recipient, message);
         }
-        match Split::body(body) {
-            Some(split) if self.guard.is_some() && *to != self.config.node => {
-                self.post_split(now, to, &split, body.priority())
-            }
-            Some(_) | None => self.send_own(self.packet(to.clone(), body)),
+        let is_sealed = self.guard.is_some() && *to != self.config.node;
+        match is_sealed.then(|| Split::body(body)).flatten() {
+            Some(split) => self.post_split(now, to, &split, body.priority()),
+            None => self.send_own(self.packet(to.clone(), body)),
         }
     }
 
