@@ -1,7 +1,7 @@
 //! The payload of `send`: from the client's input to where the core wants it.
 //!
 //! Owns taking a payload in, whatever its size, without ever holding more of it in memory than
-//! one read, and keeping the input in step with the commands when a message is refused.
+//! two reads, and keeping the input in step with the commands when a message is refused.
 
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -16,9 +16,12 @@ use sha2::{Digest as _, Sha256};
 use super::command::invalid;
 use super::session::{Failure, Session};
 use crate::engine::{Input, Submit};
+use crate::spooler::Writing;
 
 /// Bytes of a payload taken from the input at once.
 const PIECE: usize = 256 * 1024;
+/// Bytes of a payload that are worth a write of their own.
+const PART_MIN: usize = 64 * 1024;
 /// A refused payload of up to this size is read and dropped, so that the next command can be
 /// understood; beyond it the connection is closed, which is cheaper for both sides.
 const DISCARD_MAX: u64 = 16 << 20;
@@ -209,7 +212,7 @@ async fn keep(session: &mut Session, bytes: Bytes) -> Result<Payload, Failure> {
     let size = bytes.len() as u64;
     let entry = session.context.engine.ask(Input::NewEntry).await?;
     let store = &session.context.store;
-    let written = match store.write(entry, 0, bytes).await {
+    let written = match store.write(entry, 0, bytes).done().await {
         Ok(()) => store.finish(entry).await,
         failed => failed,
     };
@@ -227,7 +230,7 @@ async fn take(
     mut hash: Option<&mut Sha256>,
 ) -> Result<Payload, Failure> {
     let mut head = BytesMut::new();
-    let mut stored: Option<(EntryId, u64)> = None;
+    let mut stored: Option<Growing> = None;
     let mut taken = 0u64;
     loop {
         let rest = size.map_or(u64::MAX, |size| size - taken);
@@ -253,68 +256,80 @@ async fn take(
         };
         taken += piece.len() as u64;
         add(&mut hash, &piece);
-        head.extend_from_slice(&piece);
-        let whole = size.is_some_and(|size| size <= SEGMENT_MAX as u64);
-        if whole || stored.is_none() && head.len() <= SEGMENT_MAX {
-            continue;
-        }
-        // Pieces as small as the client sent them would make as many small writes.
-        if head.len() < PIECE && size != Some(taken) && stored.is_some() {
-            continue;
-        }
-        stored = match write(session, stored, head.split().freeze()).await {
-            Ok(stored) => Some(stored),
+        let part = if stored.is_some() && head.is_empty() && piece.len() >= PART_MIN {
+            piece
+        } else {
+            head.extend_from_slice(&piece);
+            let whole = size.is_some_and(|size| size <= SEGMENT_MAX as u64);
+            if whole || stored.is_none() && head.len() <= SEGMENT_MAX {
+                continue;
+            }
+            // Pieces as small as the client sent them would make as many small writes.
+            if head.len() < PART_MIN && size != Some(taken) && stored.is_some() {
+                continue;
+            }
+            head.split().freeze()
+        };
+        match write(session, &mut stored, part).await {
+            Ok(()) => {}
             Err(Failure::Error(error)) => {
-                forget(session, stored);
                 return Err(refuse_rest(session, size.map(|size| size - taken), error).await);
             }
-            Err(failure) => {
-                forget(session, stored);
-                return Err(failure);
-            }
-        };
+            Err(failure) => return Err(failure),
+        }
     }
-    let Some(written) = stored else {
+    if stored.is_some() && !head.is_empty() {
+        write(session, &mut stored, head.split().freeze()).await?;
+    }
+    let Some(Growing { entry, size, last }) = stored else {
         return Ok(Payload::Inline(head.freeze()));
     };
-    let (entry, size) = if head.is_empty() {
-        written
-    } else {
-        match write(session, Some(written), head.freeze()).await {
-            Ok(written) => written,
-            Err(failure) => {
-                forget(session, stored);
-                return Err(failure);
-            }
-        }
+    let store = &session.context.store;
+    let finished = match last.done().await {
+        Ok(()) => store.finish(entry).await,
+        failed => failed,
     };
-    if let Err(error) = session.context.store.finish(entry).await {
-        session.context.store.remove(entry);
+    if let Err(error) = finished {
+        store.remove(entry);
         return Err(error.into());
     }
     Ok(Payload::Stored { entry, size })
 }
 
-/// Writes a part behind what is there; the entry and its size afterwards.
-async fn write(
-    session: &Session,
-    stored: Option<(EntryId, u64)>,
-    bytes: Bytes,
-) -> Result<(EntryId, u64), Failure> {
-    let (entry, offset) = match stored {
-        Some(stored) => stored,
-        None => (session.context.engine.ask(Input::NewEntry).await?, 0),
-    };
-    let end = offset + bytes.len() as u64;
-    if let Err(error) = session.context.store.write(entry, offset, bytes).await {
-        session.context.store.remove(entry);
-        return Err(error.into());
-    }
-    Ok((entry, end))
+/// A payload on its way into the store.
+struct Growing {
+    entry: EntryId,
+    /// Bytes that the store was given.
+    size: u64,
+    /// The last part of them, which is written while the next one is read.
+    last: Writing,
 }
 
-fn forget(session: &Session, stored: Option<(EntryId, u64)>) {
-    if let Some((entry, _)) = stored {
+/// Writes a part behind what is there. After an error nothing is.
+async fn write(
+    session: &Session,
+    stored: &mut Option<Growing>,
+    part: Bytes,
+) -> Result<(), Failure> {
+    let store = &session.context.store;
+    let (entry, offset) = match stored.take() {
+        None => (session.context.engine.ask(Input::NewEntry).await?, 0),
+        Some(Growing { entry, size, last }) => {
+            if let Err(error) = last.done().await {
+                store.remove(entry);
+                return Err(error.into());
+            }
+            (entry, size)
+        }
+    };
+    let size = offset + part.len() as u64;
+    let last = store.write(entry, offset, part);
+    *stored = Some(Growing { entry, size, last });
+    Ok(())
+}
+
+fn forget(session: &Session, stored: Option<Growing>) {
+    if let Some(Growing { entry, .. }) = stored {
         session.context.store.remove(entry);
     }
 }

@@ -387,14 +387,9 @@ impl Store {
         });
     }
 
-    /// For others: writes a part of a payload behind what is there, and waits until that is
-    /// done. It is durable with the message that it belongs to.
-    pub(crate) async fn write(
-        &self,
-        entry: EntryId,
-        offset: u64,
-        bytes: Bytes,
-    ) -> Result<(), ErrorBody> {
+    /// For others: writes a part of a payload behind what is there. It is durable with the message
+    /// that it belongs to.
+    pub(crate) fn write(&self, entry: EntryId, offset: u64, bytes: Bytes) -> Writing {
         let (reply, answer) = oneshot::channel();
         self.push(Job::Append {
             entry,
@@ -403,7 +398,7 @@ impl Store {
             sum: None,
             reply: Reply::Waiter(reply),
         });
-        wait(answer).await.map(|_| ())
+        Writing(answer)
     }
 
     /// For others: whether there is room for a payload of this size to this recipient. That it is
@@ -603,6 +598,17 @@ fn open(dir: &Path, options: &Options) -> Result<(Spool<FsDisk>, Report), SpoolE
             }
             opened => return opened,
         }
+    }
+}
+
+/// A part of a payload that is being written, whether or not anybody waits for it.
+#[derive(Debug)]
+pub(crate) struct Writing(oneshot::Receiver<Result<Piece, ErrorBody>>);
+
+impl Writing {
+    /// Waits until it is.
+    pub(crate) async fn done(self) -> Result<(), ErrorBody> {
+        wait(self.0).await.map(|_| ())
     }
 }
 

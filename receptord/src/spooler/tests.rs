@@ -161,10 +161,11 @@ async fn payloads_are_written_read_and_removed_in_order() {
     let store = running.store.clone();
     let entry = EntryId(7);
     let piece = Bytes::from(vec![b'x'; SEGMENT_MAX]);
-    store.write(entry, 0, piece.clone()).await.unwrap();
+    store.write(entry, 0, piece.clone()).done().await.unwrap();
     let size = SEGMENT_MAX as u64;
     store
         .write(entry, size, Bytes::from_static(b"end"))
+        .done()
         .await
         .unwrap();
     assert_eq!(fs::metadata(store.path(entry)).unwrap().len(), size + 3);
@@ -190,7 +191,12 @@ async fn payloads_that_grow_side_by_side_do_not_keep_all_their_files_open() {
     let payloads = 300;
     for entry in 1..=payloads {
         let part = Bytes::from_static(b"a part");
-        running.store.write(EntryId(entry), 0, part).await.unwrap();
+        running
+            .store
+            .write(EntryId(entry), 0, part)
+            .done()
+            .await
+            .unwrap();
     }
     let open = || {
         let files = fs::read_dir("/proc/self/fd").unwrap();
@@ -206,7 +212,12 @@ async fn payloads_that_grow_side_by_side_do_not_keep_all_their_files_open() {
         running.store.read(EntryId(1), 0, 1).await.unwrap();
     }
     let part = Bytes::from_static(b" and one more");
-    running.store.write(EntryId(1), 6, part).await.unwrap();
+    running
+        .store
+        .write(EntryId(1), 6, part)
+        .done()
+        .await
+        .unwrap();
     let whole = running.store.read(EntryId(1), 0, 100).await.unwrap();
     assert_eq!(&whole[..], b"a part and one more");
 }
