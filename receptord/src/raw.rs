@@ -1,13 +1,16 @@
 //! What the system does for nobody but `unsafe` code: the only module of the daemon with any.
 //!
-//! Owns adopting descriptors that the service manager passed, and asking for the groups of a socket's
-//! peer. Each function is safe to call whatever it is given.
+//! Owns adopting descriptors that the service manager passed, asking for the groups of a socket's
+//! peer, and what the allocator keeps. Each function is safe to call whatever it is given.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use nix::libc;
 
+/// Bytes at the end of the heap that are not given back, and above which a piece of memory is mapped by
+/// itself: as much as some links read into at a time, 256 KiB each.
+const KEPT: libc::c_int = 4 << 20;
 /// Groups that a process can have: the system's own limit (`NGROUPS_MAX`).
 const GROUPS_MAX: usize = 65_536;
 /// Groups asked for at first, more than nearly everybody has.
@@ -39,6 +42,18 @@ pub(crate) fn passed_descriptors() -> io::Result<Vec<(OwnedFd, String)>> {
         (fd, name)
     };
     Ok(passed.map(adopt).collect())
+}
+
+/// Has the allocator keep what the largest buffers leave behind. By itself it gives memory of 128 KiB back at
+/// once: every read of a busy link would map, clear and unmap pages, a seventh of a relay's time.
+pub(crate) fn keep_buffers() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "no crate wraps mallopt")]
+    // SAFETY: it takes two numbers, and is asked before any other thread runs.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+    }
 }
 
 /// The supplementary groups that the peer of a Unix socket had when it connected. Those it has now, as

@@ -37,6 +37,7 @@ use crate::keyring::{Keyring, Keys};
 use crate::link::{self, Bound, Links, ListenError, Proxies};
 use crate::log::{self, LogHandle};
 use crate::member::Membership;
+use crate::raw;
 use crate::results::Keeper;
 use crate::spooler::Store;
 use crate::systemd::{self, Notifier, Passed};
@@ -94,6 +95,7 @@ pub struct Handles {
 
 /// Runs the daemon until it is told to stop.
 pub async fn run(settings: Settings, handles: Handles) -> Exit {
+    raw::keep_buffers();
     users::warn_of_hidden(&settings.rules);
     match start(settings, handles).await {
         Ok(mut daemon) => daemon.serve().await,
