@@ -83,7 +83,8 @@ pub struct Host {
     lookout: Rc<Lookout>,
     plugins: BTreeMap<String, Plugin>,
     works: ById<Work>,
-    /// Works with the id of one that has ended and is not gone yet: its key was released and used again at once.
+    /// Works with the id of one that has ended and is not gone yet: its key was released and used again at once. One at most for
+    /// each work that ends here and each directory that the sweeper has, which is bounded.
     put_off: Vec<Job>,
     /// Processes that an earlier daemon has left, until it is known which of their works go on.
     left: Vec<Left>,

@@ -587,24 +587,27 @@ impl Delivery {
             self.response_implies_arrival(cx, from, work, None, message.epoch);
         }
         let limit = self.limits.inbox_bytes;
-        let verdict = self
+        let judged = self
             .requests
             .get_mut(work)
             .filter(|request| request.remote == from && request.respond)
-            .map(|request| request.judge(serial, message.size, eof.is_some(), limit));
-        if self.is_too_late(cx, from, &message, verdict) {
+            .map(|request| {
+                let verdict = request.judge(serial, message.size, eof.is_some(), limit);
+                (request.key, verdict)
+            });
+        if self.is_too_late(cx, from, &message, judged.map(|(_, verdict)| verdict)) {
             if let Some(entry) = entry {
                 self.journal.remove(entry);
             }
             return;
         }
-        let verdict = match verdict {
-            Some(verdict @ (inbox::Verdict::Take | inbox::Verdict::WriteOnly(_))) => verdict,
+        let (request, verdict) = match judged {
+            Some(taken @ (_, inbox::Verdict::Take | inbox::Verdict::WriteOnly(_))) => taken,
             other => {
                 if let Some(entry) = entry {
                     self.journal.remove(entry);
                 }
-                match other {
+                match other.map(|(_, verdict)| verdict) {
                     Some(inbox::Verdict::Refuse) => {
                         self.refuse_response(from, key, work);
                         return;
@@ -622,9 +625,6 @@ impl Delivery {
                 self.let_go(from, key, message.volatile);
                 return;
             }
-        };
-        let Some(request) = self.requests.get(work).map(|request| request.key) else {
-            return;
         };
         let place = match verdict {
             inbox::Verdict::WriteOnly(serial) => serial,
