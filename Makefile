@@ -64,9 +64,9 @@ deny: ## licences, sources and duplicates of what others wrote; builds cargo-den
 sim: ## the simulator as in CI: meshes of 100 nodes with messages and every sort of fault
 	$(CARGO) sim --nodes 100 --seeds 1..=20 --jobs 2
 
-bench: build ## benchmarks, each beside its floor
+bench: build ## benchmarks, each beside its floor: NUMBERS="N1 N9" for some
 	$(CARGO) build --release -p receptor-plugin --examples --locked
-	$(CARGO) bench -p receptor-tests
+	$(CARGO) bench -p receptor-tests -- $(NUMBERS)
 
 bench-systemd: build ## starts by socket on booted Debian 12 and 13, beside what systemd takes: root; ROUNDS=9, MANY=1000000 for a spool of so many, too
 	tests/systemd/tools

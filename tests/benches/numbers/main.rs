@@ -5,8 +5,8 @@
 //! floor alternate; medians are shown with minimum and maximum.
 //!
 //! `cargo bench -p receptor-tests -- N1 N4` runs only some. `RECEPTOR_BENCH_ROUNDS` (5) says how often.
-//! `RECEPTOR_BENCH_PIN=1` puts both sides on one core in the real-time class, which repeats best on a busy
-//! machine and starves everybody else meanwhile.
+//! `RECEPTOR_BENCH_PIN=1` puts both sides on one core (number 1) in the real-time class, which repeats best on a busy
+//! machine and starves everybody else meanwhile; figures of disks and processes want two (`RECEPTOR_BENCH_PIN=0,1`).
 //!
 //! Nothing here passes or fails: a machine with neighbors is no judge.
 
@@ -25,12 +25,15 @@ mod secure;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+/// The cores that everything is put on, in the real-time class.
+const PIN: &str = "RECEPTOR_BENCH_PIN";
 /// How long anything may take before the run is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -38,6 +41,16 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if words.first().is_some_and(|word| word == "floor") {
         return floor::main(&words[1..]);
+    }
+    if let Some(cores) = std::env::var_os(PIN) {
+        let error = Command::new("chrt")
+            .args(["-r", "1", "taskset", "-c"])
+            .arg(cores)
+            .arg(std::env::current_exe().expect("its own name"))
+            .args(words)
+            .env_remove(PIN)
+            .exec();
+        panic!("chrt, which needs root: {error}");
     }
     let mut wanted = words;
     wanted.retain(|word| !word.starts_with('-'));
@@ -173,7 +186,6 @@ fn short(value: f64) -> String {
 struct Bench {
     bin: PathBuf,
     rounds: usize,
-    pin: bool,
     /// Links, and those of the floor, are encrypted.
     tls: bool,
     /// With that, nothing is signed or sealed.
@@ -198,24 +210,13 @@ impl Bench {
         let rounds = std::env::var("RECEPTOR_BENCH_ROUNDS")
             .ok()
             .and_then(|r| r.parse().ok());
-        let pin = std::env::var_os("RECEPTOR_BENCH_PIN").is_some();
         Self {
             bin,
             rounds: rounds.unwrap_or(5),
-            pin,
             tls: false,
             tls_alone: false,
             floors: true,
         }
-    }
-
-    fn command(&self, program: &Path) -> Command {
-        if !self.pin {
-            return Command::new(program);
-        }
-        let mut command = Command::new("chrt");
-        command.args(["-r", "1", "taskset", "-c", "1"]).arg(program);
-        command
     }
 
     /// Measures a floor in a process of its own, as ours is, and takes one of its figures.
@@ -224,8 +225,7 @@ impl Bench {
             return None;
         }
         let program = std::env::current_exe().expect("its own name");
-        let output = self
-            .command(&program)
+        let output = Command::new(&program)
             .arg("floor")
             .args(words)
             .args(self.tls.then_some("tls"))
@@ -296,7 +296,7 @@ impl Chain {
         }
         let commands: Vec<Command> = (0..count)
             .map(|i| {
-                let mut command = bench.command(&bench.bin.join("receptord"));
+                let mut command = Command::new(bench.bin.join("receptord"));
                 command.arg(format!("--node-id=n{i}"));
                 command
                     .arg("--data-dir")
@@ -310,7 +310,6 @@ impl Chain {
                 command.arg("--log-level=error");
                 // What is meant for this program is none of the daemon's variables.
                 command.env_remove("RECEPTOR_BENCH_ROUNDS");
-                command.env_remove("RECEPTOR_BENCH_PIN");
                 command
                     .arg("--socket-path")
                     .arg(dir.path().join(format!("n{i}.sock")));

@@ -1,15 +1,14 @@
 //! The numbers of encrypted links: what TLS costs over our own plain links, and over a bare chain with TLS.
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use super::{Bench, Chain, Client, Row, latencies, percentile};
 
 /// An authority in `dir`, and for each node a certificate and a configuration that names it.
 pub(super) fn certificates(bench: &Bench, count: usize, dir: &Path) {
     let run = |words: &[&str]| {
-        let status = bench
-            .command(&bench.bin.join("receptorctl"))
+        let status = Command::new(bench.bin.join("receptorctl"))
             .args(words)
             .current_dir(dir)
             .stdout(Stdio::null())
