@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::fs;
 use std::process::{Command, Stdio};
 
 use receptor_tests::traffic::{Counter, wait_counter};
@@ -116,13 +115,6 @@ fn the_key_of_a_released_work_is_free_when_the_work_has_ended() {
     assert_eq!(run(&a, &["work", "release", id]).0, DONE);
     for killed in [false, true] {
         if killed {
-            // A release is told before its file is gone, and one that a crash overtakes has not happened.
-            wait_for("the file of the work is gone", || {
-                let kept = fs::read_dir(a.data_dir().join("kept")).unwrap();
-                let mut names = kept.map(|entry| entry.unwrap().file_name());
-                let of_it = |name: std::ffi::OsString| name.to_string_lossy().contains(id);
-                (!names.any(of_it)).then_some(())
-            });
             a.kill();
             a.restart();
             wait_counter(&a, "b");

@@ -276,6 +276,24 @@ fn a_start_reads_no_kept_results() {
 }
 
 #[test]
+fn a_release_that_was_told_survives_a_kill() {
+    let mesh = Mesh::new();
+    let mut a = mesh.node("a").start();
+    let _b = mesh.node("b").peer(&a).start();
+    a.wait_reachable("b");
+    for _ in 0..10 {
+        let id = detach(&a, "echo:echo", &json!(1));
+        wait_state(&a, &id, "sent", "succeeded");
+        let released = ask(&a, &json!({"command": "release", "id": id}));
+        a.kill();
+        assert_eq!(released["released"], id, "{released}");
+        a.restart();
+        assert_eq!(status(&a, &id, "sent"), None);
+        a.wait_reachable("b");
+    }
+}
+
+#[test]
 fn what_was_released_is_not_kept_by_a_restart_of_its_sender() {
     /// What a response takes where it is kept, and more.
     const LINE_LEAST: u64 = 50;

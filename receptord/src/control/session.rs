@@ -547,6 +547,8 @@ async fn answer(
         Request::Release(work) => {
             let release = |reply| Input::Release { work, reply };
             let released = context.engine.ask(release).await??;
+            // What a client was told must not be undone by a crash.
+            context.keeper.flushed().await;
             tagged(tag, &ReleaseReply { released })
         }
         Request::Works(only) => {
@@ -572,6 +574,7 @@ async fn answer(
             let letters = context.keeper.letters();
             let dropped = letters.find(&letter)?.id;
             letters.forget(dropped);
+            context.keeper.flushed().await;
             tagged(tag, &DropReply { dropped })
         }
     })
