@@ -45,7 +45,6 @@ pub(super) struct Clients {
 struct Sent {
     listener: Listener,
     volatile: bool,
-    accepted: bool,
     /// The highest serial that came.
     delivered: u64,
     ended: bool,
@@ -210,7 +209,6 @@ impl Engine {
         let send = Sent {
             listener,
             volatile: submission.volatile,
-            accepted: false,
             delivered: 0,
             ended: !submission.respond,
         };
@@ -218,7 +216,7 @@ impl Engine {
         if let Err(error) = self.mesh.submit(self.now, submission) {
             // The core has seen to the payload.
             self.clients.sends.remove(&work);
-            self.not_taken(work, &mailbox, &error.0);
+            self.not_taken(work, Some(&mailbox), &error.0);
         }
     }
 
@@ -236,10 +234,11 @@ impl Engine {
         }
     }
 
-    fn not_taken(&mut self, work: MessageId, mailbox: &Rc<Mailbox>, error: &ErrorBody) {
+    /// `first`: who sent it, unless that client is gone.
+    fn not_taken(&mut self, work: MessageId, first: Option<&Rc<Mailbox>>, error: &ErrorBody) {
         self.keeper.abandon(work);
         let latecomers = self.clients.latecomers.remove(&work).unwrap_or_default();
-        for mailbox in latecomers.iter().chain([mailbox]) {
+        for mailbox in latecomers.iter().chain(first) {
             let news = News::Refused(error.clone());
             mailbox.push(Letter { work, news });
         }
@@ -257,7 +256,7 @@ impl Engine {
             Err(error) => {
                 if let Some(submit) = self.clients.unwritten.remove(&work) {
                     self.drop_payload(&submit);
-                    self.not_taken(work, &submit.mailbox, &error);
+                    self.not_taken(work, Some(&submit.mailbox), &error);
                 }
             }
         }
@@ -282,7 +281,6 @@ impl Engine {
         let Some(send) = self.clients.sends.get_mut(&work) else {
             return;
         };
-        send.accepted = true;
         let news = News::Accepted { recipient };
         let mut over = send.ended;
         match &send.listener {
@@ -301,24 +299,23 @@ impl Engine {
     /// A message is not on the disk. Nothing of it is remembered, so that it can be sent again with
     /// the same key.
     pub(super) fn not_accepted(&mut self, work: MessageId, reason: ErrorBody) {
-        match self.clients.sends.remove(&work).map(|send| send.listener) {
-            Some(Listener::Client(mailbox) | Listener::Detaching(mailbox)) => {
-                self.not_taken(work, &mailbox, &reason);
-            }
-            Some(Listener::Gone) | None => self.keeper.abandon(work),
-        }
+        let first = match self.clients.sends.remove(&work).map(|send| send.listener) {
+            Some(Listener::Client(mailbox) | Listener::Detaching(mailbox)) => Some(mailbox),
+            Some(Listener::Gone) | None => None,
+        };
+        self.not_taken(work, first.as_ref(), &reason);
     }
 
     pub(super) fn deliver(&mut self, work: MessageId, response: Response) {
         let (serial, ended) = (response.serial, response.eof.is_some());
-        let send = self.clients.sends.get_mut(&work);
-        if send.as_ref().is_some_and(|send| !send.accepted)
-            && let Some(error) = response.eof.as_ref().and_then(|eof| eof.error.clone())
+        if let Some(error) = response.eof.as_ref().and_then(|eof| eof.error.clone())
+            && self.keeper.is_unaccepted(work)
         {
-            // Its last response takes the place of its acceptance.
+            // Its last response takes the place of its acceptance, also when its client is gone.
             self.not_accepted(work, error);
             return self.mesh.consumed(self.now, work, serial);
         }
+        let send = self.clients.sends.get_mut(&work);
         let volatile = send.as_ref().is_some_and(|send| send.volatile);
         if !volatile {
             self.keeper.take(work, &response);
@@ -389,5 +386,200 @@ impl Engine {
             self.keeper.client_gone(work);
             self.forget(work);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use receptor_mesh::{Output, Submission};
+    use receptor_proto::Directive;
+    use receptor_proto::packet::Content;
+    use tokio::sync::{Notify, mpsc};
+
+    use super::super::{HostLink, Input};
+    use super::*;
+    use crate::config::Settings;
+    use crate::results::Keeper;
+    use crate::spooler::Store;
+    use crate::systemd::Notifier;
+    use crate::worker::Admission;
+
+    const WORK: MessageId = MessageId::from_u128(7);
+    const LIFETIME: Duration = Duration::from_secs(60);
+
+    /// When the first client leaves.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Leaves {
+        Never,
+        BeforeTheKeyIsWritten,
+        BeforeTheMessageIsWritten,
+    }
+
+    /// What becomes of the message.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Outcome {
+        Accepted,
+        KeyNotWritten,
+        MessageNotWritten,
+        NotWrittenAfterItsEnd,
+    }
+
+    fn failure() -> ErrorBody {
+        ErrorBody::new(ErrorCode::Internal, "the disk fails")
+    }
+
+    /// An engine whose turns are the test's.
+    fn engine(dir: &Path) -> Engine {
+        let settings = Settings::builtin();
+        let config = receptor_mesh::Config::new("here".parse().unwrap(), 1, 1);
+        let (store, recovered) = Store::open(dir, &settings.spool).unwrap();
+        let settings = Rc::new(RefCell::new(settings));
+        let keeper = Keeper::open(dir, Rc::clone(&settings), store.clone()).unwrap();
+        let host = HostLink {
+            commands: mpsc::channel(1).0,
+            reports: mpsc::channel(1).1,
+            admission: Admission::default(),
+            left: Vec::new(),
+        };
+        let config = (config, None);
+        let made = Engine::new(config, store, recovered, keeper, Notifier, settings, host);
+        made.unwrap().0
+    }
+
+    fn mailbox() -> Rc<Mailbox> {
+        Mailbox::new(Rc::new(Notify::new()))
+    }
+
+    fn send(mailbox: &Rc<Mailbox>, detach: bool) -> Submit {
+        Submit {
+            submission: Submission {
+                id: WORK,
+                recipient: Recipient::Node("away".parse().unwrap()),
+                directive: Directive::new("a:b").unwrap(),
+                content: Content::Bytes,
+                payload: Payload::Inline(Bytes::new()),
+                volatile: false,
+                respond: true,
+                expiry: LIFETIME,
+                repeatable: true,
+            },
+            wait: true,
+            detach,
+            digest: Some("the same".to_owned()),
+            quiet: None,
+            mailbox: Rc::clone(mailbox),
+        }
+    }
+
+    /// Waits until the keeper has written the key.
+    async fn key_written(engine: &mut Engine) {
+        let input = engine.inbox.recv().await.unwrap();
+        assert!(matches!(input, Input::Kept(WORK, Ok(()))));
+        engine.handle(input);
+    }
+
+    /// Does what the core wants, with a store of which every write ends so.
+    fn write(engine: &mut Engine, result: &Result<(), ErrorBody>) {
+        while let Some(output) = engine.mesh.poll_output() {
+            match (output, result) {
+                (Output::Persist { token, .. }, Ok(())) => {
+                    engine.mesh.handle_persisted(engine.now, token);
+                }
+                (Output::Persist { token, .. }, Err(error)) => {
+                    let error = error.clone();
+                    engine.mesh.handle_persist_failed(engine.now, token, error);
+                }
+                (output, _) => engine.act(output),
+            }
+        }
+    }
+
+    fn told(mailbox: &Mailbox) -> Vec<News> {
+        std::iter::from_fn(|| mailbox.pop().map(|letter| letter.news)).collect()
+    }
+
+    async fn check_latecomers(leaves: Leaves, outcome: Outcome, detach: bool) {
+        let case = format!("{leaves:?} {outcome:?} {detach}");
+        let dir = tempfile::tempdir().unwrap();
+        let mut engine = engine(dir.path());
+        let [first, early, late] = [(); 3].map(|()| mailbox());
+        engine.submit(send(&first, detach));
+        engine.submit(send(&early, false));
+        if leaves == Leaves::BeforeTheKeyIsWritten {
+            engine.client_gone(WORK, &first);
+        }
+        if outcome == Outcome::KeyNotWritten {
+            engine.submit(send(&late, true));
+            engine.kept(WORK, Err(failure()));
+        } else {
+            key_written(&mut engine).await;
+            if leaves == Leaves::BeforeTheMessageIsWritten {
+                engine.client_gone(WORK, &first);
+            }
+            engine.submit(send(&late, true));
+            if outcome == Outcome::NotWrittenAfterItsEnd {
+                engine.now = engine.now + LIFETIME;
+                engine.mesh.handle_timeout(engine.now);
+            }
+            let is_written = outcome == Outcome::Accepted;
+            let result = if is_written { Ok(()) } else { Err(failure()) };
+            write(&mut engine, &result);
+        }
+        for mailbox in [&early, &late] {
+            let told = told(mailbox);
+            let is_it = match &told[..] {
+                [News::Known { .. }] => outcome == Outcome::Accepted,
+                [News::Refused(_)] => outcome != Outcome::Accepted,
+                _ => false,
+            };
+            assert!(is_it, "{case}: {told:?}");
+        }
+        if leaves == Leaves::Never {
+            let told = told(&first);
+            let is_it = match &told[..] {
+                [News::Accepted { .. }] => outcome == Outcome::Accepted,
+                [News::Refused(_)] => outcome != Outcome::Accepted,
+                _ => false,
+            };
+            assert!(is_it, "{case}: {told:?}");
+        }
+        if outcome != Outcome::Accepted {
+            // With the same key it can be sent again.
+            let again = mailbox();
+            engine.submit(send(&again, false));
+            key_written(&mut engine).await;
+            write(&mut engine, &Ok(()));
+            let told = told(&again);
+            let is_accepted = matches!(told[..], [News::Accepted { .. }]);
+            assert!(is_accepted, "{case}: {told:?}");
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_came_late_with_a_key_is_told_once_also_when_the_first_client_has_left() {
+        let all = async {
+            for leaves in [
+                Leaves::Never,
+                Leaves::BeforeTheKeyIsWritten,
+                Leaves::BeforeTheMessageIsWritten,
+            ] {
+                for outcome in [
+                    Outcome::Accepted,
+                    Outcome::KeyNotWritten,
+                    Outcome::MessageNotWritten,
+                    Outcome::NotWrittenAfterItsEnd,
+                ] {
+                    for detach in [false, true] {
+                        check_latecomers(leaves, outcome, detach).await;
+                    }
+                }
+            }
+        };
+        tokio::task::LocalSet::new().run_until(all).await;
     }
 }

@@ -409,6 +409,12 @@ impl Keeper {
         Some((work.digest.clone(), work.accepted, work.recipient.clone()))
     }
 
+    /// Whether this work is known, and its client was not told that it is accepted.
+    pub(crate) fn is_unaccepted(&self, id: MessageId) -> bool {
+        let table = self.0.table.borrow();
+        table.works.get(&id).is_some_and(|work| !work.accepted)
+    }
+
     /// Whether the first line of its file is on the disk.
     pub(crate) fn has_head(&self, id: MessageId) -> bool {
         let table = self.0.table.borrow();
