@@ -582,4 +582,22 @@ mod tests {
         };
         tokio::task::LocalSet::new().run_until(all).await;
     }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_message_with_a_key_that_is_released_before_it_is_written_is_sent_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let test = async {
+            let mut engine = engine(dir.path());
+            let [first, late] = [(); 2].map(|()| mailbox());
+            engine.submit(send(&first, false));
+            engine.submit(send(&late, false));
+            engine.release(&WORK.into()).unwrap();
+            key_written(&mut engine).await;
+            write(&mut engine, &Ok(()));
+            let [first, late] = [told(&first), told(&late)];
+            assert!(matches!(first[..], [News::Accepted { .. }]), "{first:?}");
+            assert!(matches!(late[..], [News::Known { .. }]), "{late:?}");
+        };
+        tokio::task::LocalSet::new().run_until(test).await;
+    }
 }

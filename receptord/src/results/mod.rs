@@ -415,10 +415,11 @@ impl Keeper {
         table.works.get(&id).is_some_and(|work| !work.accepted)
     }
 
-    /// Whether the first line of its file is on the disk.
+    /// Whether the first line of its file is on the disk, or nobody wants it there any more.
     pub(crate) fn has_head(&self, id: MessageId) -> bool {
         let table = self.0.table.borrow();
-        table.works.get(&id).is_some_and(|work| work.has_file)
+        let work = table.works.get(&id);
+        work.is_some_and(|work| work.has_file || work.is_let_go())
     }
 
     /// All works that are known.
