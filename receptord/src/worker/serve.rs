@@ -641,7 +641,9 @@ impl Serving<'_> {
 
     /// Hands a job over that is ready and may start.
     async fn begin_job(&mut self, work: MessageId) {
-        let Some(entry) = self.jobs.get_mut(&work) else {
+        // One that had to wait may have been told to start more than once.
+        let is_ready = |entry: &&mut Box<Entry>| matches!(entry.stage, Stage::Ready(_));
+        let Some(entry) = self.jobs.get_mut(&work).filter(is_ready) else {
             return;
         };
         let now = self.now;
@@ -738,8 +740,9 @@ impl Serving<'_> {
         self.task.shared.admission.give_back(plugin);
         self.emit(report);
         if self.unseen.has(work) {
-            // The host has to know it until its end is safe.
+            // The host has to know it until its end is safe, but its place is free.
             self.unseen.ended(self.at, &job.running);
+            self.task.shared.ends.push(TaskEnd::Room);
         } else {
             self.task.shared.ends.push(TaskEnd::Served(work));
         }

@@ -76,7 +76,7 @@ pub(super) enum TaskEnd {
     },
     /// A work of a serving plugin, which has given its place back, and of which nothing has to be told any more.
     Served(MessageId),
-    /// Not an end: a bundle has given places back.
+    /// Not an end: places were given back, by a bundle or by a work whose end is not safe yet.
     Room,
     /// A serving process. Its works have ended before it.
     Server {

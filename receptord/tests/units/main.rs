@@ -1,7 +1,8 @@
-//! The jobs and the rogues once more, each plugin in a unit of its own.
+//! The jobs and the rogues once more, each plugin in a unit of its own; and processes that outlive the daemon.
 
 #[path = "../worker/jobs.rs"]
 mod jobs;
+mod kept;
 #[path = "../worker/manager.rs"]
 #[expect(
     clippy::unwrap_used,

@@ -70,6 +70,8 @@ pub(crate) struct Work {
     pub(crate) done: Option<Done>,
     /// It may run again at the next start.
     pub(crate) left: bool,
+    /// The next daemon can go on with it.
+    pub(crate) kept: bool,
 }
 
 pub(crate) struct Datum {
@@ -339,7 +341,11 @@ impl Rig {
                 assert!(entry.done.is_none() && !entry.left, "ended twice");
                 entry.left = true;
             }
-            Report::Kept { .. } => {}
+            Report::Kept { work } => {
+                let entry = self.works.entry(work).or_default();
+                assert!(!entry.kept, "kept twice");
+                entry.kept = true;
+            }
             Report::Room => self.rooms += 1,
             Report::Returned(job) => self.returned.push(job.work),
             Report::Capabilities(capabilities) => self.capabilities = Some(capabilities),

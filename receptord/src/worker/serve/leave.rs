@@ -13,10 +13,16 @@ use crate::worker::shared::TaskEnd;
 impl Serving<'_> {
     /// Tells the holder what nobody wants to hear again.
     pub(super) fn tell_holder(&mut self) {
-        if self.process.is_remote() {
-            for work in self.unseen.tell(self.process, &self.places) {
-                self.task.shared.ends.push(TaskEnd::Served(work));
-            }
+        if !self.process.is_remote() {
+            return;
+        }
+        let over = self.unseen.tell(self.process, &self.places);
+        if !over.is_empty() && self.bundles.is_behind() {
+            // There is room for what waits, which no event will tell.
+            self.task.server.changes.wake();
+        }
+        for work in over {
+            self.task.shared.ends.push(TaskEnd::Served(work));
         }
     }
 
