@@ -359,6 +359,29 @@ fn a_served_work_whose_results_nobody_takes_is_cancelled_and_the_others_go_on() 
 }
 
 #[test]
+fn a_served_work_that_times_out_while_its_results_wait_is_heard_at_once() {
+    run(async {
+        let mut rig = Rig::new(&["serve-cancel"], |config| {
+            let own = PluginConfig {
+                timeout: Some(Duration::from_millis(300)),
+                ..PluginConfig::default()
+            };
+            config.plugins.insert("serve-cancel".into(), own);
+            config.times.serve_stall = Duration::from_secs(3600);
+            config.times.cancel_grace = Duration::from_secs(3600);
+            config.times.ping_after = Duration::from_secs(3600);
+        })
+        .await;
+        rig.takes.set(false);
+        let hog = rig
+            .send("serve-cancel:many", r#"{"count": 1000, "size": 1000}"#)
+            .await;
+        assert_eq!(rig.finish(hog).await.code(), "timeout");
+        rig.stop().await;
+    });
+}
+
+#[test]
 fn broken_rules_of_a_served_plugin() {
     run(async {
         let mut rig = Rig::new(&["serve"], |config| {

@@ -50,6 +50,10 @@ impl Serving<'_> {
         job.stop_at = Some(stop_at);
         job.running.why = Some(why);
         self.plan(stop_at);
+        if self.held.as_ref().is_some_and(|(held, ..)| *held == work) {
+            // The next turn lets its result go and reads on, which no event will tell.
+            self.task.server.changes.wake();
+        }
     }
 
     /// Statuses, limits of time and pings.
