@@ -15,6 +15,7 @@ use std::rc::Rc;
 use receptor_proto::Directive;
 
 use super::api::MAX_WAITING;
+use super::running::Changes;
 
 /// Bundles that a serving process has and has not handed over: with one more than that which is its turn,
 /// it need not wait for the engine.
@@ -49,6 +50,8 @@ struct Place {
     waiting: usize,
     /// Bundles at its process of which it has not got all.
     bundles: usize,
+    /// Tasks of its processes with a bundle that there was no place for.
+    joining: Vec<Rc<Changes>>,
     /// With whether they are idempotent.
     actions: BTreeMap<String, bool>,
 }
@@ -56,6 +59,14 @@ struct Place {
 impl Place {
     fn has_room(&self) -> bool {
         self.open && self.used < self.max
+    }
+
+    fn wake_joining(&mut self) {
+        if self.used < self.max {
+            for task in self.joining.drain(..) {
+                task.wake();
+            }
+        }
     }
 
     /// Places on the node that its works take.
@@ -159,14 +170,17 @@ impl Admission {
     }
 
     /// Takes places at a plugin that runs for the parts of a bundle, which are ahead of whoever waits: how
-    /// many of those wanted.
-    pub(super) fn join(&self, plugin: &str, wanted: usize) -> usize {
+    /// many of those wanted. When it is none, the task is woken once there may be some: they may be another process's.
+    pub(super) fn join(&self, plugin: &str, wanted: usize, task: &Rc<Changes>) -> usize {
         let mut book = self.0.borrow_mut();
         let Some(place) = book.plugins.get_mut(plugin) else {
             return 0;
         };
         let got = wanted.min(place.max.saturating_sub(place.used));
         place.used += got;
+        if got == 0 && !place.joining.iter().any(|known| Rc::ptr_eq(known, task)) {
+            place.joining.push(Rc::clone(task));
+        }
         got
     }
 
@@ -220,6 +234,7 @@ impl Admission {
         place.serves = known.serves;
         place.max = known.max;
         place.actions = known.actions;
+        place.wake_joining();
         gets_more
     }
 
@@ -269,6 +284,7 @@ impl Admission {
     pub(super) fn give_back_many(&self, name: &str, count: usize) {
         if let Some(place) = self.0.borrow_mut().plugins.get_mut(name) {
             place.used = place.used.saturating_sub(count);
+            place.wake_joining();
         }
     }
 

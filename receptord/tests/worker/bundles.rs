@@ -6,6 +6,7 @@ use receptor_proto::MessageId;
 use receptor_proto::bundle::BundleWriter;
 use receptor_proto::packet::Content;
 use receptord::worker::{Command, JobPayload, PluginConfig};
+use tokio::sync::oneshot;
 
 use crate::rig::{Rig, is_alive, run};
 
@@ -130,6 +131,39 @@ fn a_place_that_a_bundle_gives_back_is_for_a_work_that_waits() {
         rig.finish(waits).await.result();
         assert!(rig.work(bundle).unwrap().done.is_none());
         std::fs::write(&files[1], "").unwrap();
+        rig.finish(bundle).await.result();
+        rig.stop().await;
+    });
+}
+
+#[test]
+fn a_place_that_an_earlier_process_gives_back_is_for_a_bundle() {
+    run(async {
+        let mut rig = Rig::new(&["serve"], |config| config.max_works = 2).await;
+        let files = ["one", "two", "three"].map(|name| rig.root().join(name));
+        let parts = files
+            .each_ref()
+            .map(|file| format!("\"{}\"", file.display()));
+        let [old, one, other] = parts.each_ref().map(String::as_str);
+        let old = rig.send("serve:when-there", old).await;
+        rig.until(|rig| rig.work(old).is_some_and(|work| work.started.is_some()))
+            .await;
+        let (reply, answer) = oneshot::channel();
+        let name = "serve".to_owned();
+        rig.command(Command::RestartPlugin { name, reply }).await;
+        assert!(answer.await.unwrap());
+        let bundle = send(&mut rig, "serve:when-there", &[one, other]).await;
+        rig.until(|rig| rig.work(bundle).is_some_and(|work| work.started.is_some()))
+            .await;
+        assert!(!rig.soon().await, "there is a place for one part");
+        std::fs::write(&files[0], "").unwrap();
+        rig.finish(old).await.result();
+        let admission = rig.admission.clone();
+        rig.until_seen("it has both places", || admission.used() == 2)
+            .await;
+        for file in &files[1..] {
+            std::fs::write(file, "").unwrap();
+        }
         rig.finish(bundle).await.result();
         rig.stop().await;
     });

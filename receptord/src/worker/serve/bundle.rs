@@ -294,7 +294,8 @@ impl Serving<'_> {
             }
             if carried.out >= carried.places {
                 let admission = &self.task.shared.admission;
-                carried.places += admission.join(carried.plugin(), carried.parts.left());
+                let (wanted, changes) = (carried.parts.left(), &self.task.server.changes);
+                carried.places += admission.join(carried.plugin(), wanted, changes);
                 if carried.out >= carried.places {
                     return false;
                 }
