@@ -71,6 +71,31 @@ fn what_waits_on_the_disk_alone_is_shown_and_dropped() {
     assert_eq!(again["error"]["code"], "not-found", "{again}");
 }
 
+#[test]
+fn a_cancel_of_what_waits_on_the_disk_alone_is_told_of_after_a_restart() {
+    let mesh = Mesh::new();
+    let mut node = mesh.node("node-a").start();
+    let ids = send_many(&mut node.control(), MANY);
+    let last = ids.last().unwrap();
+    // What an earlier start may have sent has its end when its recipient was heard.
+    node.kill();
+    node.restart();
+    let cancelled = ask(&node, &json!({"command": "cancel", "id": last}));
+    assert_eq!(cancelled["cancelling"], json!(last), "{cancelled}");
+    let work = |node: &Daemon| {
+        let reply = ask(node, &json!({"command": "works", "id": last}));
+        let work = &reply["works"][0];
+        (work["state"].clone(), work["cancelling"].clone())
+    };
+    let before = work(&node);
+    assert_eq!(before, (json!("accepted"), json!(true)));
+    for _ in 0..2 {
+        node.kill();
+        node.restart();
+        assert_eq!(work(&node), before);
+    }
+}
+
 /// A payload that the recipient's limit does not leave room for is refused while nothing of it was
 /// sent, and so costs neither the link to the client nor the disk anything.
 #[test]

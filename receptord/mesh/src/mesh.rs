@@ -421,6 +421,13 @@ impl Mesh {
         result
     }
 
+    /// Whether the end of a work that was sent from here was asked for, also before the last restart
+    /// if its recipient may not have heard of that.
+    #[must_use]
+    pub fn is_cancelled(&self, work: MessageId) -> bool {
+        self.delivery.is_cancelled(work)
+    }
+
     /// Whether what [`Self::cancel`] was asked for is still to come, because the work waits in the store alone.
     #[must_use]
     pub fn is_recalled(&self, work: MessageId) -> bool {

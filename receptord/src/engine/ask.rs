@@ -47,7 +47,6 @@ impl Engine {
     ) -> Result<MessageId, ErrorBody> {
         let work = self.find_work(prefix)?;
         if self.mesh.cancel(self.now, work, reason).is_ok() {
-            self.keeper.cancelling(work);
             return Ok(work);
         }
         if self.mesh.work(work).is_some() {
@@ -94,15 +93,11 @@ impl Engine {
         if view.is_none() && !self.mesh.waits_in_store(work) {
             return Err(nothing_waits(work));
         }
-        let is_own = view.is_none_or(|view| view.origin.is_none());
         if self.mesh.drop_waiting(self.now, work).is_err() {
             let text = format!(
                 "of the work {work} only a word to the other node waits here: to end it, or that it ended"
             );
             return Err(ErrorBody::new(ErrorCode::Refused, text));
-        }
-        if is_own {
-            self.keeper.cancelling(work);
         }
         Ok(work)
     }
@@ -190,6 +185,7 @@ impl Engine {
             .keeper
             .statuses(&node, only, |work| self.mesh.has_arrived(work));
         for work in works.iter_mut().filter(|work| work.ended_ms.is_none()) {
+            work.cancelling = self.mesh.is_cancelled(work.id);
             work.sent = self.mesh.sent(work.id);
             work.coming = self.mesh.coming(work.id);
         }

@@ -260,16 +260,6 @@ impl Keeper {
         self.forget(&mut table, id);
     }
 
-    /// Its end was asked for.
-    pub(crate) fn cancelling(&self, id: MessageId) {
-        let mut table = self.0.table.borrow_mut();
-        if let Some(work) = table.works.get_mut(&id)
-            && work.end.is_none()
-        {
-            work.cancelling = true;
-        }
-    }
-
     /// A response came.
     pub(crate) fn take(&self, id: MessageId, response: &Response) {
         self.look(id, response.serial);
@@ -448,7 +438,7 @@ impl Keeper {
                 id: *id,
                 role: WorkRole::Sent,
                 state: work.state(arrived(*id)),
-                cancelling: work.cancelling && work.end.is_none(),
+                cancelling: false,
                 directive: work.directive.clone(),
                 sender: Some(node.clone()),
                 recipient: work.recipient.clone(),

@@ -43,7 +43,6 @@ pub(super) struct Work {
     pub(super) digest: Option<String>,
     /// Its client was told that it is accepted.
     pub(super) accepted: bool,
-    pub(super) cancelling: bool,
     /// Its client is there and takes the responses as they come.
     pub(super) client: bool,
     /// The highest serial that the client has.
@@ -94,7 +93,6 @@ impl Work {
             since_ms,
             digest: None,
             accepted: false,
-            cancelling: false,
             client: false,
             taken: 0,
             last: 0,

@@ -183,6 +183,12 @@ impl Request {
         self.arrived && self.respond && self.entry.is_some() && !self.is_ended()
     }
 
+    /// It was cancelled before the restart, if there is this.
+    pub(crate) fn was_cancelled(&mut self, open: Option<Box<OpenCancel>>) {
+        self.cancelled |= open.is_some();
+        self.open_cancel = open;
+    }
+
     /// Where its cancel is stored that nothing else knows of.
     pub(crate) fn cancel_entry(&self) -> Option<EntryId> {
         self.open_cancel.as_ref()?.entry

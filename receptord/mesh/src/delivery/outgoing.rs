@@ -230,8 +230,10 @@ impl Delivery {
                     self.close_cancel(cx, to, work, reason, entry);
                     return;
                 }
-                let request = self.requests.get_mut(work);
-                let open = request.and_then(|request| request.open_cancel.as_mut());
+                let open = match self.requests.get_mut(work) {
+                    Some(request) => request.open_cancel.as_mut(),
+                    None => self.paging.open_cancel(work).and_then(Option::as_mut),
+                };
                 match open.filter(|open| open.key == outgoing.key()) {
                     Some(open) => open.entry = entry,
                     None => self.journal.remove_any(entry),

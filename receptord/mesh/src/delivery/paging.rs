@@ -19,7 +19,7 @@ use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 
 use super::backlog::{self, Ids, LANES, Page, Paged, Tag, lane};
 use super::flow::{GivenUp, Key, Outgoing};
-use super::inbox::Request;
+use super::inbox::{OpenCancel, Request};
 use super::{Cx, Delivery, OWN, Out, RemoteId};
 use crate::wiring::Net;
 use crate::{EntryId, Instant, LoadToken, Loaded, Output, Record};
@@ -44,10 +44,12 @@ const FAILED_MOST: Duration = Duration::from_secs(60);
 const RECALLS_MAX: usize = 1024;
 
 /// A request that is wanted by its id.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Recall {
     /// It is to be cancelled.
     cancel: Option<CancelReason>,
+    /// It was cancelled before the restart.
+    open: Option<Box<OpenCancel>>,
     /// A load that began after it was wanted goes on; when that has ended, it is not there.
     covered: bool,
 }
@@ -115,6 +117,23 @@ impl Paging {
         }
         Some(self.last_tag)
     }
+
+    /// What is wanted of a request that waits in a page.
+    fn recalls_of(&self, id: MessageId) -> impl Iterator<Item = (Tag, &Recall)> {
+        self.ids.find(id).filter_map(move |tag| {
+            let recall = self.recalls.get(&(tag, id))?;
+            Some((tag, recall))
+        })
+    }
+
+    /// The cancel of a request that waits in a page and was cancelled before the restart.
+    pub(super) fn open_cancel(&mut self, id: MessageId) -> Option<&mut Option<Box<OpenCancel>>> {
+        let mut open = self.recalls_of(id).filter(|(_, it)| it.open.is_some());
+        let (tag, _) = open.next()?;
+        drop(open);
+        let recall = self.recalls.get_mut(&(tag, id))?;
+        Some(&mut recall.open)
+    }
 }
 
 impl Delivery {
@@ -137,12 +156,20 @@ impl Delivery {
 
     /// Whether a cancel of this request waits until its page is read.
     pub(crate) fn is_recalled(&self, id: MessageId) -> bool {
-        let recall = |tag| self.paging.recalls.get(&(tag, id));
         self.paging
-            .ids
-            .find(id)
-            .filter_map(recall)
-            .any(|recall| recall.cancel.is_some())
+            .recalls_of(id)
+            .any(|(_, recall)| recall.cancel.is_some())
+    }
+
+    /// Whether the end of this request was asked for, which has none.
+    pub(crate) fn is_cancelled(&self, id: MessageId) -> bool {
+        match self.requests.get(id) {
+            Some(request) => request.cancelled,
+            None => self
+                .paging
+                .recalls_of(id)
+                .any(|(_, recall)| recall.cancel.is_some() || recall.open.is_some()),
+        }
     }
 
     /// How many messages of each lane one recipient may have in memory.
@@ -244,13 +271,12 @@ impl Delivery {
             let Some(&(remote, lane)) = self.paging.tags.get(tag) else {
                 continue;
             };
-            if cancel.is_none() && self.paging.recalls.len() >= RECALLS_MAX {
+            let recalls = &mut self.paging.recalls;
+            let counts = cancel.is_none() && !recalls.contains_key(&(*tag, id));
+            if counts && recalls.len() >= RECALLS_MAX {
                 continue;
             }
-            let recall = self.paging.recalls.entry((*tag, id)).or_insert(Recall {
-                cancel,
-                covered: false,
-            });
+            let recall = recalls.entry((*tag, id)).or_default();
             recall.cancel = recall.cancel.or(cancel);
             let backlog = &mut self.remotes[remote.0].flow.backlog;
             backlog.change(lane, *tag, |page| {
@@ -262,6 +288,16 @@ impl Delivery {
             self.touch(remote);
         }
         !tags.is_empty()
+    }
+
+    /// The same of one that was cancelled before the restart: such cancels are in memory themselves,
+    /// so that this is not for few only.
+    pub(super) fn recall_cancelled(&mut self, now: Instant, id: MessageId, cancel: Key) -> bool {
+        for tag in self.paging.ids.find(id) {
+            let recall = self.paging.recalls.entry((tag, id)).or_default();
+            recall.open = OpenCancel::new(cancel);
+        }
+        self.recall(now, id, None)
     }
 
     /// Something about pages of this recipient is due.
@@ -467,8 +503,9 @@ impl Delivery {
             let mut request = Request::new(to, self.remotes[to.0].node.clone(), key, respond);
             request.entry = Some(entry);
             request.accepted = true;
+            let recall = self.paging.recalls.remove(&(tag, id));
+            request.was_cancelled(recall.and_then(|recall| recall.open));
             self.requests.insert(id, request);
-            self.paging.recalls.remove(&(tag, id));
         }
         self.take_from_page(loading, backlog::name(&message, entry), message.size);
         let outgoing = Outgoing::new(message, Some(entry), cx.now);
@@ -505,7 +542,7 @@ impl Delivery {
             }
             return;
         }
-        let recall = self.paging.recalls.remove(&(tag, id));
+        let mut recall = self.paging.recalls.remove(&(tag, id));
         let expired = expires <= cx.now;
         if !(expired || recall.is_some() || loading.whole) {
             loading.leave(paged);
@@ -516,6 +553,7 @@ impl Delivery {
         let mut request = Request::new(to, recipient, paged.key, respond);
         request.entry = Some(entry);
         request.accepted = true;
+        request.was_cancelled(recall.as_mut().and_then(|recall| recall.open.take()));
         self.requests.insert(id, request);
         let mut outgoing = Outgoing::new(message, Some(entry), expires);
         outgoing.stored = true;

@@ -329,6 +329,8 @@ impl Delivery {
                 request.entry = Some(entry);
                 request.accepted = true;
                 request.arrived = arrived;
+                let open = self.paging.open_cancel(message.work);
+                request.was_cancelled(open.and_then(Option::take));
                 self.requests.insert(message.work, request);
                 if arrived {
                     return;
@@ -358,12 +360,11 @@ impl Delivery {
             MessageKind::Cancel { .. } => {
                 moot = match self.requests.get_mut(message.work) {
                     Some(request) => {
-                        request.cancelled = true;
-                        request.open_cancel = OpenCancel::new(key);
+                        request.was_cancelled(OpenCancel::new(key));
                         request.arrived
                     }
                     // A cancel is only sent of what was sent: it is too late to let that wait.
-                    None => !self.recall(now, message.work, None),
+                    None => !self.recall_cancelled(now, message.work, key),
                 };
             }
         }
