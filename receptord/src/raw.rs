@@ -10,6 +10,7 @@ use nix::libc;
 
 /// Bytes at the end of the heap that are not given back, and above which a piece of memory is mapped by
 /// itself: as much as some links read into at a time, 256 KiB each.
+#[cfg(target_env = "gnu")]
 const KEPT: libc::c_int = 4 << 20;
 /// Groups that a process can have: the system's own limit (`NGROUPS_MAX`).
 const GROUPS_MAX: usize = 65_536;

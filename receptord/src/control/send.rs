@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::command::invalid;
 use super::session::{Failure, Session};
 use crate::engine::{Input, Submit};
-use crate::spooler::Writing;
+use crate::spooler::{Store, Writing};
 
 /// Bytes of a payload taken from the input at once.
 const PIECE: usize = 256 * 1024;
@@ -209,18 +209,8 @@ async fn keep(session: &mut Session, bytes: Bytes) -> Result<Payload, Failure> {
     if bytes.len() <= SEGMENT_MAX {
         return Ok(Payload::Inline(bytes));
     }
-    let size = bytes.len() as u64;
-    let entry = session.context.engine.ask(Input::NewEntry).await?;
-    let store = &session.context.store;
-    let written = match store.write(entry, 0, bytes).done().await {
-        Ok(()) => store.finish(entry).await,
-        failed => failed,
-    };
-    if let Err(error) = written {
-        store.remove(entry);
-        return Err(error.into());
-    }
-    Ok(Payload::Stored { entry, size })
+    let growing = write(session, None, bytes).await?;
+    growing.finish().await
 }
 
 /// Raw bytes: `size` of them, or all until the client's half-close.
@@ -242,7 +232,6 @@ async fn take(
             Ok(Some(piece)) => piece,
             Ok(None) if size.is_none() => break,
             Ok(None) => {
-                forget(session, stored);
                 let text = format!(
                     "the payload ended after {taken} of {} bytes",
                     size.unwrap_or_default()
@@ -250,7 +239,6 @@ async fn take(
                 return Err(Failure::Fatal(invalid(text)));
             }
             Err(_) => {
-                forget(session, stored);
                 return Err(Failure::Fatal(invalid("the payload could not be read")));
             }
         };
@@ -270,68 +258,77 @@ async fn take(
             }
             head.split().freeze()
         };
-        match write(session, &mut stored, part).await {
-            Ok(()) => {}
+        stored = match write(session, stored.take(), part).await {
+            Ok(growing) => Some(growing),
             Err(Failure::Error(error)) => {
                 return Err(refuse_rest(session, size.map(|size| size - taken), error).await);
             }
             Err(failure) => return Err(failure),
-        }
+        };
     }
-    if stored.is_some() && !head.is_empty() {
-        write(session, &mut stored, head.split().freeze()).await?;
-    }
-    let Some(Growing { entry, size, last }) = stored else {
+    let Some(mut growing) = stored else {
         return Ok(Payload::Inline(head.freeze()));
     };
-    let store = &session.context.store;
-    let finished = match last.done().await {
-        Ok(()) => store.finish(entry).await,
-        failed => failed,
-    };
-    if let Err(error) = finished {
-        store.remove(entry);
-        return Err(error.into());
+    if !head.is_empty() {
+        growing = write(session, Some(growing), head.freeze()).await?;
     }
-    Ok(Payload::Stored { entry, size })
+    growing.finish().await
 }
 
-/// A payload on its way into the store.
+/// A payload on its way into the store, which forgets it if this ends before it is complete.
 struct Growing {
+    store: Store,
     entry: EntryId,
     /// Bytes that the store was given.
     size: u64,
     /// The last part of them, which is written while the next one is read.
     last: Writing,
+    complete: bool,
 }
 
-/// Writes a part behind what is there. After an error nothing is.
+impl Growing {
+    /// Waits until all of it is durable.
+    async fn finish(mut self) -> Result<Payload, Failure> {
+        self.last.done().await?;
+        self.store.finish(self.entry).await?;
+        self.complete = true;
+        Ok(Payload::Stored {
+            entry: self.entry,
+            size: self.size,
+        })
+    }
+}
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        if !self.complete {
+            self.store.remove(self.entry);
+        }
+    }
+}
+
+/// Writes a part behind what is there.
 async fn write(
     session: &Session,
-    stored: &mut Option<Growing>,
+    stored: Option<Growing>,
     part: Bytes,
-) -> Result<(), Failure> {
+) -> Result<Growing, Failure> {
     let store = &session.context.store;
-    let (entry, offset) = match stored.take() {
-        None => (session.context.engine.ask(Input::NewEntry).await?, 0),
-        Some(Growing { entry, size, last }) => {
-            if let Err(error) = last.done().await {
-                store.remove(entry);
-                return Err(error.into());
-            }
-            (entry, size)
-        }
-    };
-    let size = offset + part.len() as u64;
-    let last = store.write(entry, offset, part);
-    *stored = Some(Growing { entry, size, last });
-    Ok(())
-}
-
-fn forget(session: &Session, stored: Option<Growing>) {
-    if let Some(Growing { entry, .. }) = stored {
-        session.context.store.remove(entry);
+    let length = part.len() as u64;
+    if let Some(mut growing) = stored {
+        growing.last.done().await?;
+        growing.last = store.write(growing.entry, growing.size, part);
+        growing.size += length;
+        return Ok(growing);
     }
+    let entry = session.context.engine.ask(Input::NewEntry).await?;
+    Ok(Growing {
+        store: store.clone(),
+        entry,
+        size: length,
+        last: store.write(entry, 0, part),
+        complete: false,
+    })
 }
 
 /// The payload cannot be kept; what is left of it must not be taken for commands.

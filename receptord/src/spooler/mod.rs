@@ -606,13 +606,15 @@ fn open(dir: &Path, options: &Options) -> Result<(Spool<FsDisk>, Report), SpoolE
 pub(crate) struct Writing(oneshot::Receiver<Result<Piece, ErrorBody>>);
 
 impl Writing {
-    /// Waits until it is.
-    pub(crate) async fn done(self) -> Result<(), ErrorBody> {
-        wait(self.0).await.map(|_| ())
+    /// Waits until it is, once.
+    pub(crate) async fn done(&mut self) -> Result<(), ErrorBody> {
+        wait(&mut self.0).await.map(|_| ())
     }
 }
 
-async fn wait(answer: oneshot::Receiver<Result<Piece, ErrorBody>>) -> Result<Piece, ErrorBody> {
+async fn wait(
+    answer: impl Future<Output = Result<Result<Piece, ErrorBody>, oneshot::error::RecvError>>,
+) -> Result<Piece, ErrorBody> {
     answer.await.unwrap_or_else(|_| {
         let text = "the spool has ended";
         Err(ErrorBody::new(ErrorCode::Internal, text))
