@@ -46,7 +46,7 @@ pub(crate) fn passed_descriptors() -> io::Result<Vec<(OwnedFd, String)>> {
 }
 
 /// Has the allocator keep what the largest buffers leave behind. By itself it gives memory of 128 KiB back at
-/// once: every read of a busy link would map, clear and unmap pages, a seventh of a relay's time.
+/// once: every read of a busy link would map, clear and unmap pages, a quarter of a router's time.
 pub(crate) fn keep_buffers() {
     #[cfg(target_env = "gnu")]
     #[expect(unsafe_code, reason = "no crate wraps mallopt")]
