@@ -155,6 +155,7 @@ impl World {
                 // A node that forgot begins anew, and what it said before counts no more.
                 || self.hosts[letter.from].life.data != letter.from_life.data
                 || self.hosts[to].life.data != letter.recipient_life.data
+                || kept.key_lost && apart(letter.from, to)
                 // It had arrived there before, and was cut short.
                 || kept.life.process != letter.recipient_life.process;
             (!excused).then(|| {

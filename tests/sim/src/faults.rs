@@ -4,8 +4,9 @@
 //! after a while. [`World::heal`] mends the rest at once.
 
 use crate::event::{Event, NodeIndex, ProcessEvent, Trouble};
+use crate::fake::opens_with;
 use crate::random::Draw;
-use crate::world::{InCustody, World};
+use crate::world::{InCustody, World, key_in};
 use receptor_mesh::Record;
 use receptor_proto::packet::MessageKind;
 use receptor_proto::{MessageId, NodeId};
@@ -290,10 +291,12 @@ impl World {
                     && matches!(message.kind, MessageKind::Request { .. })
                     && let Some(&to) = self.by_id.get(recipient)
                 {
+                    let life = self.hosts[to].life;
                     self.in_custody.push(InCustody {
                         work: message.work,
                         custodian,
-                        life: self.hosts[to].life,
+                        life,
+                        key_lost: opens_with(message).is_some_and(|key| key != key_in(life)),
                     });
                 }
             }

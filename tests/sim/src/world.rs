@@ -132,6 +132,9 @@ pub(crate) struct InCustody {
     pub(crate) custodian: NodeIndex,
     /// The recipient's life then.
     pub(crate) life: Life,
+    /// It is sealed with a key that its recipient has lost with its data: none but its origin, which
+    /// may not have heard of the loss, can send it.
+    pub(crate) key_lost: bool,
 }
 
 /// A run under way.
@@ -493,7 +496,7 @@ impl World {
     fn fake(&self, node: NodeIndex) -> Option<Fake> {
         let host = &self.hosts[node];
         let fake = Fake::new(&self.authority, &host.id, host.instance);
-        let fake = fake.with_key(host.life.data + 1);
+        let fake = fake.with_key(key_in(host.life));
         match self.options.certificates {
             Certificates::Off => None,
             Certificates::Hidden => Some(fake),
@@ -938,6 +941,11 @@ impl World {
 /// The name of a node.
 pub(crate) fn node_id(node: NodeIndex) -> NodeId {
     NodeId::new(&format!("n{node}")).expect("a letter and digits make a node id")
+}
+
+/// Which key a node has in this life: it lies beside the data, and is lost with it.
+pub(crate) fn key_in(life: Life) -> u32 {
+    life.data + 1
 }
 
 /// The zone that a node says it is in.

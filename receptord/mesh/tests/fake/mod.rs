@@ -12,8 +12,8 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use receptor_mesh::{Changes, Disbelief, Instant, Learned, NotOpened, Security, Stranger};
 use receptor_proto::NodeId;
-use receptor_proto::packet::sealed::{Form, Sealed, SealedEntrusted, join};
-use receptor_proto::packet::{Body, Packet, kind};
+use receptor_proto::packet::sealed::{Form, Keepsake, Sealed, SealedEntrusted, join};
+use receptor_proto::packet::{Body, Content, Message, Packet, kind};
 use receptor_proto::wire::{Reader, Writer};
 
 /// Who says which node has which key.
@@ -162,6 +162,16 @@ impl Fake {
         (self.key, self.oldest) = (key, key);
         self
     }
+}
+
+/// Which key of its recipient opens a message in custody. `None`: it is not sealed.
+pub(crate) fn opens_with(kept: &Message) -> Option<u32> {
+    if kept.content != Content::Sealed {
+        return None;
+    }
+    let keepsake = Keepsake::decode(kept.body.clone()).ok()?;
+    let key = keepsake.message.seal.first_chunk()?;
+    Some(u32::from_be_bytes(*key))
 }
 
 /// Recipient's key, sender's key, context and counter.

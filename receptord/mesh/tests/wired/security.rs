@@ -13,6 +13,7 @@ use receptor_proto::packet::{Body, Content, Inquiry, Packet, Receipt, kind};
 use receptor_proto::signed::SignedBody;
 use receptor_proto::{ErrorCode, NodeId};
 
+use crate::fake::opens_with;
 use crate::mesh::{Disk, Wired, id, node};
 
 const CANARY: &[u8] = b"canary-canary-canary";
@@ -794,6 +795,12 @@ fn what_nobody_can_open_any_more_is_not_kept() {
     wired.submit("a", request(1, "b"));
     wired.run(1000);
     assert_eq!(wired.custody("r"), 1);
+    for record in wired.host("r").disk.messages.values() {
+        let Record::Transit { message, .. } = record else {
+            panic!("{record:?}");
+        };
+        assert_eq!(opens_with(message), Some(1));
+    }
     wired.kill("a");
     wired.kill("b");
     wired.host("b").key = 2;
