@@ -361,7 +361,7 @@ pub enum Output {
     /// was told before. Comes before the [`Output::Persist`] or [`Output::Remove`] of its last response,
     /// so that whoever notes it can do so in the same write; what is written later must not be safe
     /// without it. Of works that nobody waits for only those that failed. What comes later for the same work
-    /// replaces it.
+    /// replaces it; a start says it once more of works that had ended and that are not forgotten yet.
     Ended {
         /// Which. There may be none of it here, if it was refused.
         work: MessageId,

@@ -250,7 +250,8 @@ impl Delivery {
     ) {
         let id = first.message.work;
         let mut serial = serial_of(first);
-        let mut entries: Vec<EntryId> = first.entry.into_iter().collect();
+        let mut entries: Vec<(EntryId, bool)> = Vec::new();
+        entries.extend(first.entry.map(|entry| (entry, is_end(first))));
         let mut gone = Vec::from([first.key()]);
         let flow = &mut self.remotes[to.0].flow;
         let keys: Vec<Key> = flow
@@ -263,7 +264,7 @@ impl Delivery {
                 self.left(to, &other);
                 serial = serial.min(serial_of(&other));
                 gone.push(other.key());
-                entries.extend(other.entry);
+                entries.extend(other.entry.map(|entry| (entry, is_end(&other))));
             }
         }
         cx.out.push_back(Output::Event(Event::GivenUp {
@@ -301,6 +302,10 @@ impl Delivery {
             let word = self.respond(cx, to, id, serial, parcel, Some(eof), true, volatile);
             let ended = self.works.get_mut(id).is_some_and(|work| {
                 work.word = Some(word);
+                let end = work.retained.filter(|(last, _)| *last == work.serial);
+                if let Some((_, end)) = end.filter(|_| !work.is_in_progress()) {
+                    (work.end, work.retained) = (Some(end), None);
+                }
                 work.state == State::Ending
             });
             // Of a word in memory nobody says that it is safe.
@@ -316,9 +321,19 @@ impl Delivery {
         } else if self.works.get(id).is_some_and(|work| work.lingers) {
             self.forget_work(cx, id);
         }
-        for entry in entries {
-            self.journal.remove(entry);
+        for (entry, is_end) in entries {
+            self.remove_given_up(to, id, entry, is_end);
         }
+    }
+
+    /// Removes a response that was given up, unless it is the end of a work that is still here.
+    fn remove_given_up(&mut self, to: RemoteId, id: MessageId, entry: EntryId, is_end: bool) {
+        let work = self.works.get_mut(id).filter(|work| work.remote == to);
+        let before = match work.filter(|_| is_end) {
+            Some(work) => work.end.replace(entry),
+            None => Some(entry),
+        };
+        self.journal.remove_any(before);
     }
 
     /// Whether a response is worth nothing, because one before it was given up and its reader will
@@ -336,7 +351,7 @@ impl Delivery {
         let key = outgoing.key();
         self.remotes[to.0].flow.hold(key);
         self.journal.also(Done::GivenUp { remote: to, key });
-        self.journal.remove(entry);
+        self.remove_given_up(to, outgoing.message.work, entry, is_end(outgoing));
     }
 
     /// Lets a work's plugin go on that was held, if its backlog is at most this and there is room for what it has
@@ -625,6 +640,7 @@ impl Delivery {
         if let Some((_, entry)) = work.retained {
             self.journal.remove(entry);
         }
+        self.journal.remove_any(work.end);
         if let Some((key, entry)) = work.cancel {
             self.retire(cx.now, work.remote, Stored { key, entry }, None);
         }
@@ -668,6 +684,13 @@ pub(super) fn is_in_doubt(outgoing: &Outgoing) -> bool {
         MessageKind::Response { in_doubt, .. } => in_doubt,
         MessageKind::Request { .. } | MessageKind::Cancel { .. } => false,
     }
+}
+
+fn is_end(outgoing: &Outgoing) -> bool {
+    matches!(
+        outgoing.message.kind,
+        MessageKind::Response { eof: Some(_), .. }
+    )
 }
 
 fn is_response(outgoing: &Outgoing) -> bool {

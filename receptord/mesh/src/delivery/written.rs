@@ -137,7 +137,12 @@ impl Delivery {
 
     /// Nothing is left to be said about a work, and its request can go.
     fn request_retired(&mut self, cx: &mut Cx<'_>, id: MessageId, entry: EntryId) {
-        match self.works.get(id) {
+        match self.works.get_mut(id) {
+            // Something was given up since. The word for it is written for the work, and closes it once more.
+            Some(work) if work.waits_for_word() => {
+                work.state = State::Ending;
+                return;
+            }
             Some(work) if !work.end_safe => {
                 // Only that tells a restart that there was an end.
                 let serial = work.serial;

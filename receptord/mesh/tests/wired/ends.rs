@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use receptor_mesh::Recipient;
+use receptor_proto::ErrorCode;
 use receptor_proto::packet::CancelReason;
 
 use super::mesh::{Wired, id, node};
@@ -85,4 +86,70 @@ fn a_work_is_not_over_before_the_word_for_what_was_given_up_is_written() {
     wired.run_until(LONG_MS, |wired| {
         wired.host("origin").ends.contains_key(&id(1))
     });
+}
+
+/// The word that takes the place of what was dropped could not be written, and the work was over before.
+fn over_without_its_word(is_heard: bool) -> Wired {
+    let mut wired = Wired::chain(&["origin", "worker"]);
+    let worker = wired.host("worker");
+    (worker.busy, worker.idempotent) = (true, true);
+    wired.send("origin", "worker", 1);
+    wired.run_until(SOON_MS, |wired| wired.host("worker").runs.len() == 1);
+    if is_heard {
+        wired.lose_packets(0, "origin", true);
+    } else {
+        wired.kill("origin");
+    }
+    wired.respond("worker", id(1), Bytes::from_static(b"part"));
+    wired.finish("worker", id(1));
+    wired.host("worker").disk.broken = true;
+    let now = wired.now();
+    wired.mesh("worker").drop_waiting(now, id(1)).unwrap();
+    wired.settle();
+    wired.host("worker").disk.broken = false;
+    wired
+}
+
+#[test]
+fn a_work_that_is_over_is_not_gone_before_the_word_for_what_was_given_up_is_written() {
+    let mut wired = over_without_its_word(false);
+    wired.run(SOON_MS);
+    wired.start("origin");
+    wired.run_until(LONG_MS, |wired| {
+        wired.host("origin").ends.contains_key(&id(1))
+    });
+    let end = &wired.host("origin").ends[&id(1)];
+    assert_eq!(end.error.as_ref().unwrap().code, ErrorCode::Cancelled);
+    wired.run(SOON_MS);
+    assert!(wired.host("worker").disk.messages.is_empty());
+}
+
+#[test]
+fn a_work_that_is_over_is_not_taken_up_again_while_nothing_says_what_was_given_up() {
+    let mut wired = over_without_its_word(false);
+    wired.kill("worker");
+    wired.start("worker");
+    wired.run(SOON_MS);
+    assert_eq!(wired.host("worker").runs.len(), 1);
+    wired.start("origin");
+    wired.run_until(LONG_MS, |wired| {
+        wired.host("origin").ends.contains_key(&id(1))
+    });
+    wired.run(SOON_MS);
+    assert_eq!(wired.host("worker").runs.len(), 1);
+    assert!(wired.host("worker").disk.messages.is_empty());
+}
+
+/// What its node had said of the word is on its disk, and the word is not.
+#[test]
+fn both_ends_of_a_work_tell_of_the_end_that_a_restart_finds() {
+    let mut wired = over_without_its_word(true);
+    let told = wired.host("origin").ends[&id(1)].clone();
+    assert_eq!(told.error, None);
+    wired.kill("worker");
+    wired.lose_packets(0, "origin", false);
+    wired.start("worker");
+    wired.run(SOON_MS);
+    assert_eq!(wired.host("worker").disk.endings[&id(1)], told);
+    assert!(wired.host("worker").disk.messages.is_empty());
 }
