@@ -217,8 +217,10 @@ impl<D: Disk> Spool<D> {
                     }
                 }
                 Op::Memo { entry, bytes } if self.writable => {
+                    let flushes = self.log.flushes;
                     // Whoever wants to know looks whether it is there.
-                    let _ = self.gather_memo(*entry, bytes, &mut results);
+                    let gathered = self.gather_memo(*entry, bytes, &mut results);
+                    self.settle_taken(&mut taken, flushes, gathered.is_err());
                 }
                 Op::Memo { .. } => {}
                 Op::Remove(entry) if self.writable => {
@@ -495,9 +497,13 @@ impl<D: Disk> Spool<D> {
                 &mut group,
             )?;
         }
+        let flushes = self.log.flushes;
         if frame.is_empty() {
-            results.push((at, Ok(())));
-            return Ok(());
+            let gathered = self
+                .log
+                .gather_nothing(&self.disk, &mut self.index, results, at);
+            self.settle_taken(taken, flushes, gathered.is_err());
+            return gathered;
         }
         let effects = |places: Vec<Place>| {
             let effect = |(record, place): (&Record, Place)| match record {
@@ -530,7 +536,6 @@ impl<D: Disk> Spool<D> {
             effects.push(Effect::Group(at));
             effects
         };
-        let flushes = self.log.flushes;
         let gathered = self.log.gather(
             &self.disk,
             &mut self.index,
@@ -539,13 +544,20 @@ impl<D: Disk> Spool<D> {
             reserve,
             effects,
         );
-        if self.log.flushes != flushes {
-            taken.settle(&self.index);
-        }
+        self.settle_taken(taken, flushes, gathered.is_err());
         gathered?;
         self.log.fresh.extend(messages);
         taken.add(group);
         Ok(())
+    }
+
+    /// What gathering a group has changed of what those before it take.
+    fn settle_taken(&self, taken: &mut Taken, flushes: u64, failed: bool) {
+        if self.log.flushes != flushes {
+            taken.settle(&self.index);
+        } else if failed {
+            taken.carried(&self.index);
+        }
     }
 
     fn gather_memo(
