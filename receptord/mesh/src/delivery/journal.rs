@@ -16,6 +16,7 @@ use receptor_proto::packet::{EarlierEnd, Eof};
 
 use super::RemoteId;
 use super::choice::Moved;
+use super::custody::Dropped;
 use super::flow::Key;
 use super::inbox::Stored;
 use crate::{EntryId, Instant, Output, PersistToken, Record};
@@ -76,6 +77,8 @@ pub(crate) enum Done {
     Moved(Moved),
     /// A message of others is safe here.
     Kept(EntryId),
+    /// One that was is gone.
+    Dropped(Box<Dropped>),
     /// The request of a work whose end nothing else tells of is gone.
     Gone { work: MessageId, serial: u64 },
     /// Incoming entries can be removed.
@@ -102,6 +105,7 @@ impl Done {
             }
             | Self::Slimmed { .. }
             | Self::Mark(..)
+            | Self::Dropped(_)
             | Self::Gone { .. }
             | Self::Retired(_) => false,
             Self::Request(_)
@@ -174,6 +178,8 @@ pub(crate) struct Journal {
     done: Vec<Done>,
     /// Steps of their own, before the others.
     alone: Vec<(Record, Done)>,
+    /// Entries to remove before the next batch, which something waits for.
+    removed_first: Vec<EntryId>,
     removed: Vec<EntryId>,
     written: VecDeque<(PersistToken, Vec<Done>)>,
     /// Requests whose arrival is to be noted.
@@ -212,6 +218,12 @@ impl Journal {
     /// Removes an entry, after what is about to be written: that may be the entry itself.
     pub(crate) fn remove(&mut self, entry: EntryId) {
         self.removed.push(entry);
+    }
+
+    /// Removes an entry that is no part of the next batch, and lets something wait for that.
+    pub(crate) fn remove_with(&mut self, entry: EntryId, done: Done) {
+        self.removed_first.push(entry);
+        self.done.push(done);
     }
 
     /// Removes an entry if there is one.
@@ -347,6 +359,8 @@ impl Journal {
                 self.ask(alloc::vec![record], alloc::vec![done], out);
             }
         }
+        let first = self.removed_first.drain(..);
+        out.extend(first.map(|entry| Output::Remove { entry }));
         if !self.records.is_empty() || !self.done.is_empty() {
             self.batches += 1;
             let records = core::mem::take(&mut self.records);

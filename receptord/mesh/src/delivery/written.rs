@@ -98,6 +98,7 @@ impl Delivery {
             Done::Mark(..) | Done::Responses(_) => {}
             Done::Moved(moved) => self.moved_written(cx, moved),
             Done::Kept(entry) => self.kept_written(cx, entry),
+            Done::Dropped(dropped) => self.kept_removed(*dropped),
             Done::Earlier { remote, epoch, end } => self.tell_earlier_end(remote, epoch, *end),
             Done::GivenUp { remote, key } => self.remotes[remote.0].flow.release(key),
             Done::Retired(retired) => {
@@ -340,6 +341,7 @@ impl Delivery {
             | Done::Moved(_)
             | Done::OwnEnd { .. }
             | Done::Gone { .. }
+            | Done::Dropped(_)
             | Done::GivenUp { .. } => {
                 self.journal.again(cx.now, done);
             }
@@ -557,7 +559,7 @@ impl Delivery {
                     self.journal.write(record, done);
                 }
             }
-            Done::GivenUp { .. } | Done::Gone { .. } => self.journal.also(done),
+            Done::GivenUp { .. } | Done::Gone { .. } | Done::Dropped(_) => self.journal.also(done),
             Done::Arrived { .. }
             | Done::Slimmed { .. }
             | Done::Mark(..)
