@@ -1,8 +1,9 @@
 //! The payload of `send`: from the client's input to where the core wants it.
 //!
 //! Owns taking a payload in, whatever its size, without ever holding more of it in memory than
-//! two reads, and keeping the input in step with the commands when a message is refused.
+//! a few reads, and keeping the input in step with the commands when a message is refused.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -22,6 +23,9 @@ use crate::spooler::{Store, Writing};
 const PIECE: usize = 256 * 1024;
 /// Bytes of a payload that are worth a write of their own.
 const PART_MIN: usize = 64 * 1024;
+/// Parts that are written while the next one is read: client, session and disk wake each other for
+/// every one, and with a single one each of them waits for the two others.
+const WRITING_MAX: usize = 4;
 /// A refused payload of up to this size is read and dropped, so that the next command can be
 /// understood; beyond it the connection is closed, which is cheaper for both sides.
 const DISCARD_MAX: u64 = 16 << 20;
@@ -281,15 +285,17 @@ struct Growing {
     entry: EntryId,
     /// Bytes that the store was given.
     size: u64,
-    /// The last part of them, which is written while the next one is read.
-    last: Writing,
+    /// Parts of them that are being written while more is read.
+    writing: VecDeque<Writing>,
     complete: bool,
 }
 
 impl Growing {
     /// Waits until all of it is durable.
     async fn finish(mut self) -> Result<Payload, Failure> {
-        self.last.done().await?;
+        for part in &mut self.writing {
+            part.done().await?;
+        }
         self.store.finish(self.entry).await?;
         self.complete = true;
         Ok(Payload::Stored {
@@ -316,8 +322,13 @@ async fn write(
     let store = &session.context.store;
     let length = part.len() as u64;
     if let Some(mut growing) = stored {
-        growing.last.done().await?;
-        growing.last = store.write(growing.entry, growing.size, part);
+        while growing.writing.len() >= WRITING_MAX
+            && let Some(mut oldest) = growing.writing.pop_front()
+        {
+            oldest.done().await?;
+        }
+        let writing = store.write(growing.entry, growing.size, part);
+        growing.writing.push_back(writing);
         growing.size += length;
         return Ok(growing);
     }
@@ -326,7 +337,7 @@ async fn write(
         store: store.clone(),
         entry,
         size: length,
-        last: store.write(entry, 0, part),
+        writing: VecDeque::from([store.write(entry, 0, part)]),
         complete: false,
     })
 }
