@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use receptor_tests::power::{Dice, Power};
 use receptor_tests::traffic::peak_kib;
 use receptor_tests::{Control, Daemon, Mesh, Node, wait_for};
 use serde_json::{Value, json};
@@ -129,4 +130,128 @@ fn responses_for_a_controller_that_is_away_take_no_memory_and_arrive_in_order() 
     }
     wait_for("b to be done", || (waiting(&b) == 0).then_some(()));
     assert_small(&b, before, responses);
+}
+
+/// Works whose responses wait at b because a is away, more than are kept in memory: a, b, the ids.
+fn talked(mesh: &Mesh, b: Node, go: &Path) -> (Daemon, Daemon, Vec<String>) {
+    let b = b.start();
+    let mut a = mesh.node("a").peer(&b).start();
+    wait_for("the plugin on b", || {
+        let reply = ask(&a, &json!({"command": "capabilities"}));
+        reply.to_string().contains("talker").then_some(())
+    });
+    let mut control = a.control();
+    // One more than run at once, so that the responses of the last one come behind all others.
+    let ids: Vec<String> = (0..5).map(|_| detach(&mut control)).collect();
+    wait_for("all works on b", || (active(&b) == 5).then_some(()));
+    a.kill();
+    fs::write(go, "").unwrap();
+    wait_for("the works to end", || (active(&b) == 0).then_some(()));
+    let all = 5 * (EACH + 1);
+    assert_eq!(waiting(&b), all);
+    wait_for("their requests to be forgotten", || {
+        let status = b.control().json("status");
+        (status["receptor"]["spool"]["entries"] == all).then_some(())
+    });
+    (a, b, ids)
+}
+
+#[test]
+fn responses_that_wait_on_the_disk_alone_are_shown_and_dropped() {
+    let mesh = Mesh::new();
+    let go = mesh.dir().join("go");
+    let (mut a, mut b, ids) = talked(&mesh, talker(&mesh, &go), &go);
+    let last = ids.last().unwrap();
+    let all = 5 * (EACH + 1);
+
+    for prefix in [&last[..], &last[..20]] {
+        let shown = ask(&b, &json!({"command": "spool", "id": prefix}));
+        eprintln!(
+            "{}",
+            shown.to_string().chars().take(1500).collect::<String>()
+        );
+        assert_eq!(shown["total"], EACH + 1, "{}", shown["error"]);
+        let first = &shown["messages"][0];
+        assert_eq!(first["id"], json!(last), "{first}");
+        assert_eq!(
+            (&first["kind"], &first["serial"]),
+            (&json!("response"), &json!(1))
+        );
+    }
+    assert_eq!(waiting(&b), all, "nothing is changed by looking");
+    let unknown = "0123456789abcdef0123456789abcdef";
+    for command in ["spool", "spool-drop"] {
+        let none = ask(&b, &json!({"command": command, "id": unknown}));
+        assert_eq!(none["error"]["code"], "not-found", "{none}");
+    }
+
+    let dropped = ask(&b, &json!({"command": "spool-drop", "id": last}));
+    assert_eq!(dropped["dropped"], json!(last), "{dropped}");
+    // In their place is one word.
+    assert_eq!(waiting(&b), all - EACH);
+    b.kill();
+    b.restart();
+    assert_eq!(waiting(&b), all - EACH);
+    let again = ask(&b, &json!({"command": "spool-drop", "id": last}));
+    assert!(again["error"].is_object(), "{again}");
+    a.restart();
+    wait_for("b to be done", || (waiting(&b) == 0).then_some(()));
+    for id in &ids {
+        let state = wait_for("the end of a work", || {
+            let reply = ask(&a, &json!({"command": "works", "id": id}));
+            let work = &reply["works"][0];
+            (!work["ended_ms"].is_null()).then(|| work["state"].clone())
+        });
+        let expected = if id == last { "cancelled" } else { "succeeded" };
+        assert_eq!(state, expected, "{id}");
+    }
+}
+
+#[test]
+fn who_asks_for_what_waits_on_a_disk_that_cannot_be_read_is_told_so() {
+    let mesh = Mesh::new();
+    let go = mesh.dir().join("go");
+    let (mut power, node) = Power::of(talker(&mesh, &go));
+    let (mut a, mut b, ids) = talked(&mesh, node, &go);
+    let last = ids.last().unwrap();
+    let show = json!({"command": "spool", "id": last});
+    let drop = json!({"command": "spool-drop", "id": last});
+    power.break_down(Some("read"));
+    for command in [&show, &drop, &show, &drop] {
+        let failed = ask(&b, command);
+        let text = failed["error"]["message"].as_str().unwrap();
+        assert!(text.contains("could be read"), "{text}");
+        assert!(text.contains("Input/output error"), "{text}");
+    }
+    power.break_down(None);
+    assert!(ask(&b, &show)["total"].as_u64().unwrap() > 1);
+    let dropped = ask(&b, &drop);
+    assert_eq!(dropped["dropped"], json!(last), "{dropped}");
+    // What was said to be dropped does not come back, and what was not is all there.
+    power.fail(&mut b, &mut Dice::new(1));
+    b.restart();
+    assert_eq!(waiting(&b), 4 * (EACH + 1) + 1);
+    a.restart();
+    wait_for("b to be done", || (waiting(&b) == 0).then_some(()));
+}
+
+/// A search reads many pages, and there are only so many at once.
+#[test]
+fn of_many_who_look_at_once_each_is_answered() {
+    let mesh = Mesh::new();
+    let go = mesh.dir().join("go");
+    let (_a, b, ids) = talked(&mesh, talker(&mesh, &go), &go);
+    let mut control = b.control();
+    let looks = 20;
+    for tag in 0..looks {
+        let command = json!({"command": "spool", "id": ids.last().unwrap(), "tag": tag});
+        control.write(format!("{command}\n"));
+    }
+    let replies: Vec<Value> = (0..looks).map(|_| control.reply()).collect();
+    let shown = replies.iter().filter(|reply| reply["total"] == EACH + 1);
+    let refused = replies
+        .iter()
+        .filter(|reply| reply["error"]["code"] == "busy");
+    let (shown, refused) = (shown.count(), refused.count());
+    assert!(shown >= 8 && shown + refused == looks, "{replies:?}");
 }

@@ -25,7 +25,8 @@ use crate::wiring::Net;
 use crate::{
     Adopted, Config, Counters, EchoId, EntryId, Instant, LinkId, LinkInfo, LinkView, LoadToken,
     Loaded, NoSuchWork, NodeView, Output, Payload, PersistToken, Policy, Reachability, Record,
-    RouteView, Security, Submission, SubmitError, Taken, WaitingView, WorkView,
+    RouteView, SearchId, Security, Submission, SubmitError, Taken, TooManySearches, WaitingView,
+    WorkView,
 };
 
 /// One node.
@@ -443,6 +444,30 @@ impl Mesh {
             .drop_waiting(now, &mut self.router, work, &mut self.out);
         self.settle(now);
         result
+    }
+
+    /// Looks for responses of a work that ran here among those that wait in the store alone, and
+    /// gives them up if they are to be dropped, and then those in memory, as [`Self::drop_waiting`] does.
+    /// `None`: none of it wait there. Otherwise [`Output::Found`] follows always, at the latest
+    /// after a minute, but for [`Self::end_search`].
+    ///
+    /// # Errors
+    ///
+    /// When as many searches go on as may.
+    pub fn search(
+        &mut self,
+        now: Instant,
+        work: MessageId,
+        drop: bool,
+    ) -> Result<Option<SearchId>, TooManySearches> {
+        let search = self.delivery.search(now, work, drop);
+        self.settle(now);
+        search
+    }
+
+    /// Nobody waits for what this finds any more. What it has dropped is dropped.
+    pub fn end_search(&mut self, search: SearchId) {
+        self.delivery.end_search(search);
     }
 
     /// Messages of this node that their recipients have not confirmed, at most `limit`, and how

@@ -559,13 +559,13 @@ async fn answer(
         }
         Request::Spool(only) => {
             let spool = |reply| Input::Query(Query::Spool(only, reply));
-            let mut spool = context.engine.ask(spool).await??;
+            let mut spool = while_there(outlet, context.engine.ask(spool)).await??;
             results::keep_first(&mut spool.messages);
             tagged(tag, &spool)
         }
         Request::SpoolDrop(work) => {
             let drop = |reply| Input::SpoolDrop { work, reply };
-            let dropped = context.engine.ask(drop).await??;
+            let dropped = while_there(outlet, context.engine.ask(drop)).await??;
             tagged(tag, &DropReply { dropped })
         }
         Request::DeadLetters => tagged(tag, &results::letters_reply(context)),
@@ -578,6 +578,17 @@ async fn answer(
             tagged(tag, &DropReply { dropped })
         }
     })
+}
+
+/// What takes long is given up when its client has left.
+async fn while_there<T>(
+    outlet: &Outlet,
+    asked: impl Future<Output = Result<T, EngineGone>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        answer = asked => Ok(answer?),
+        () = outlet.left() => Err(Failure::Gone),
+    }
 }
 
 /// The wanted keys of a reply.

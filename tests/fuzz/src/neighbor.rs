@@ -295,6 +295,7 @@ impl Node {
             | Output::ResponsesSafe { .. }
             | Output::Ended { .. }
             | Output::EchoResult { .. }
+            | Output::Found { .. }
             | Output::Event(_) => {}
         }
         false

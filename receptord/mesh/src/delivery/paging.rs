@@ -17,12 +17,15 @@ use core::time::Duration;
 use receptor_proto::packet::{CancelReason, Message, MessageKind};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 
+use super::answers::is_last_word;
 use super::backlog::{self, Ids, LANES, Page, Paged, Tag, lane};
 use super::flow::{GivenUp, Key, Outgoing};
 use super::inbox::{OpenCancel, Request};
+use super::searches::Searches;
+use super::views::view;
 use super::{Cx, Delivery, OWN, Out, RemoteId};
 use crate::wiring::Net;
-use crate::{EntryId, Instant, LoadToken, Loaded, Output, Record};
+use crate::{EntryId, Instant, LoadToken, Loaded, Output, Record, SearchId};
 
 /// Messages in memory, to all recipients together, from which on each recipient has no more
 /// there than [`WAITING_LEAST`].
@@ -67,6 +70,8 @@ struct Loading {
     /// What left.
     taken: usize,
     taken_bytes: u64,
+    /// Who wanted it looked through when it began.
+    searches: Vec<SearchId>,
 }
 
 impl Loading {
@@ -83,11 +88,12 @@ impl Loading {
 #[derive(Debug)]
 pub(super) struct Paging {
     pub(super) ids: Ids,
-    tags: BTreeMap<Tag, (RemoteId, usize)>,
+    pub(super) tags: BTreeMap<Tag, (RemoteId, usize)>,
     last_tag: Tag,
     last_token: u64,
     loads: BTreeMap<LoadToken, Loading>,
     recalls: BTreeMap<(Tag, MessageId), Recall>,
+    pub(super) searches: Searches,
     /// Whose turn it is to load a page.
     hungry: VecDeque<RemoteId>,
     messages: usize,
@@ -102,6 +108,7 @@ impl Paging {
             last_token: 0,
             loads: BTreeMap::new(),
             recalls: BTreeMap::new(),
+            searches: Searches::default(),
             hungry: VecDeque::new(),
             messages: 0,
         }
@@ -214,12 +221,7 @@ impl Delivery {
             lane(&outgoing.message),
             backlog::name(&outgoing.message, entry),
         );
-        let paged = Paged {
-            key,
-            entry,
-            size: outgoing.message.size,
-            expires: outgoing.expires,
-        };
+        let paged = Paged::new(&self.paging.ids, entry, &outgoing.message, outgoing.expires);
         let full = flow.backlog.waits(lane) || flow.in_memory(lane) > allowance;
         let leaves = full && self.add_to_page(to, lane, name, paged);
         if leaves {
@@ -279,12 +281,7 @@ impl Delivery {
             let recall = recalls.entry((*tag, id)).or_default();
             recall.cancel = recall.cancel.or(cancel);
             let backlog = &mut self.remotes[remote.0].flow.backlog;
-            backlog.change(lane, *tag, |page| {
-                page.wanted = true;
-                if page.failures == 0 {
-                    page.rests = page.rests.min(now);
-                }
-            });
+            backlog.change(lane, *tag, |page| page.want(now));
             self.touch(remote);
         }
         !tags.is_empty()
@@ -389,6 +386,7 @@ impl Delivery {
             rest: None,
             taken: 0,
             taken_bytes: 0,
+            searches: self.paging.searches.that_want(tag),
         };
         self.ask(cx, loading, first, last);
         self.touch(remote);
@@ -448,7 +446,7 @@ impl Delivery {
                     None => self.load_ended(cx, loading),
                 }
             }
-            Err(_) => self.load_failed(cx, loading),
+            Err(error) => self.load_failed(cx, loading, &error),
         }
         self.set_ready(remote);
         self.touch(remote);
@@ -529,8 +527,8 @@ impl Delivery {
             remote: to, tag, ..
         } = *loading;
         let id = message.work;
-        let paged = Paged::new(cx.now, entry, &message);
-        let expires = paged.expires;
+        let expires = cx.now + Duration::from_millis(message.remaining_ms);
+        let paged = Paged::new(&self.paging.ids, entry, &message, expires);
         if let Some(request) = self.requests.get(id) {
             // Written again before a restart, without its payload or for another recipient: this is
             // the older one.
@@ -588,23 +586,34 @@ impl Delivery {
         message: Message,
     ) {
         let to = loading.remote;
-        let paged = Paged::new(cx.now, entry, &message);
-        let expires = paged.expires;
+        let expires = cx.now + Duration::from_millis(message.remaining_ms);
+        let paged = Paged::new(&self.paging.ids, entry, &message, expires);
         let expired = expires <= cx.now;
-        if !(expired || loading.whole) {
+        let name = backlog::name(&message, entry);
+        let mut outgoing = Outgoing::new(message, Some(entry), expires);
+        // That word is all that tells the sender.
+        let searches = &mut self.paging.searches;
+        let dropped =
+            !is_last_word(&outgoing) && searches.takes(&loading.searches, outgoing.message.work);
+        if !(expired || dropped || loading.whole) {
+            let view = || view(cx.now, &self.remotes[to.0].node, &outgoing);
+            searches.see(&loading.searches, to, &outgoing.message, view);
             loading.leave(paged);
             return;
         }
-        self.take_from_page(loading, backlog::name(&message, entry), paged.size);
-        let mut outgoing = Outgoing::new(message, Some(entry), expires);
+        self.take_from_page(loading, name, paged.size);
         outgoing.stored = true;
         outgoing.restored = paged.key.0 != self.instance;
         if self.is_broken_off(to, &outgoing) {
             self.left(to, &outgoing);
             self.drop_broken_off(to, &outgoing);
-        } else if expired {
+        } else if expired || dropped {
             let outgoing = Box::new(outgoing);
-            let code = ErrorCode::Expired;
+            let code = if dropped {
+                ErrorCode::Cancelled
+            } else {
+                ErrorCode::Expired
+            };
             self.given_up(cx, to, GivenUp { outgoing, code });
         } else {
             outgoing.note_absent();
@@ -629,6 +638,7 @@ impl Delivery {
             rest,
             taken,
             taken_bytes,
+            searches,
             ..
         } = loading;
         let backlog = &mut self.remotes[remote.0].flow.backlog;
@@ -641,13 +651,7 @@ impl Delivery {
             page.loading = false;
             page.failures = 0;
             page.rests = cx.now + LOOK_AGAIN;
-            page.count = count;
-            page.bytes = bytes;
-            if let Some(rest) = rest {
-                page.keys = rest.keys;
-                page.entries = rest.entries;
-                page.expires = rest.expires;
-            }
+            page.becomes(rest);
             if page.wanted {
                 page.rests = cx.now;
             }
@@ -663,6 +667,7 @@ impl Delivery {
             }
         }
         self.settle_recalls(cx, tag, gone);
+        self.page_searched(cx, &searches, tag, gone);
     }
 
     /// What was wanted of a page that was seen whole and did not have it is nowhere.
@@ -685,7 +690,7 @@ impl Delivery {
     }
 
     /// The store cannot read a page now. What came of it already is in memory.
-    fn load_failed(&mut self, cx: &mut Cx<'_>, loading: Loading) {
+    fn load_failed(&mut self, cx: &mut Cx<'_>, loading: Loading, error: &ErrorBody) {
         let Loading {
             remote,
             lane,
@@ -701,6 +706,7 @@ impl Delivery {
         {
             recall.covered = false;
         }
+        self.fail_searches(cx, tag, error);
         let backlog = &mut self.remotes[remote.0].flow.backlog;
         let gone = backlog.change(lane, tag, |page| {
             page.loading = false;

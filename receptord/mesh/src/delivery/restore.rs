@@ -410,12 +410,7 @@ impl Delivery {
         expires: Instant,
     ) -> bool {
         let lane = backlog::lane(message);
-        let paged = Paged {
-            key: (message.epoch, message.seq),
-            entry,
-            size: message.size,
-            expires,
-        };
+        let paged = Paged::new(&self.paging.ids, entry, message, expires);
         let full = self.remotes[to.0].flow.is_full(lane, self.allowance());
         if !(full && self.add_to_page(to, lane, backlog::name(message, entry), paged)) {
             return false;

@@ -15,4 +15,5 @@ mod inquiries;
 mod matrix;
 mod mesh;
 mod room;
+mod searches;
 mod security;

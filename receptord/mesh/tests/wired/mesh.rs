@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use receptor_mesh::{
-    Config, EntryId, Instant, LinkId, LinkInfo, LoadToken, Loaded, Mesh, Output, Payload,
-    PersistToken, Recipient, Record, Security as _, Submission, WorkRoom,
+    Config, EntryId, Found, Instant, LinkId, LinkInfo, LoadToken, Loaded, Mesh, Output, Payload,
+    PersistToken, Recipient, Record, SearchId, Security as _, Submission, WorkRoom,
 };
 use receptor_proto::frame::Frame;
 use receptor_proto::lsa::{Capability, Lsa, LsaSummary};
@@ -207,6 +207,8 @@ pub(crate) struct Host {
     pub(crate) ends: BTreeMap<MessageId, Eof>,
     /// Serials that clients got, in order.
     pub(crate) serials: BTreeMap<MessageId, Vec<u64>>,
+    /// What operators looked for in the store.
+    pub(crate) found: BTreeMap<SearchId, Result<Found, ErrorBody>>,
     /// Messages whose clients do not read.
     pub(crate) unread: BTreeSet<MessageId>,
     /// Works that were told to go on.
@@ -281,6 +283,7 @@ impl Wired {
                 accepted: BTreeMap::new(),
                 ends: BTreeMap::new(),
                 serials: BTreeMap::new(),
+                found: BTreeMap::new(),
                 unread: BTreeSet::new(),
                 resumed: Vec::new(),
                 letters: Vec::new(),
@@ -913,6 +916,10 @@ impl Wired {
                     }
                 }
             }
+            Output::Found { id, result } => {
+                let before = self.hosts[at].found.insert(id, result);
+                assert!(before.is_none(), "{id:?} is answered twice");
+            }
             Output::EchoResult { .. } | Output::Event(_) => {}
         }
     }
@@ -929,8 +936,10 @@ impl Wired {
                 damaged: Vec::new(),
                 next: None,
             };
+            let failed = || ErrorBody::new(ErrorCode::Internal, "cannot be read");
+            let result = (!host.disk.unreadable).then_some(loaded);
             let mesh = host.mesh.as_mut().unwrap();
-            mesh.handle_loaded(now, token, Ok(loaded));
+            mesh.handle_loaded(now, token, result.ok_or_else(failed));
         }
     }
 
