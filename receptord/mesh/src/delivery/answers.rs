@@ -250,9 +250,7 @@ impl Delivery {
     ) {
         let id = first.message.work;
         let mut serial = serial_of(first);
-        let mut entries: Vec<(EntryId, bool)> = Vec::new();
-        entries.extend(first.entry.map(|entry| (entry, is_end(first))));
-        let mut gone = Vec::from([first.key()]);
+        let mut gone = Vec::from([(first.key(), first.entry, is_end(first))]);
         let flow = &mut self.remotes[to.0].flow;
         let keys: Vec<Key> = flow
             .iter()
@@ -263,8 +261,7 @@ impl Delivery {
             if let Some(other) = self.remotes[to.0].flow.remove(key) {
                 self.left(to, &other);
                 serial = serial.min(serial_of(&other));
-                gone.push(other.key());
-                entries.extend(other.entry.map(|entry| (entry, is_end(&other))));
+                gone.push((other.key(), other.entry, is_end(&other)));
             }
         }
         cx.out.push_back(Output::Event(Event::GivenUp {
@@ -313,27 +310,69 @@ impl Delivery {
                 self.close_work(cx, id);
             }
             if !volatile {
-                for key in gone {
-                    self.remotes[to.0].flow.hold(key);
-                    self.journal.also(Done::GivenUp { remote: to, key });
+                for (key, entry, is_end) in gone {
+                    self.leave_to_word(to, id, key, entry, is_end);
                 }
+                return;
             }
         } else if self.works.get(id).is_some_and(|work| work.lingers) {
             self.forget_work(cx, id);
         }
-        for (entry, is_end) in entries {
-            self.remove_given_up(to, id, entry, is_end);
+        for (_, entry, _) in gone {
+            self.journal.remove_any(entry);
         }
     }
 
-    /// Removes a response that was given up, unless it is the end of a work that is still here.
-    fn remove_given_up(&mut self, to: RemoteId, id: MessageId, entry: EntryId, is_end: bool) {
+    /// The number and the entry of a response that was given up stay until the word is safe, the end of a
+    /// work that is still here as long as that.
+    fn leave_to_word(
+        &mut self,
+        to: RemoteId,
+        id: MessageId,
+        key: Key,
+        mut entry: Option<EntryId>,
+        is_end: bool,
+    ) {
         let work = self.works.get_mut(id).filter(|work| work.remote == to);
-        let before = match work.filter(|_| is_end) {
-            Some(work) => work.end.replace(entry),
-            None => Some(entry),
+        if let Some(work) = work.filter(|_| is_end && entry.is_some()) {
+            entry = core::mem::replace(&mut work.end, entry);
+        }
+        self.remotes[to.0].flow.hold(key);
+        self.journal.also(Done::LeftToWord {
+            remote: to,
+            key,
+            work: id,
+            entry,
+        });
+    }
+
+    /// The word in place of a response may be on the disk.
+    pub(super) fn left_to_word(&mut self, cx: &Cx<'_>, done: Done) {
+        let Done::LeftToWord {
+            remote,
+            key,
+            work: id,
+            mut entry,
+        } = done
+        else {
+            return;
         };
-        self.journal.remove_any(before);
+        let work = self.works.get(id).filter(|work| work.remote == remote);
+        let Some(work) = work.filter(|work| work.waits_for_word()) else {
+            self.remotes[remote.0].flow.release(key);
+            self.journal.remove_any(entry);
+            return;
+        };
+        if work.no_room {
+            self.journal.remove_any(entry.take());
+        }
+        let done = Done::LeftToWord {
+            remote,
+            key,
+            work: id,
+            entry,
+        };
+        self.journal.again(cx.now, done);
     }
 
     /// Whether a response is worth nothing, because one before it was given up and its reader will
@@ -345,13 +384,10 @@ impl Delivery {
 
     /// Forgets a response that is worth nothing.
     pub(super) fn drop_broken_off(&mut self, to: RemoteId, outgoing: &Outgoing) {
-        let Some(entry) = outgoing.entry else {
-            return;
-        };
-        let key = outgoing.key();
-        self.remotes[to.0].flow.hold(key);
-        self.journal.also(Done::GivenUp { remote: to, key });
-        self.remove_given_up(to, outgoing.message.work, entry, is_end(outgoing));
+        if outgoing.entry.is_some() {
+            let (id, key, entry) = (outgoing.message.work, outgoing.key(), outgoing.entry);
+            self.leave_to_word(to, id, key, entry, is_end(outgoing));
+        }
     }
 
     /// Lets a work's plugin go on that was held, if its backlog is at most this and there is room for what it has

@@ -73,6 +73,13 @@ pub(crate) enum Done {
     /// The number of a message that was given up is no longer needed: what takes its place is
     /// safe.
     GivenUp { remote: RemoteId, key: Key },
+    /// The same of a response, and of its entry: the word that takes its place may be safe.
+    LeftToWord {
+        remote: RemoteId,
+        key: Key,
+        work: MessageId,
+        entry: Option<EntryId>,
+    },
     /// The new place of a request is safe.
     Moved(Moved),
     /// A message of others is safe here.
@@ -119,6 +126,7 @@ impl Done {
             | Self::Started(_)
             | Self::OwnEnd { .. }
             | Self::GivenUp { .. }
+            | Self::LeftToWord { .. }
             | Self::Moved(_)
             | Self::Kept(_)
             | Self::Earlier { .. } => true,

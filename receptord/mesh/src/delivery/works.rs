@@ -101,6 +101,8 @@ pub(crate) struct Work {
     pub(crate) end_safe: bool,
     /// A write failed; the next is tried later.
     pub(crate) write_failed: bool,
+    /// That was for lack of room.
+    pub(crate) no_room: bool,
     /// The last response that its reader has; stays on the disk until a later one is there, so
     /// that a restart knows which serial comes next.
     pub(crate) retained: Option<(u64, EntryId)>,
@@ -259,6 +261,7 @@ impl Works {
             unwritten: VecDeque::new(),
             end_safe: false,
             write_failed: false,
+            no_room: false,
             retained: None,
             end: None,
             waiting_bytes: new.inline,

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use receptor_proto::packet::CancelReason;
-use receptor_proto::{ErrorBody, MessageId};
+use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 
 use super::cancels::{EARLY_KEPT, Early};
 use super::flow::Key;
@@ -101,6 +101,7 @@ impl Delivery {
             Done::Dropped(dropped) => self.kept_removed(*dropped),
             Done::Earlier { remote, epoch, end } => self.tell_earlier_end(remote, epoch, *end),
             Done::GivenUp { remote, key } => self.remotes[remote.0].flow.release(key),
+            Done::LeftToWord { .. } => self.left_to_word(cx, done),
             Done::Retired(retired) => {
                 self.journal.retired(cx.now, Vec::new());
                 for Retired {
@@ -212,6 +213,7 @@ impl Delivery {
             return;
         };
         work.writing.0 = work.writing.0.saturating_sub(1);
+        work.no_room = false;
         self.response_safe(cx, id, response, true);
         self.write_next(cx, id);
     }
@@ -257,7 +259,7 @@ impl Delivery {
         &mut self,
         cx: &mut Cx<'_>,
         remote: RemoteId,
-        id: MessageId,
+        (id, no_room): (MessageId, bool),
         response: Unwritten,
         done: Done,
     ) {
@@ -265,6 +267,7 @@ impl Delivery {
             self.journal.again(cx.now, done);
             return;
         };
+        work.no_room = no_room;
         work.writing.0 = work.writing.0.saturating_sub(1);
         let at = work
             .unwritten
@@ -326,7 +329,8 @@ impl Delivery {
                 ..
             } => {
                 let response = Unwritten { key, serial, eof };
-                self.response_not_written(cx, remote, work, response, done);
+                let no_room = error.code == ErrorCode::Busy;
+                self.response_not_written(cx, remote, (work, no_room), response, done);
             }
             Done::Started(id) => {
                 // Of one that could not be written itself nothing is to be written again.
@@ -336,6 +340,24 @@ impl Delivery {
             }
             // The end that came too late comes again.
             Done::Earlier { .. } => {}
+            Done::LeftToWord {
+                remote,
+                key,
+                work,
+                mut entry,
+            } => {
+                if error.code == ErrorCode::Busy {
+                    // The word may need its room.
+                    self.journal.remove_any(entry.take());
+                }
+                let done = Done::LeftToWord {
+                    remote,
+                    key,
+                    work,
+                    entry,
+                };
+                self.journal.again(cx.now, done);
+            }
             Done::Responses(_)
             | Done::Cancel { .. }
             | Done::Moved(_)
@@ -559,7 +581,10 @@ impl Delivery {
                     self.journal.write(record, done);
                 }
             }
-            Done::GivenUp { .. } | Done::Gone { .. } | Done::Dropped(_) => self.journal.also(done),
+            Done::GivenUp { .. }
+            | Done::LeftToWord { .. }
+            | Done::Gone { .. }
+            | Done::Dropped(_) => self.journal.also(done),
             Done::Arrived { .. }
             | Done::Slimmed { .. }
             | Done::Mark(..)

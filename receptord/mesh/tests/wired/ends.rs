@@ -1,7 +1,7 @@
 //! Ends that a node gives its own requests: a client that heard one never sees the work run.
 
 use bytes::Bytes;
-use receptor_mesh::Recipient;
+use receptor_mesh::{Recipient, Record};
 use receptor_proto::ErrorCode;
 use receptor_proto::packet::CancelReason;
 
@@ -138,6 +138,10 @@ fn a_work_that_is_over_is_not_taken_up_again_while_nothing_says_what_was_given_u
     wired.run(SOON_MS);
     assert_eq!(wired.host("worker").runs.len(), 1);
     assert!(wired.host("worker").disk.messages.is_empty());
+    // What was dropped stayed until its word would be written: it was there again.
+    let told = wired.host("origin").ends[&id(1)].clone();
+    assert_eq!(told.error, None);
+    assert_eq!(wired.host("worker").disk.endings[&id(1)], told);
 }
 
 /// What its node had said of the word is on its disk, and the word is not.
@@ -152,4 +156,37 @@ fn both_ends_of_a_work_tell_of_the_end_that_a_restart_finds() {
     wired.run(SOON_MS);
     assert_eq!(wired.host("worker").disk.endings[&id(1)], told);
     assert!(wired.host("worker").disk.messages.is_empty());
+}
+
+/// A store that is full of responses is emptied by dropping them.
+#[test]
+fn responses_that_are_dropped_make_room_for_the_word_in_their_place() {
+    let mut wired = Wired::chain(&["origin", "worker"]);
+    wired.host("worker").busy = true;
+    wired.send("origin", "worker", 1);
+    wired.run_until(SOON_MS, |wired| wired.host("worker").runs.len() == 1);
+    wired.kill("origin");
+    wired.respond("worker", id(1), Bytes::from_static(b"part"));
+    wired.run(SOON_MS);
+    let waits = |wired: &mut Wired| {
+        let records = wired.host("worker").disk.messages.values();
+        let outgoing = |record: &&Record| matches!(record, Record::Outgoing { .. });
+        records.filter(outgoing).count()
+    };
+    assert_eq!(waits(&mut wired), 1);
+    wired.host("worker").disk.full = true;
+    let now = wired.now();
+    wired.mesh("worker").drop_waiting(now, id(1)).unwrap();
+    wired.settle();
+    wired.run(SOON_MS);
+    assert_eq!(waits(&mut wired), 0);
+    wired.host("worker").disk.full = false;
+    wired.run(SOON_MS);
+    assert_eq!(waits(&mut wired), 1);
+    wired.start("origin");
+    wired.run_until(LONG_MS, |wired| {
+        wired.host("origin").ends.contains_key(&id(1))
+    });
+    let end = &wired.host("origin").ends[&id(1)];
+    assert_eq!(end.error.as_ref().unwrap().code, ErrorCode::Cancelled);
 }

@@ -51,6 +51,8 @@ pub(crate) struct Disk {
     pub(crate) reads_rest: bool,
     /// Every write fails.
     pub(crate) broken: bool,
+    /// The same, for lack of room.
+    pub(crate) full: bool,
     /// So does every read.
     pub(crate) unreadable: bool,
 }
@@ -772,8 +774,12 @@ impl Wired {
                     return;
                 }
                 let mesh = host.mesh.as_mut().unwrap();
-                if host.disk.broken {
-                    let error = ErrorBody::new(ErrorCode::Internal, "the disk is broken");
+                if host.disk.broken || host.disk.full {
+                    let error = if host.disk.full {
+                        ErrorBody::new(ErrorCode::Busy, "the disk is full")
+                    } else {
+                        ErrorBody::new(ErrorCode::Internal, "the disk is broken")
+                    };
                     mesh.handle_persist_failed(now, token, error);
                     return;
                 }
