@@ -546,9 +546,11 @@ async fn answer(
         }
         Request::Release(work) => {
             let release = |reply| Input::Release { work, reply };
-            let released = context.engine.ask(release).await??;
-            // What a client was told must not be undone by a crash.
+            let released = context.engine.ask(release).await?;
+            // Also before an error is told: who tries again finds what is left.
             context.keeper.flushed().await;
+            let released = released?;
+            context.keeper.removed(released)?;
             tagged(tag, &ReleaseReply { released })
         }
         Request::Works(only) => {
@@ -573,8 +575,7 @@ async fn answer(
         Request::DeadLetterDrop(letter) => {
             let letters = context.keeper.letters();
             let dropped = letters.find(&letter)?.id;
-            letters.forget(dropped);
-            context.keeper.flushed().await;
+            letters.discard(dropped).await?;
             tagged(tag, &DropReply { dropped })
         }
     })
