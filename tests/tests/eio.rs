@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::fs;
+
 use receptor_tests::power::{Dice, Power};
 use receptor_tests::{Daemon, Mesh, program, wait_for};
 use serde_json::{Value, json};
@@ -139,4 +141,31 @@ fn a_work_that_was_said_to_be_released_does_not_come_back() {
         a.restart();
         assert!(!kept.exists(), "after {sort} failed");
     }
+}
+
+#[test]
+fn what_came_of_a_payload_that_cannot_be_written_is_forgotten() {
+    const SIZE: usize = 2 << 20;
+    let mesh = Mesh::new();
+    let (power, node) = Power::of(mesh.node("a"));
+    let a = node.start();
+    let payloads = a.data_dir().join("spool/payloads");
+    let files = || fs::read_dir(&payloads).unwrap().count();
+    let mut control = a.control();
+    let command = json!({
+        "command": "send", "directive": "echo:discard", "recipient": "z", "size": SIZE,
+    });
+    control.write(format!("{command}\n"));
+    control.write(vec![7; SIZE / 2]);
+    wait_for("some of the payload", || (files() > 0).then_some(()));
+    power.break_down(Some("write"));
+    control.write(vec![7; SIZE / 2]);
+    let failed = control.reply();
+    let text = failed["error"]["message"].as_str().unwrap();
+    assert!(text.contains("Input/output error"), "{text}");
+    power.break_down(None);
+    wait_for("its end", || (files() == 0).then_some(()));
+    assert_eq!(spool_status(&a)["bytes"], 0);
+    // What was left of it was not taken for a command.
+    assert_eq!(control.json("ping a")["Success"], true);
 }
