@@ -642,29 +642,32 @@ impl Delivery {
             return;
         };
         work.cancel = None;
+        let has_end = work.end_safe;
         self.works.close(id);
         self.work_left();
-        self.journal.retire(
-            cx.now,
-            Retired {
-                remote,
-                key,
-                entry,
-                after: None,
-                with: With::Work(id),
-            },
-        );
-        if let Some((key, entry)) = cancel {
-            self.journal.retire(
-                cx.now,
-                Retired {
-                    remote,
-                    key,
-                    entry,
-                    after: None,
-                    with: With::Nothing,
-                },
-            );
+        let request = Retired {
+            remote,
+            key,
+            entry,
+            after: None,
+            with: With::Work(id),
+        };
+        let cancel = cancel.map(|(key, entry)| Retired {
+            remote,
+            key,
+            entry,
+            after: None,
+            with: With::Nothing,
+        });
+        // A restart that finds the cancel alone takes it for one that came ahead of its request, and one
+        // that finds the request alone and no end of it may run it again.
+        let (first, last) = if has_end {
+            (cancel, Some(request))
+        } else {
+            (Some(request), cancel)
+        };
+        for retired in first.into_iter().chain(last) {
+            self.journal.retire(cx.now, retired);
         }
     }
 

@@ -190,3 +190,34 @@ fn responses_that_are_dropped_make_room_for_the_word_in_their_place() {
     let end = &wired.host("origin").ends[&id(1)];
     assert_eq!(end.error.as_ref().unwrap().code, ErrorCode::Cancelled);
 }
+
+/// Without its request a restart takes it for one that came ahead, and keeps it as long as it may live.
+#[test]
+fn a_crash_while_a_cancelled_work_is_forgotten_leaves_nothing_of_its_cancel() {
+    for steps in 0..=4 {
+        let mut wired = Wired::chain(&["origin", "worker"]);
+        wired.host("worker").busy = true;
+        // The cancel may be ahead, as far as its sender knows.
+        wired.lose_packets(0, "worker", true);
+        wired.send("origin", "worker", 1);
+        wired.run(300);
+        let now = wired.now();
+        let mesh = wired.mesh("origin");
+        mesh.cancel(now, id(1), CancelReason::User).unwrap();
+        wired.settle();
+        // Nothing of its epoch is remembered any more.
+        wired.kill("origin");
+        wired.lose_packets(0, "worker", false);
+        wired.start("origin");
+        wired.run(100);
+        assert!(wired.host("origin").ends.contains_key(&id(1)));
+        wired.host("worker").disk.rests = true;
+        wired.run(300);
+        wired.wake_one("worker");
+        wired.kill_after_steps("worker", steps);
+        wired.start("worker");
+        wired.run(10_000);
+        let left = &wired.host("worker").disk.messages;
+        assert!(left.is_empty(), "after {steps} steps: {left:?}");
+    }
+}

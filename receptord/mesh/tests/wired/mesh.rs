@@ -713,6 +713,16 @@ impl Wired {
         self.kill(name);
     }
 
+    /// A disk that rests does the first steps that it was asked for, and no more before the node is killed.
+    pub(crate) fn kill_after_steps(&mut self, name: &str, steps: usize) {
+        let disk = &mut self.host(name).disk;
+        disk.rests = false;
+        for step in disk.waiting.drain(..).take(steps).collect::<Vec<_>>() {
+            disk.make(step);
+        }
+        self.kill(name);
+    }
+
     /// A disk that rested does what it was asked for.
     pub(crate) fn wake_disk(&mut self, name: &str) {
         let at = self.at(name);
