@@ -88,8 +88,11 @@ impl Delivery {
             Some(entry.unwrap_or_else(|| self.new_entry()))
         };
         let asked = self.works.get(work).filter(|work| work.remote == to);
-        let written =
-            entry.is_some() && asked.is_some_and(|work| work.is_told_when_safe(serial, is_eof));
+        // A request that comes again is answered so only as long as its cancel is remembered.
+        let written = entry.is_some()
+            && asked.map_or(self.is_overtaken(to, work), |work| {
+                work.is_told_when_safe(serial, is_eof)
+            });
         let outgoing = Outgoing::new(message, entry, cx.now + lifetime);
         self.send_after(cx, to, outgoing, written);
         if entry.is_some() {
@@ -732,6 +735,6 @@ fn is_end(outgoing: &Outgoing) -> bool {
     )
 }
 
-fn is_response(outgoing: &Outgoing) -> bool {
+pub(super) fn is_response(outgoing: &Outgoing) -> bool {
     matches!(outgoing.message.kind, MessageKind::Response { .. })
 }

@@ -120,7 +120,8 @@ impl Done {
             | Self::Responses(_)
             | Self::Cancel { .. }
             | Self::Arrived {
-                what: Arrival::Work(_) | Arrival::Number | Arrival::Cancel { .. },
+                what:
+                    Arrival::Work(_) | Arrival::Number | Arrival::Overtaken(_) | Arrival::Cancel { .. },
                 ..
             }
             | Self::Started(_)
@@ -142,6 +143,9 @@ pub(crate) enum Arrival {
     /// Something that nothing is kept of but its number, which is in the same write. So is the
     /// answer, if it gets one.
     Number,
+    /// The same of a request that is not run because its cancel overtook it. Its answer leaves, and the
+    /// cancel is forgotten, when this is written.
+    Overtaken(MessageId),
     /// A response to a request of this node.
     Response {
         work: MessageId,

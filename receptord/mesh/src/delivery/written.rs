@@ -9,8 +9,9 @@ use core::time::Duration;
 use receptor_proto::packet::CancelReason;
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 
+use super::answers::is_response;
 use super::cancels::{EARLY_KEPT, Early};
-use super::flow::Key;
+use super::flow::{Key, Outgoing};
 use super::journal::{Arrival, Done, Retired, With};
 use super::works::{State, Unwritten};
 use super::{Cx, DISK_BUSY, Delivery, NO_ROOM_MAX, Out, RemoteId};
@@ -52,7 +53,8 @@ impl Delivery {
             Done::Arrived { remote, key, what } => {
                 let (epoch, seq) = key;
                 if let Some(received) = self.remotes[remote.0].received.get_mut(&epoch) {
-                    if what == Arrival::Number && !received.number_written(seq) {
+                    let alone = matches!(what, Arrival::Number | Arrival::Overtaken(_));
+                    if alone && !received.number_written(seq) {
                         self.numbered.insert((remote, epoch));
                         self.journal.also(Done::Arrived { remote, key, what });
                         return;
@@ -65,7 +67,10 @@ impl Delivery {
                     Arrival::Response { work, request, .. } => {
                         self.response_implies_arrival(cx, remote, work, Some(request), 0);
                     }
-                    Arrival::Number | Arrival::Cancel { .. } => {}
+                    Arrival::Overtaken(id) if self.is_overtaken(remote, id) => {
+                        self.forget_early(cx.now, id);
+                    }
+                    Arrival::Number | Arrival::Overtaken(_) | Arrival::Cancel { .. } => {}
                 }
             }
             Done::Started(id) => {
@@ -264,7 +269,9 @@ impl Delivery {
         done: Done,
     ) {
         let Some(work) = self.works.get_mut(id).filter(|work| work.remote == remote) else {
-            self.journal.again(cx.now, done);
+            if self.remotes[remote.0].flow.get(response.key).is_some() {
+                self.journal.again(cx.now, done);
+            }
             return;
         };
         work.no_room = no_room;
@@ -424,6 +431,23 @@ impl Delivery {
         self.end_request(cx, id, error.clone());
     }
 
+    /// A request whose cancel overtook it comes again, perhaps ahead of that cancel. So nobody may hear
+    /// of the answer that was not written with its number.
+    fn take_back_answer(&mut self, to: RemoteId, work: MessageId) {
+        let flow = &mut self.remotes[to.0].flow;
+        let answer = flow.iter().find(|outgoing| {
+            let message = &outgoing.message;
+            message.work == work && is_response(outgoing) && outgoing.is_behind()
+        });
+        let Some(key) = answer.map(Outgoing::key) else {
+            return;
+        };
+        if let Some(outgoing) = flow.remove(key) {
+            self.left(to, &outgoing);
+            self.journal.remove_any(outgoing.entry);
+        }
+    }
+
     /// A message for this node is not safe: its origin keeps it and sends it again.
     fn arrival_not_written(&mut self, cx: &mut Cx<'_>, remote: RemoteId, key: Key, what: Arrival) {
         if let Some(received) = self.remotes[remote.0].received.get_mut(&key.0) {
@@ -432,6 +456,7 @@ impl Delivery {
         self.acks(remote).busy(key, DISK_BUSY);
         match what {
             Arrival::Number => {}
+            Arrival::Overtaken(id) => self.take_back_answer(remote, id),
             Arrival::Work(id) => {
                 let Some(work) = self.works.get_mut(id) else {
                     return;
