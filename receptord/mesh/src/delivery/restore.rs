@@ -152,6 +152,10 @@ impl Delivery {
         };
         self.damaged.insert(id, to);
         let said = self.said.get(&(to, id)).cloned().unwrap_or_default();
+        if let Some((serial, eof)) = &said.end {
+            // As for a work that is taken up again: an earlier start may have told of another.
+            self.at_start(now, |this, cx| this.tell_end(cx, to, id, *serial, eof));
+        }
         if said.eof {
             return;
         }
