@@ -191,6 +191,48 @@ fn responses_that_are_dropped_make_room_for_the_word_in_their_place() {
     assert_eq!(end.error.as_ref().unwrap().code, ErrorCode::Cancelled);
 }
 
+/// That its cancel was there first could not be written, and nothing of that was heard.
+#[test]
+fn a_request_that_is_refused_is_not_run_because_the_refusal_could_not_be_written() {
+    for crashes in [false, true] {
+        let mut wired = Wired::chain(&["origin", "worker"]);
+        wired.lose_packets(0, "origin", true);
+        wired.send("origin", "worker", 1);
+        wired.run(10);
+        wired.lose_packets(0, "origin", false);
+        let now = wired.now();
+        let mesh = wired.mesh("origin");
+        mesh.cancel(now, id(1), CancelReason::User).unwrap();
+        wired.settle();
+        wired.run(10);
+        wired.lose_packets(0, "worker", true);
+        wired.host("worker").disk.rests = true;
+        wired.run_until(SOON_MS, |wired| !wired.host("worker").disk.is_idle());
+        wired.fail_waiting("worker");
+        wired.host("worker").disk.rests = false;
+        if crashes {
+            // What has no hurry is on the disk by now, and the refusal is not.
+            wired.run(500);
+            wired.kill("worker");
+            wired.start("worker");
+        }
+        wired.run(SOON_MS);
+        wired.lose_packets(0, "worker", false);
+        wired.run_until(LONG_MS, |wired| {
+            wired.host("origin").ends.contains_key(&id(1))
+        });
+        wired.run(SOON_MS);
+        assert!(wired.host("worker").runs.is_empty(), "crashes: {crashes}");
+        let told = wired.host("origin").ends[&id(1)].clone();
+        assert_eq!(told.error.as_ref().unwrap().code, ErrorCode::Cancelled);
+        assert_eq!(wired.host("worker").disk.endings[&id(1)], told);
+        for host in &wired.hosts {
+            let left = &host.disk.messages;
+            assert!(left.is_empty(), "{}: {left:?}", host.id);
+        }
+    }
+}
+
 /// Without its request a restart takes it for one that came ahead, and keeps it as long as it may live.
 #[test]
 fn a_crash_while_a_cancelled_work_is_forgotten_leaves_nothing_of_its_cancel() {
