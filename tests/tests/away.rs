@@ -166,10 +166,6 @@ fn responses_that_wait_on_the_disk_alone_are_shown_and_dropped() {
 
     for prefix in [&last[..], &last[..20]] {
         let shown = ask(&b, &json!({"command": "spool", "id": prefix}));
-        eprintln!(
-            "{}",
-            shown.to_string().chars().take(1500).collect::<String>()
-        );
         assert_eq!(shown["total"], EACH + 1, "{}", shown["error"]);
         let first = &shown["messages"][0];
         assert_eq!(first["id"], json!(last), "{first}");

@@ -435,6 +435,13 @@ impl Mesh {
         self.delivery.is_recalled(work)
     }
 
+    /// Whether responses of this work that were given up are still in the store, until the word in their place
+    /// is there. False also when the store fails to write that word.
+    #[must_use]
+    pub fn is_giving_up(&self, work: MessageId) -> bool {
+        self.delivery.is_giving_up(work)
+    }
+
     /// Gives up what waits here of this work: its request, as [`Self::cancel`] does, or the
     /// responses that its sender has not got, who is told so in their place. What is in custody here
     /// is given up too, and its origin told to do the same.

@@ -340,11 +340,11 @@ impl Engine {
             }
         }
         self.forget_searches();
-        let recalled = |answer: &mut Answer| self.mesh.is_recalled(answer.work);
-        let done: Vec<Answer> = self
-            .answers
-            .extract_if(.., |answer| !recalled(answer))
-            .collect();
+        let mesh = &self.mesh;
+        let is_over = |answer: &mut Answer| {
+            !(mesh.is_recalled(answer.work) || mesh.is_giving_up(answer.work))
+        };
+        let done: Vec<Answer> = self.answers.extract_if(.., is_over).collect();
         if !done.is_empty() {
             self.store.settle(done);
         }

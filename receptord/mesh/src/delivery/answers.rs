@@ -349,6 +349,17 @@ impl Delivery {
         });
     }
 
+    /// Whether a restart would find again what was given up of a work, though its disk works: the word in its
+    /// place is being written.
+    pub(crate) fn is_giving_up(&self, id: MessageId) -> bool {
+        let (soon, later) = self.journal.leaves_to_word(id);
+        let is_coming = || {
+            let work = self.works.get(id);
+            work.is_some_and(|work| work.waits_for_word() && !work.write_failed)
+        };
+        soon || later && is_coming()
+    }
+
     /// The word in place of a response may be on the disk.
     pub(super) fn left_to_word(&mut self, cx: &Cx<'_>, done: Done) {
         let Done::LeftToWord {

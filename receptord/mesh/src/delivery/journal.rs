@@ -309,6 +309,16 @@ impl Journal {
             })
     }
 
+    /// Whether anything that was given up of a work has still to go, when the word in its place is written,
+    /// or else when that is looked at again.
+    pub(crate) fn leaves_to_word(&self, work: MessageId) -> (bool, bool) {
+        let is_left =
+            |done: &Done| matches!(done, Done::LeftToWord { work: of, .. } if *of == work);
+        let mut under_way = self.written.iter().flat_map(|(_, done)| done);
+        let soon = under_way.any(is_left) || self.done.iter().any(is_left);
+        (soon, self.again.iter().any(is_left))
+    }
+
     /// Tries again later what could not be written.
     pub(crate) fn again(&mut self, now: Instant, done: Done) {
         self.again.push(done);
