@@ -147,7 +147,7 @@ impl Power {
         (power, node)
     }
 
-    /// From here on calls of this sort (`read` and `write` at an offset, `sync`, `remove`) fail with EIO; `None`: none
+    /// From here on calls of this sort (`write` at an offset, `sync`) fail with EIO; `None`: none
     /// does any more.
     ///
     /// # Panics

@@ -126,20 +126,6 @@ pub struct Loaded {
     pub next: Option<EntryId>,
 }
 
-/// A look for messages that wait in the store alone; its answer is [`Output::Found`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SearchId(pub u64);
-
-/// What [`crate::Mesh::search`] found, in memory and in the store.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Found {
-    /// Responses that wait, or have left since the search began, by recipient and serial: the first
-    /// thousands. What was dropped is not among them.
-    pub waiting: Vec<WaitingView>,
-    /// How many wait; or that were dropped from the store, or while it was read.
-    pub total: u64,
-}
-
 /// An echo under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EchoId(pub u64);
@@ -375,7 +361,7 @@ pub enum Output {
     /// was told before. Comes before the [`Output::Persist`] or [`Output::Remove`] of its last response,
     /// so that whoever notes it can do so in the same write; what is written later must not be safe
     /// without it. Of works that nobody waits for only those that failed. What comes later for the same work
-    /// replaces it; a start says it once more of works that had ended and that are not forgotten yet.
+    /// replaces it.
     Ended {
         /// Which. There may be none of it here, if it was refused.
         work: MessageId,
@@ -433,13 +419,6 @@ pub enum Output {
         message: Box<Message>,
         /// Why.
         reason: ErrorBody,
-    },
-    /// The answer to [`crate::Mesh::search`].
-    Found {
-        /// Which.
-        id: SearchId,
-        /// What was found, or why not all was looked through.
-        result: Result<Found, ErrorBody>,
     },
     /// An echo came back, or will not.
     EchoResult {
@@ -780,11 +759,6 @@ pub struct Counters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("there is no such work in progress")]
 pub struct NoSuchWork;
-
-/// Why a search was not begun.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many searches go on")]
-pub struct TooManySearches;
 
 /// The state of a destination, for commands that must say why they fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

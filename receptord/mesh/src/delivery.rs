@@ -48,7 +48,6 @@ mod receipts;
 mod received;
 mod restore;
 mod sealed;
-mod searches;
 mod transfer;
 mod views;
 mod window;
@@ -444,7 +443,6 @@ impl Delivery {
             );
         }
         self.look_at_kept(cx);
-        self.end_late_searches(cx);
         self.letters.give(now, cx.out);
         for done in self.journal.take_again(now) {
             self.write_again(cx, done);
@@ -528,7 +526,6 @@ impl Delivery {
             self.partials.deadline(),
             self.letters.deadline(),
             self.keeper.deadline(),
-            self.paging.searches.deadline(),
             self.receipts_due(),
             self.sweep_at,
             self.early_at,

@@ -25,8 +25,7 @@ use crate::wiring::Net;
 use crate::{
     Adopted, Config, Counters, EchoId, EntryId, Instant, LinkId, LinkInfo, LinkView, LoadToken,
     Loaded, NoSuchWork, NodeView, Output, Payload, PersistToken, Policy, Reachability, Record,
-    RouteView, SearchId, Security, Submission, SubmitError, Taken, TooManySearches, WaitingView,
-    WorkView,
+    RouteView, Security, Submission, SubmitError, Taken, WaitingView, WorkView,
 };
 
 /// One node.
@@ -435,13 +434,6 @@ impl Mesh {
         self.delivery.is_recalled(work)
     }
 
-    /// Whether responses of this work that were given up are still in the store, until the word in their place
-    /// is there. False also when the store fails to write that word.
-    #[must_use]
-    pub fn is_giving_up(&self, work: MessageId) -> bool {
-        self.delivery.is_giving_up(work)
-    }
-
     /// Gives up what waits here of this work: its request, as [`Self::cancel`] does, or the
     /// responses that its sender has not got, who is told so in their place. What is in custody here
     /// is given up too, and its origin told to do the same.
@@ -451,30 +443,6 @@ impl Mesh {
             .drop_waiting(now, &mut self.router, work, &mut self.out);
         self.settle(now);
         result
-    }
-
-    /// Looks for responses of a work that ran here among those that wait in the store alone, and
-    /// gives them up if they are to be dropped, and then those in memory, as [`Self::drop_waiting`] does.
-    /// `None`: none of it wait there. Otherwise [`Output::Found`] follows always, at the latest
-    /// after a minute, but for [`Self::end_search`].
-    ///
-    /// # Errors
-    ///
-    /// When as many searches go on as may.
-    pub fn search(
-        &mut self,
-        now: Instant,
-        work: MessageId,
-        drop: bool,
-    ) -> Result<Option<SearchId>, TooManySearches> {
-        let search = self.delivery.search(now, work, drop);
-        self.settle(now);
-        search
-    }
-
-    /// Nobody waits for what this finds any more. What it has dropped is dropped.
-    pub fn end_search(&mut self, search: SearchId) {
-        self.delivery.end_search(search);
     }
 
     /// Messages of this node that their recipients have not confirmed, at most `limit`, and how

@@ -18,10 +18,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use receptor_mesh::{
-    Config, EntryId, Event, Found, Instant, Loaded, Mesh, Output, Payload, Recipient, Record,
-    Submission, WaitingKind,
+    Config, EntryId, Event, Instant, Loaded, Mesh, Output, Payload, Recipient, Record, Submission,
 };
-use receptor_proto::packet::{CancelReason, Content, Eof, Message, MessageKind};
+use receptor_proto::packet::{CancelReason, Content, Message, MessageKind};
 use receptor_proto::{Directive, ErrorCode, MessageId, NodeId};
 
 thread_local! {
@@ -68,8 +67,6 @@ fn peak() -> usize {
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const SIZE: usize = 100;
-/// Responses of one work.
-const MANY: u64 = 20_000;
 
 fn node(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
@@ -264,141 +261,6 @@ fn a_restart_with_responses_that_wait_keeps_no_more_of_them_at_any_time() {
     assert!(per_message(most, count) < 8.0 + 8192.0 * 1024.0 / 150_000.0);
     assert!(drain(&mut mesh, at(0)).is_empty());
     assert!(mesh.paged().0 >= 141_000);
-}
-
-/// The last word of a work of an earlier start.
-fn end(work: u64) -> Record {
-    let mut record = response(work, 1, work);
-    if let Record::Outgoing { message, .. } = &mut record
-        && let MessageKind::Response { eof, .. } = &mut message.kind
-    {
-        *eof = Some(Eof {
-            code: 0,
-            error: None,
-        });
-    }
-    record
-}
-
-#[test]
-fn responses_of_as_many_works_take_less_than_twelve_bytes_each() {
-    let before = in_use();
-    let count = 150_000;
-    let mut mesh = mesh((1..=count).map(end));
-    assert!(drain(&mut mesh, at(0)).is_empty());
-    let each = per_message(in_use() - before, count);
-    assert!(each < 12.0 + 8192.0 * 1024.0 / 150_000.0, "{each} bytes");
-    let (paged, bytes) = mesh.paged();
-    let each = per_message(bytes, paged as u64);
-    assert!(paged >= 141_000 && each < 12.0, "{each} bytes");
-    // What is not there is hardly looked for, and what is there is looked for where it is.
-    let mut wrong = 0;
-    for work in count + 1..=count + 100 {
-        wrong += loads_of(&mut mesh, work);
-    }
-    assert!(wrong <= 10, "{wrong} pages are read for nothing");
-    assert!((1..=2).contains(&loads_of(&mut mesh, count)));
-}
-
-/// Pages that are read for a search that finds nothing.
-fn loads_of(mesh: &mut Mesh, work: u64) -> usize {
-    let Some(search) = mesh.search(at(0), id(work), false).unwrap() else {
-        assert!(drain(mesh, at(0)).is_empty());
-        return 0;
-    };
-    let mut pages = 0;
-    loop {
-        mesh.handle_timeout(at(1_000_000 * pages));
-        for output in drain(mesh, at(1_000_000 * pages)) {
-            match output {
-                Output::Load {
-                    token, first, last, ..
-                } => {
-                    pages += 1;
-                    let loaded = Loaded {
-                        records: (first.0..=last.0).map(end).collect(),
-                        damaged: Vec::new(),
-                        next: None,
-                    };
-                    mesh.handle_loaded(at(1_000_000 * pages), token, Ok(loaded));
-                }
-                Output::Found { id, .. } if id == search => {
-                    return usize::try_from(pages).unwrap();
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-        assert!(pages < 1000);
-    }
-}
-
-/// Answers whatever is asked for with responses of one work, until a search has found them.
-fn found(mesh: &mut Mesh, damaged: Option<u64>) -> Found {
-    for second in 1..10_000 {
-        let now = at(second * 10_000);
-        mesh.handle_timeout(now);
-        let mut outputs = drain(mesh, now);
-        while let Some(output) = outputs.pop() {
-            match output {
-                Output::Load {
-                    token, first, last, ..
-                } => {
-                    // But for the word that takes the place of what was dropped.
-                    let last = last.0.min(MANY);
-                    let of = |n: u64| response(1, n, n);
-                    let good = (first.0..=last).filter(|n| damaged != Some(*n));
-                    let bad = (first.0..=last).filter(|n| damaged == Some(*n));
-                    let loaded = Loaded {
-                        records: good.map(of).collect(),
-                        damaged: bad.map(of).collect(),
-                        next: None,
-                    };
-                    mesh.handle_loaded(now, token, Ok(loaded));
-                    outputs.extend(drain(mesh, now));
-                }
-                Output::Found { result, .. } => return result.unwrap(),
-                Output::Event(Event::GivenUp { .. }) => assert!(damaged.is_some()),
-                Output::Ended { .. } => {}
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-    panic!("nothing is found");
-}
-
-#[test]
-fn of_too_many_responses_the_first_are_found_and_the_others_counted() {
-    let mut mesh = mesh((1..=MANY).map(|n| response(1, n, n)));
-    assert!(drain(&mut mesh, at(0)).is_empty());
-    let before = in_use();
-    mesh.search(at(0), id(1), false).unwrap().unwrap();
-    let found = found(&mut mesh, None);
-    assert_eq!(found.total, MANY);
-    let serials: Vec<u64> = found
-        .waiting
-        .iter()
-        .map(|view| match view.kind {
-            WaitingKind::Response { serial } => serial,
-            _ => panic!("{view:?}"),
-        })
-        .collect();
-    assert_eq!(serials, (1..=4096).collect::<Vec<_>>());
-    drop(found);
-    assert!(in_use() < before + 100_000, "it keeps what it found");
-}
-
-#[test]
-fn a_damaged_response_in_a_page_keeps_no_search_waiting() {
-    for drop in [false, true] {
-        let mut mesh = mesh((1..=MANY).map(|n| response(1, n, n)));
-        assert!(drain(&mut mesh, at(0)).is_empty());
-        let (paged, _) = mesh.paged();
-        mesh.search(at(0), id(1), drop).unwrap().unwrap();
-        let found = found(&mut mesh, Some(15_000));
-        let rest = u64::try_from(paged).unwrap() - 1;
-        assert!(found.total >= if drop { rest } else { 1 }, "{found:?}");
-        assert!(found.total <= MANY, "{found:?}");
-    }
 }
 
 #[test]

@@ -232,22 +232,6 @@ fn cancels(frames: &[Frame]) -> Vec<u64> {
     cancels.collect()
 }
 
-/// What the ends among frames say, each once.
-fn ends(frames: &[Frame]) -> Vec<String> {
-    let ends = bodies(frames).filter_map(|body| {
-        let Body::Message(message) = body else {
-            return None;
-        };
-        let MessageKind::Response { eof, .. } = message.kind else {
-            return None;
-        };
-        eof?.error.map(|error| error.message)
-    });
-    let mut ends: Vec<String> = ends.collect();
-    ends.dedup();
-    ends
-}
-
 /// Whether the origin is told that this message has come.
 fn has_receipt(frames: &[Frame], seq: u64) -> bool {
     bodies(frames).any(|body| {
@@ -357,56 +341,6 @@ fn a_cancel_that_could_not_be_written_does_not_wait_for_itself() {
         there.run_until(start + SOON_MS);
         assert!(has_receipt(&there.frames, last));
         assert_eq!(there.kept.len(), 0);
-    }
-}
-
-/// Its cancel overtook it, and what was written of both, or of the request alone, is not safe.
-#[test]
-fn a_request_that_was_cancelled_before_it_arrived_has_one_end_when_that_cannot_be_written() {
-    let asks = MessageKind::Request {
-        directive: Directive::new("a:b").unwrap(),
-        respond: true,
-    };
-    let asks = message(1, 1, 7, asks, DAY_MS);
-    let cancel = cancel(2, 1, 7, DAY_MS);
-    for both in [false, true] {
-        let (_, mut there) = pair();
-        let start = there.now;
-        there.resting = both.then(Vec::new);
-        there.hear(packet(&cancel));
-        there.resting.get_or_insert_default();
-        there.hear(packet(&asks));
-        // Meanwhile it is looked for cancels whose requests cannot come any more.
-        there.run_until(start + SOON_MS);
-        assert_eq!(
-            ends(&there.frames),
-            [""; 0],
-            "a restart knows nothing of it"
-        );
-        there.fail();
-        there.frames.clear();
-        // Nobody is told of two ends, in whichever order they come again.
-        there.hear(packet(&asks));
-        if both {
-            there.hear(packet(&cancel));
-            let eof = Eof {
-                code: 1,
-                error: Some(ErrorBody::new(ErrorCode::Cancelled, "it was waiting")),
-            };
-            let (now, payload) = (at(there.now), Payload::Inline(Bytes::new()));
-            let mesh = &mut there.mesh;
-            mesh.work_done(now, id(7), eof, Content::None, payload)
-                .unwrap();
-            there.drain();
-        }
-        there.run_until(start + 3 * SOON_MS);
-        let said = ends(&there.frames);
-        if both {
-            assert_eq!(said, ["it was waiting"]);
-        } else {
-            assert_eq!(said, ["cancelled before it arrived"]);
-        }
-        assert!(has_receipt(&there.frames, 1));
     }
 }
 

@@ -247,22 +247,3 @@ fn a_damaged_request_whose_work_has_ended_is_not_answered_again() {
     let all = [response(1, None), response(2, Some(end))];
     assert_eq!(answers(&mut mesh(all)), []);
 }
-
-#[test]
-fn of_a_damaged_request_the_end_that_is_stored_is_told() {
-    let end = Eof {
-        code: 3,
-        error: None,
-    };
-    let mut mesh = mesh([response(1, None), response(2, Some(end.clone()))]);
-    mesh.restore_damaged(at(0), &node("there"), MessageId::from_u128(1));
-    mesh.handle_timeout(at(1));
-    let mut told = Vec::new();
-    while let Some(output) = mesh.poll_output() {
-        if let Output::Ended { responses, eof, .. } = output {
-            told.push((responses, eof));
-        }
-    }
-    // An earlier start may have told of a word in its place that was never written.
-    assert_eq!(told, [(2, end)]);
-}

@@ -359,8 +359,8 @@ pub struct Custody {
     pub epoch: u64,
     /// First and last sequence numbers of runs, in order; at most [`RANGES_MAX`].
     pub messages: Vec<(u64, u64)>,
-    /// They are not kept, also after a crash, were never sent on from there, and did not come from another
-    /// custodian: who sent each of them once can be certain that nobody has them.
+    /// They are not kept, and were never sent on from there: who sent each of them once can be
+    /// certain that nobody has them.
     pub never_sent: bool,
 }
 

@@ -68,11 +68,6 @@ impl Taken {
         self.flows.extend(group.flows);
     }
 
-    /// What was to be removed may be gone from the index without a write: none of it is free twice.
-    pub(crate) fn carried(&mut self, index: &Index) {
-        self.freed.settle(index);
-    }
-
     /// Everything so far became the index's, or was given up.
     pub(crate) fn settle(&mut self, index: &Index) {
         let mut freed = std::mem::take(self).freed;

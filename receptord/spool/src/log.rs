@@ -290,27 +290,6 @@ impl<F: DiskFile> Log<F> {
         Ok(())
     }
 
-    /// Gathers a group without records, which is done when everything before it is: its write waits for removals.
-    pub(crate) fn gather_nothing<D: Disk<File = F>>(
-        &mut self,
-        disk: &D,
-        index: &mut Index,
-        results: &mut Results,
-        group: usize,
-    ) -> Result<(), SpoolError> {
-        self.gather_removals(disk, index, results)?;
-        if self.active.is_none() && !self.repair(disk, index, results) {
-            let error = io::Error::other("what failed before may come back");
-            return Err(SpoolError::io("writing nothing", &error));
-        }
-        if self.is_settled() {
-            results.push((group, Ok(())));
-        } else {
-            self.effects.push(Effect::Group(group));
-        }
-        Ok(())
-    }
-
     /// An entry is to be removed, after everything gathered so far.
     pub(crate) fn remove(&mut self, entry: EntryId) {
         self.removing.push(entry);

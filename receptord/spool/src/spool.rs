@@ -217,10 +217,8 @@ impl<D: Disk> Spool<D> {
                     }
                 }
                 Op::Memo { entry, bytes } if self.writable => {
-                    let flushes = self.log.flushes;
                     // Whoever wants to know looks whether it is there.
-                    let gathered = self.gather_memo(*entry, bytes, &mut results);
-                    self.settle_taken(&mut taken, flushes, gathered.is_err());
+                    let _ = self.gather_memo(*entry, bytes, &mut results);
                 }
                 Op::Memo { .. } => {}
                 Op::Remove(entry) if self.writable => {
@@ -497,13 +495,9 @@ impl<D: Disk> Spool<D> {
                 &mut group,
             )?;
         }
-        let flushes = self.log.flushes;
         if frame.is_empty() {
-            let gathered = self
-                .log
-                .gather_nothing(&self.disk, &mut self.index, results, at);
-            self.settle_taken(taken, flushes, gathered.is_err());
-            return gathered;
+            results.push((at, Ok(())));
+            return Ok(());
         }
         let effects = |places: Vec<Place>| {
             let effect = |(record, place): (&Record, Place)| match record {
@@ -536,6 +530,7 @@ impl<D: Disk> Spool<D> {
             effects.push(Effect::Group(at));
             effects
         };
+        let flushes = self.log.flushes;
         let gathered = self.log.gather(
             &self.disk,
             &mut self.index,
@@ -544,20 +539,13 @@ impl<D: Disk> Spool<D> {
             reserve,
             effects,
         );
-        self.settle_taken(taken, flushes, gathered.is_err());
+        if self.log.flushes != flushes {
+            taken.settle(&self.index);
+        }
         gathered?;
         self.log.fresh.extend(messages);
         taken.add(group);
         Ok(())
-    }
-
-    /// What gathering a group has changed of what those before it take.
-    fn settle_taken(&self, taken: &mut Taken, flushes: u64, failed: bool) {
-        if self.log.flushes != flushes {
-            taken.settle(&self.index);
-        } else if failed {
-            taken.carried(&self.index);
-        }
     }
 
     fn gather_memo(

@@ -546,11 +546,9 @@ async fn answer(
         }
         Request::Release(work) => {
             let release = |reply| Input::Release { work, reply };
-            let released = context.engine.ask(release).await?;
-            // Also before an error is told: who tries again finds what is left.
+            let released = context.engine.ask(release).await??;
+            // What a client was told must not be undone by a crash.
             context.keeper.flushed().await;
-            let released = released?;
-            context.keeper.removed(released)?;
             tagged(tag, &ReleaseReply { released })
         }
         Request::Works(only) => {
@@ -561,13 +559,13 @@ async fn answer(
         }
         Request::Spool(only) => {
             let spool = |reply| Input::Query(Query::Spool(only, reply));
-            let mut spool = while_there(outlet, context.engine.ask(spool)).await??;
+            let mut spool = context.engine.ask(spool).await??;
             results::keep_first(&mut spool.messages);
             tagged(tag, &spool)
         }
         Request::SpoolDrop(work) => {
             let drop = |reply| Input::SpoolDrop { work, reply };
-            let dropped = while_there(outlet, context.engine.ask(drop)).await??;
+            let dropped = context.engine.ask(drop).await??;
             tagged(tag, &DropReply { dropped })
         }
         Request::DeadLetters => tagged(tag, &results::letters_reply(context)),
@@ -575,21 +573,11 @@ async fn answer(
         Request::DeadLetterDrop(letter) => {
             let letters = context.keeper.letters();
             let dropped = letters.find(&letter)?.id;
-            letters.discard(dropped).await?;
+            letters.forget(dropped);
+            context.keeper.flushed().await;
             tagged(tag, &DropReply { dropped })
         }
     })
-}
-
-/// What takes long is given up when its client has left.
-async fn while_there<T>(
-    outlet: &Outlet,
-    asked: impl Future<Output = Result<T, EngineGone>>,
-) -> Result<T, Failure> {
-    tokio::select! {
-        answer = asked => Ok(answer?),
-        () = outlet.left() => Err(Failure::Gone),
-    }
 }
 
 /// The wanted keys of a reply.

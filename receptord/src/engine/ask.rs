@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use receptor_mesh::{EntryId, Found, Reachability, SearchId, WaitingKind, WaitingView, WorkView};
+use receptor_mesh::{EntryId, Reachability, WaitingKind, WaitingView, WorkView};
 use receptor_proto::control::{
     SpoolEntry, SpoolKind, SpoolReason, SpoolReply, WorkRole, WorkState, WorkStatus,
 };
@@ -37,22 +37,6 @@ pub(super) struct Known {
 struct Told {
     message: Option<String>,
     progress: Option<(u64, u64)>,
-}
-
-/// A client that waits until the store was read for responses of this work.
-pub(super) enum Asked {
-    Show(MessageId, oneshot::Sender<Result<SpoolReply, ErrorBody>>),
-    Drop(MessageId, oneshot::Sender<Result<MessageId, ErrorBody>>),
-}
-
-impl Asked {
-    /// The client has gone.
-    fn is_over(&self) -> bool {
-        match self {
-            Self::Show(_, reply) => reply.is_closed(),
-            Self::Drop(_, reply) => reply.is_closed(),
-        }
-    }
 }
 
 impl Engine {
@@ -102,62 +86,24 @@ impl Engine {
         Ok(work)
     }
 
-    pub(super) fn spool_drop(
-        &mut self,
-        prefix: &IdPrefix,
-        reply: oneshot::Sender<Result<MessageId, ErrorBody>>,
-    ) {
+    pub(super) fn spool_drop(&mut self, prefix: &IdPrefix) -> Result<MessageId, ErrorBody> {
         let (waiting, _) = self.mesh.waiting(self.now, usize::MAX);
-        let found = self.find_waiting(prefix, &waiting).and_then(|work| {
-            if self.mesh.is_pending(work) {
-                return Ok((work, None));
-            }
-            Ok((work, self.search(work, true)?))
-        });
-        match found {
-            Ok((work, Some(search))) => {
-                // What is in memory goes with what is found, so that one word stands for all.
-                let asked = Asked::Drop(work, reply);
-                self.searches.insert(search, asked);
-            }
-            Ok((work, None)) => self.drop_waiting(work, false, reply),
-            Err(error) => self.answer_when_durable(Err(error), reply),
+        let work = self.find_waiting(prefix, &waiting)?;
+        let view = waiting.iter().find(|view| view.work == work);
+        if view.is_none() && !self.mesh.waits_in_store(work) {
+            return Err(nothing_waits(work));
         }
-    }
-
-    /// Drops what waits of a work in memory, after all that waits on the disk alone, if that was any.
-    fn drop_waiting(
-        &mut self,
-        work: MessageId,
-        any: bool,
-        reply: oneshot::Sender<Result<MessageId, ErrorBody>>,
-    ) {
-        let result = if self.mesh.drop_waiting(self.now, work).is_ok() || any {
-            Ok(work)
-        } else {
-            Err(self.nothing_to_drop(work))
-        };
-        self.answer_when_durable(result, reply);
-    }
-
-    fn search(&mut self, work: MessageId, drop: bool) -> Result<Option<SearchId>, ErrorBody> {
-        let search = self.mesh.search(self.now, work, drop);
-        search.map_err(|error| ErrorBody::new(ErrorCode::Busy, error.to_string()))
-    }
-
-    fn nothing_to_drop(&self, work: MessageId) -> ErrorBody {
-        let (waiting, _) = self.mesh.waiting(self.now, usize::MAX);
-        if waiting.iter().all(|view| view.work != work) {
-            return nothing_waits(work);
+        if self.mesh.drop_waiting(self.now, work).is_err() {
+            let text = format!(
+                "of the work {work} only a word to the other node waits here: to end it, or that it ended"
+            );
+            return Err(ErrorBody::new(ErrorCode::Refused, text));
         }
-        let text = format!(
-            "of the work {work} only a word to the other node waits here: to end it, or that it ended"
-        );
-        ErrorBody::new(ErrorCode::Refused, text)
+        Ok(work)
     }
 
-    /// The work that waits here and is meant: among those that are in memory, those that wait in
-    /// the store alone, and those whose responses may.
+    /// The work that waits here and is meant: among those that are in memory, and those that wait
+    /// in the store alone.
     fn find_waiting(
         &self,
         prefix: &IdPrefix,
@@ -165,94 +111,33 @@ impl Engine {
     ) -> Result<MessageId, ErrorBody> {
         let here = waiting.iter().map(|view| view.work);
         let ids = self.keeper.ids().into_iter();
-        let ids = here.chain(ids.filter(|id| self.mesh.waits_in_store(*id)));
-        match resolve(prefix, ids) {
-            Err(error) if error.code == ErrorCode::NotFound => self.find_work(prefix),
-            found => found,
-        }
+        resolve(
+            prefix,
+            here.chain(ids.filter(|id| self.mesh.waits_in_store(*id))),
+        )
     }
 
-    pub(super) fn spool_asked(
-        &mut self,
-        only: Option<&IdPrefix>,
-        reply: oneshot::Sender<Result<SpoolReply, ErrorBody>>,
-    ) {
-        let result = match only {
-            None => {
-                let (waiting, total) = self.mesh.waiting(self.now, SPOOL_MAX);
-                Ok(self.spool_reply(waiting, total))
-            }
-            Some(prefix) => {
-                let (waiting, _) = self.mesh.waiting(self.now, usize::MAX);
-                let found = self.find_waiting(prefix, &waiting).and_then(|work| {
-                    if self.mesh.waits_in_store(work) {
-                        return Ok((work, None));
-                    }
-                    Ok((work, self.search(work, false)?))
-                });
-                match found {
-                    Ok((work, Some(search))) => {
-                        self.searches.insert(search, Asked::Show(work, reply));
-                        return;
-                    }
-                    Ok((work, None)) => self.spool_of(work, None),
-                    Err(error) => Err(error),
-                }
-            }
+    pub(super) fn spool_reply(&self, only: Option<&IdPrefix>) -> Result<SpoolReply, ErrorBody> {
+        let limit = if only.is_some() {
+            usize::MAX
+        } else {
+            SPOOL_MAX
         };
-        // A client that has gone wants no answer.
-        let _ = reply.send(result);
-    }
-
-    /// What waits of a work: all of it is in memory, or its responses were looked for.
-    fn spool_of(&self, work: MessageId, found: Option<Found>) -> Result<SpoolReply, ErrorBody> {
-        let (mut waiting, _) = self.mesh.waiting(self.now, usize::MAX);
-        waiting.retain(|view| view.work == work);
-        let mut total = waiting.len() as u64;
-        if let Some(found) = found {
-            // Its own responses among these were found as well.
-            waiting.retain(|view| !is_own_response(view));
-            total = waiting.len() as u64 + found.total;
-            waiting.extend(found.waiting);
-        }
-        if waiting.is_empty() && self.mesh.waits_in_store(work) {
-            let text = format!(
-                "the message {work} waits on the disk behind many others to its recipient, and is read when it is its turn; `receptorctl work show {work}` says what is known of it"
-            );
-            return Err(ErrorBody::new(ErrorCode::Busy, text).with("id", work.to_string()));
-        }
-        if waiting.is_empty() {
-            return Err(nothing_waits(work));
-        }
-        Ok(self.spool_reply(waiting, total))
-    }
-
-    /// The store was read for a client, or cannot be.
-    pub(super) fn found(&mut self, search: SearchId, result: Result<Found, ErrorBody>) {
-        match (self.searches.remove(&search), result) {
-            (Some(Asked::Show(work, reply)), result) => {
-                // A client that has gone wants no answer.
-                let _ = reply.send(result.and_then(|found| self.spool_of(work, Some(found))));
+        let (mut waiting, mut total) = self.mesh.waiting(self.now, limit);
+        if let Some(prefix) = only {
+            let work = self.find_waiting(prefix, &waiting)?;
+            waiting.retain(|view| view.work == work);
+            total = waiting.len() as u64;
+            if waiting.is_empty() && self.mesh.waits_in_store(work) {
+                let text = format!(
+                    "the message {work} waits on the disk behind many others to its recipient, and is read when it is its turn; `receptorctl work show {work}` says what is known of it"
+                );
+                return Err(ErrorBody::new(ErrorCode::Busy, text).with("id", work.to_string()));
             }
-            (Some(Asked::Drop(work, reply)), Ok(found)) => {
-                self.drop_waiting(work, found.total > 0, reply);
+            if waiting.is_empty() {
+                return Err(nothing_waits(work));
             }
-            (Some(Asked::Drop(_, reply)), Err(mut error)) => {
-                error.message += "; what had been found of it until then was dropped";
-                self.answer_when_durable(Err(error), reply);
-            }
-            (None, _) => {}
         }
-    }
-
-    /// Ends what was looked for on behalf of clients that have gone.
-    pub(super) fn forget_searches(&mut self) {
-        for (search, _) in self.searches.extract_if(|_, asked| asked.is_over()) {
-            self.mesh.end_search(search);
-        }
-    }
-
-    fn spool_reply(&self, waiting: Vec<WaitingView>, total: u64) -> SpoolReply {
         let now = now_ms();
         let messages = waiting.into_iter().map(|view| {
             let reason = match self.mesh.reachability(&view.recipient) {
@@ -283,11 +168,11 @@ impl Engine {
                 volatile: view.volatile,
             }
         });
-        SpoolReply {
+        Ok(SpoolReply {
             messages: messages.collect(),
             total,
             damaged: self.store.trouble().parts,
-        }
+        })
     }
 
     pub(super) fn work_statuses(
@@ -483,10 +368,6 @@ impl Engine {
             Err(error) => self.mesh.handle_dead_letter(self.now, entry, Err(error)),
         }
     }
-}
-
-fn is_own_response(view: &WaitingView) -> bool {
-    view.origin.is_none() && matches!(view.kind, WaitingKind::Response { .. })
 }
 
 fn nothing_waits(work: MessageId) -> ErrorBody {

@@ -28,14 +28,13 @@ use std::time::Duration;
 
 use receptor_mesh::{
     Config, EchoAnswer, EchoId, EntryId, Event, Instant, LinkId, Mesh, Output, Payload, Record,
-    SearchId,
 };
 use receptor_proto::ErrorBody;
 use receptor_proto::packet::MessageKind;
 use receptor_spool::LostRequest;
 use tokio::sync::{mpsc, oneshot};
 
-use self::ask::{Asked, Known};
+use self::ask::Known;
 use self::clients::Clients;
 use self::events::EventLog;
 use crate::config::Settings;
@@ -104,8 +103,6 @@ pub(crate) struct Engine {
     shutdown: Option<oneshot::Sender<()>>,
     /// For clients, once the disk has what the core wants of it.
     answers: Vec<Answer>,
-    /// For clients, once the store was read for them.
-    searches: HashMap<SearchId, Asked>,
 }
 
 struct LinkEntry {
@@ -233,7 +230,6 @@ impl Engine {
             events: EventLog::default(),
             shutdown: None,
             answers: Vec::new(),
-            searches: HashMap::new(),
         };
         Ok((engine, handle))
     }
@@ -339,12 +335,11 @@ impl Engine {
                 break;
             }
         }
-        self.forget_searches();
-        let mesh = &self.mesh;
-        let is_over = |answer: &mut Answer| {
-            !(mesh.is_recalled(answer.work) || mesh.is_giving_up(answer.work))
-        };
-        let done: Vec<Answer> = self.answers.extract_if(.., is_over).collect();
+        let recalled = |answer: &mut Answer| self.mesh.is_recalled(answer.work);
+        let done: Vec<Answer> = self
+            .answers
+            .extract_if(.., |answer| !recalled(answer))
+            .collect();
         if !done.is_empty() {
             self.store.settle(done);
         }
@@ -459,7 +454,8 @@ impl Engine {
                 self.answer_when_durable(result, reply);
             }
             Input::SpoolDrop { work, reply } => {
-                self.spool_drop(&work, reply);
+                let result = self.spool_drop(&work);
+                self.answer_when_durable(result, reply);
             }
             Input::Kept(work, result) => self.kept(work, result),
             Input::LetterKept(entry, result) => {
@@ -632,7 +628,6 @@ impl Engine {
                     let _ = reply.send(result);
                 }
             }
-            Output::Found { id, result } => self.found(id, result),
             Output::Event(event) => {
                 let address = |link: LinkId| {
                     self.links
@@ -723,7 +718,7 @@ impl Engine {
                 let _ = reply.send(self.work_statuses(only.as_ref()));
             }
             Query::Spool(only, reply) => {
-                self.spool_asked(only.as_ref(), reply);
+                let _ = reply.send(self.spool_reply(only.as_ref()));
             }
             Query::Health(reply) => {
                 let _ = reply.send(Health {

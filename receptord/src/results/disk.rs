@@ -169,8 +169,7 @@ fn work(dir: &Path, op: Op, names_changed: &mut bool) -> io::Result<()> {
             for name in names {
                 match fs::remove_file(dir.join(name)) {
                     Ok(()) => *names_changed = true,
-                    // It may have gone in an earlier try whose sync failed.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => *names_changed = true,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
                 }
             }

@@ -6,7 +6,6 @@
 //! that it is, its message is the core's as before, and the letter may come again.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::hash_map::Entry;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::PathBuf;
@@ -18,7 +17,6 @@ use receptor_proto::control::DeadLetterStatus;
 use receptor_proto::packet::{Content, SEGMENT_MAX};
 use receptor_proto::{Directive, ErrorBody, ErrorCode, IdPrefix, MessageId, NodeId};
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 
 use super::disk::{Disk, Op};
 use super::{now_ms, resolve};
@@ -228,65 +226,32 @@ impl DeadLetters {
 
     /// Drops a letter.
     pub(crate) fn forget(&self, id: MessageId) {
-        if self.take_out(id).is_some() {
+        if self.take_out(id) {
             self.remove(id);
         }
     }
 
-    /// Drops a letter, and waits until no crash brings it back.
-    ///
-    /// # Errors
-    ///
-    /// When the disk does not remove it, for certain; then it is a letter still, also if the caller
-    /// does not wait.
-    pub(crate) async fn discard(&self, id: MessageId) -> Result<(), ErrorBody> {
-        let Some(letter) = self.take_out(id) else {
-            return Ok(());
-        };
-        let (told, done) = oneshot::channel();
-        let letters = self.clone();
-        self.disk.push(removal(id), move |result| {
-            if result.is_err() {
-                letters.put_back(letter);
+    /// Whether there was such a letter.
+    fn take_out(&self, id: MessageId) -> bool {
+        let gone = self.letters.borrow_mut().remove(&id);
+        let size = gone.as_ref().map_or(0, |letter| letter.size);
+        self.bytes.set(self.bytes.get().saturating_sub(size));
+        gone.is_some()
+    }
+
+    fn remove(&self, id: MessageId) {
+        let sums = format!("{}{}", payload_name(id), receptor_spool::SUMS);
+        let names = vec![id.to_string(), payload_name(id), sums];
+        self.disk.push(Op::Remove { names }, |result| {
+            if let Err(error) = result {
+                tracing::warn!(%error, "a dead letter was not removed");
             }
-            // One who has gone wants no answer.
-            let _ = told.send(result);
         });
-        match done.await {
-            Ok(Err(error)) => {
-                let text = format!("the dead letter {id} cannot be removed, and is kept: {error}");
-                Err(ErrorBody::new(ErrorCode::Internal, text))
-            }
-            // Else the runtime ends.
-            Ok(Ok(())) | Err(_) => Ok(()),
-        }
     }
 
     /// Waits until what was asked before is on the disk.
     pub(super) async fn flushed(&self) {
         self.disk.flushed().await;
-    }
-
-    fn take_out(&self, id: MessageId) -> Option<DeadLetter> {
-        let gone = self.letters.borrow_mut().remove(&id)?;
-        self.bytes.set(self.bytes.get().saturating_sub(gone.size));
-        Some(gone)
-    }
-
-    /// Unless its message was given up once more meanwhile.
-    fn put_back(&self, letter: DeadLetter) {
-        if let Entry::Vacant(place) = self.letters.borrow_mut().entry(letter.id) {
-            self.bytes.set(self.bytes.get().saturating_add(letter.size));
-            place.insert(letter);
-        }
-    }
-
-    fn remove(&self, id: MessageId) {
-        self.disk.push(removal(id), |result| {
-            if let Err(error) = result {
-                tracing::warn!(%error, "a dead letter was not removed");
-            }
-        });
     }
 
     /// The letter whose id begins so.
@@ -344,13 +309,6 @@ impl DeadLetters {
             })
             .collect()
     }
-}
-
-/// The letter goes before its payload: what is left of it then is none.
-fn removal(id: MessageId) -> Op {
-    let sums = format!("{}{}", payload_name(id), receptor_spool::SUMS);
-    let names = vec![id.to_string(), payload_name(id), sums];
-    Op::Remove { names }
 }
 
 fn payload_name(id: MessageId) -> String {

@@ -28,7 +28,6 @@ mod table;
 mod work;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -57,8 +56,6 @@ pub(crate) use self::reader::{Item, Source, Stop};
 
 /// When room is made, a tenth of the limit is freed, so that not every response has to make some.
 const MAKE_ROOM: u64 = 10;
-/// Works of which files are known that could not be removed; a start finds those of others.
-const LEFT_MAX: usize = 1000;
 /// How long after a failed write the next is tried: room is often made by what was written last.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Between two log lines about failed writes or dropped responses.
@@ -94,15 +91,7 @@ struct Inner {
     letters: DeadLetters,
     settings: Rc<RefCell<Settings>>,
     store: Store,
-    /// Works whose files could not be removed: who releases one of them again has that tried again.
-    left: RefCell<BTreeMap<MessageId, Left>>,
     complained: Cell<Option<Instant>>,
-}
-
-/// Files that may still be there.
-struct Left {
-    names: Vec<String>,
-    error: io::Error,
 }
 
 impl std::fmt::Debug for Keeper {
@@ -192,7 +181,6 @@ impl Keeper {
             letters,
             settings,
             store,
-            left: RefCell::default(),
             complained: Cell::new(None),
         }));
         Ok(keeper)
@@ -235,29 +223,11 @@ impl Keeper {
         self.0.letters.flushed().await;
     }
 
-    /// After a work was released, and [`Self::flushed`]: whether no crash brings back what was kept of it.
-    ///
-    /// # Errors
-    ///
-    /// When the disk did not remove it, for certain.
-    pub(crate) fn removed(&self, id: MessageId) -> Result<(), ErrorBody> {
-        let left = self.0.left.borrow();
-        left.get(&id).map_or(Ok(()), |left| {
-            let text = format!(
-                "the work {id} is released, but what was kept of it cannot be removed, and may come back with a restart: {}; release it again when the disk is mended",
-                left.error
-            );
-            Err(ErrorBody::new(ErrorCode::Internal, text))
-        })
-    }
-
     // What the engine tells.
 
     /// A work is about to be sent. With a digest the engine is told when that is on the disk, and must
     /// not send before.
     pub(crate) fn begin(&self, id: MessageId, begin: Begin) {
-        // It writes over them.
-        self.0.left.borrow_mut().remove(&id);
         let mut table = self.0.table.borrow_mut();
         let mut work = Work::new(now_ms());
         work.directive = Some(begin.directive);
@@ -363,22 +333,14 @@ impl Keeper {
 
     /// Nobody wants the responses of this work any more.
     pub(crate) fn release(&self, id: MessageId) -> bool {
-        let left = self.0.left.borrow_mut().remove(&id);
-        let was_left = left.is_some();
-        if let Some(left) = left {
-            self.remove(id, left.names);
-        }
         let mut table = self.0.table.borrow_mut();
         let Some(work) = table.works.get_mut(&id) else {
-            return was_left;
+            return false;
         };
         work.released = true;
         work.changed.notify_waiters();
         let last = work.last;
-        if !self.unlink(&mut table, id) {
-            // A write that failed may have left something.
-            self.remove(id, vec![id.to_string()]);
-        }
+        self.unlink(&mut table, id);
         if let Some(work) = table.works.get_mut(&id) {
             work.drop_pending(last);
         }
@@ -676,31 +638,21 @@ impl Keeper {
         }
     }
 
-    fn remove(&self, id: MessageId, names: Vec<String>) {
-        let keeper = self.clone();
-        let op = Op::Remove {
-            names: names.clone(),
-        };
-        self.0.disk.push(op, move |result| {
-            let Err(error) = result else {
-                return;
-            };
-            tracing::warn!(work = %id, %error, "kept responses were not removed");
-            let mut left = keeper.0.left.borrow_mut();
-            if left.len() >= LEFT_MAX {
-                left.pop_first();
+    fn remove(&self, names: Vec<String>) {
+        self.0.disk.push(Op::Remove { names }, |result| {
+            if let Err(error) = result {
+                tracing::warn!(%error, "kept responses were not removed");
             }
-            left.insert(id, Left { names, error });
         });
     }
 
-    /// Removes what is on the disk of a work. False: as far as is known, there is nothing.
-    fn unlink(&self, table: &mut Table, id: MessageId) -> bool {
+    /// Removes what is on the disk of a work.
+    fn unlink(&self, table: &mut Table, id: MessageId) {
         let Some(work) = table.works.get_mut(&id) else {
-            return false;
+            return;
         };
         if !work.has_file && work.writing.is_none() {
-            return false;
+            return;
         }
         table.bytes -= std::mem::take(&mut work.bytes);
         table.files -= u64::from(std::mem::take(&mut work.has_file));
@@ -718,8 +670,7 @@ impl Keeper {
         names.extend(stored.flat_map(|response| apart_names(id, response.serial)));
         work.length = 0;
         work.unread = None;
-        self.remove(id, names);
-        true
+        self.remove(names);
     }
 
     /// Drops responses until there is room again: first of works that have ended, the oldest first,

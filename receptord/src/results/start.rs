@@ -384,7 +384,7 @@ impl Keeper {
         let extra = there.iter().filter(|serial| !named.contains(serial));
         let names: Vec<_> = extra.flat_map(|serial| apart_names(id, *serial)).collect();
         if !names.is_empty() {
-            self.remove(id, names);
+            self.remove(names);
         }
     }
 }

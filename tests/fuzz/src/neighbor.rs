@@ -295,7 +295,6 @@ impl Node {
             | Output::ResponsesSafe { .. }
             | Output::Ended { .. }
             | Output::EchoResult { .. }
-            | Output::Found { .. }
             | Output::Event(_) => {}
         }
         false

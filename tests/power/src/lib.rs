@@ -6,7 +6,7 @@
 //! both under one lock, so that the log has the true order. Only syncs differ: they reach no disk,
 //! take `POWER_LOSS_SYNC_US` microseconds, and what was written before their beginning counts
 //! as durable from their end on. While a file beside the log, with the extension `eio`, holds
-//! `read`, `write`, `sync` or `remove`, these calls fail as on a disk that breaks. Files on other paths are left alone. What is written past the C
+//! `write` or `sync`, these calls fail as on a disk that breaks. Files on other paths are left alone. What is written past the C
 //! library, or through a mapping, is not seen: the test compares the directory with the log and
 //! would tell.
 //!
@@ -413,33 +413,6 @@ fn placed(fd: c_int, offset: off_t, call: impl FnOnce() -> c_long) -> ssize_t {
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn pread(
-    fd: c_int,
-    bytes: *mut c_void,
-    length: size_t,
-    offset: off_t,
-) -> ssize_t {
-    if let Some((log, _)) = Log::get().zip(followed(fd))
-        && log.fails(b"read")
-    {
-        return -1;
-    }
-    let done = kernel!(SYS_pread64, fd, bytes, length, offset);
-    ssize_t::try_from(done).unwrap_or(-1)
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn pread64(
-    fd: c_int,
-    bytes: *mut c_void,
-    length: size_t,
-    offset: off_t,
-) -> ssize_t {
-    // SAFETY: see `open`.
-    unsafe { pread(fd, bytes, length, offset) }
-}
-
-#[unsafe(no_mangle)]
 pub unsafe extern "C" fn write(fd: c_int, bytes: *const c_void, length: size_t) -> ssize_t {
     streamed(fd, || kernel!(SYS_write, fd, bytes, length))
 }
@@ -732,9 +705,6 @@ pub unsafe extern "C" fn unlinkat(dir: c_int, path: *const c_char, flags: c_int)
     let Some((log, path)) = below else {
         return call();
     };
-    if log.fails(b"remove") {
-        return -1;
-    }
     let _order = order();
     let done = call();
     if done == 0 {

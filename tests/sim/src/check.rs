@@ -220,15 +220,6 @@ impl World {
                 "echo {echo} of node {node} in life {process} has no result"
             ));
         }
-        if let Some((node, process, search)) = self
-            .searches
-            .keys()
-            .find(|(node, process, _)| self.hosts[*node].life.process == *process)
-        {
-            return Some(format!(
-                "search {search} of node {node} in life {process} has no result"
-            ));
-        }
         // What a node forgot, others may wait for until it expires; so they may for one they
         // cannot reach.
         if !whole || self.members().iter().any(|host| host.life.data > 0) {

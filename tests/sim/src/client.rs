@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use receptor_mesh::{EchoAnswer, EchoId, Found, Payload, Recipient, SearchId, Submission};
+use receptor_mesh::{EchoAnswer, EchoId, Payload, Recipient, Submission};
 use receptor_proto::packet::{CancelReason, Content, Eof, SEGMENT_MAX};
 use receptor_proto::{Directive, ErrorBody, MessageId, NodeId};
 
@@ -19,8 +19,6 @@ use crate::world::{World, ZONES, node_id, zone};
 const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long after that its result may come: the core's timers may be coarse.
 const ECHO_GRACE_US: u64 = 1_000_000;
-/// How long a search may take, by what the core says.
-const SEARCH_US: u64 = 60_000_000;
 /// How long the client of a message with a key waits at most before it asks again.
 const ASK_PAUSE_US: u64 = 4_000_000;
 /// The directive of an action that may be run again.
@@ -234,51 +232,17 @@ impl World {
             let Some(mesh) = host.mesh.as_mut().filter(|_| host.frozen.is_none()) else {
                 continue;
             };
-            let is_own = mesh.is_pending(work);
-            let search = (!is_own).then(|| mesh.search(clock, work, true));
-            let search = search.and_then(Result::ok).flatten();
-            if mesh.drop_waiting(clock, work).is_err() && search.is_none() {
+            if mesh.drop_waiting(clock, work).is_err() {
                 continue;
             }
-            let process = host.life.process;
             let now = self.queue.now();
             self.trace
                 .line(now, || format!("{node}: an operator drops {work}"));
-            if let Some(SearchId(search)) = search {
-                self.searches.insert((node, process, search), now);
-            }
             if let Some(letter) = self.ledger.letters.get_mut(&work) {
                 letter.cancelled = true;
             }
             self.pump(node);
             return;
-        }
-    }
-
-    /// The store was read for an operator, or could not be.
-    pub(crate) fn searched(
-        &mut self,
-        node: NodeIndex,
-        SearchId(search): SearchId,
-        result: Result<Found, ErrorBody>,
-    ) {
-        let process = self.hosts[node].life.process;
-        let Some(began) = self.searches.remove(&(node, process, search)) else {
-            self.check(Err(format!(
-                "node {node} has a result of no search: {result:?}"
-            )));
-            return;
-        };
-        let since = began.max(self.hosts[node].thawed_at);
-        let late = self.queue.now() - since;
-        if late > SEARCH_US + ECHO_GRACE_US {
-            self.check(Err(format!(
-                "node {node} has the result of a search after {late} us: {result:?}"
-            )));
-        }
-        match result {
-            Ok(found) => self.stats.found += found.total,
-            Err(_) => self.stats.searches_failed += 1,
         }
     }
 

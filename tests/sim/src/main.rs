@@ -132,7 +132,7 @@ fn one(options: &Options, arguments: &Arguments) -> bool {
 fn summary(outcome: &Outcome) -> String {
     let stats = &outcome.stats;
     format!(
-        "settled {:.1} s, {} messages ({} ended, {} with an error, {} refused), {} frames, {} SPF, {} again, {} kept, {} held, {} went on, {} loads, {} found there, hash {:016x}",
+        "settled {:.1} s, {} messages ({} ended, {} with an error, {} refused), {} frames, {} SPF, {} again, {} kept, {} held, {} went on, {} loads, hash {:016x}",
         outcome.settled_s,
         outcome.messages,
         outcome.ended,
@@ -145,7 +145,6 @@ fn summary(outcome: &Outcome) -> String {
         stats.held,
         stats.adopted,
         stats.loads,
-        stats.found,
         outcome.hash
     )
 }

@@ -211,7 +211,6 @@ impl World {
                 self.deliver(node, work, serial, &payload, eof.as_ref());
             }
             Output::EchoResult { id, result } => self.echo_result(node, id, result),
-            Output::Found { id, result } => self.searched(node, id, result),
             Output::DeadLetter { entry, .. } => {
                 let failed = self.disk_fails(node);
                 self.disk(node, DiskJob::DeadLetter { entry, failed });

@@ -57,10 +57,6 @@ pub struct Stats {
     pub given_up: u64,
     /// Pages of waiting messages that were loaded.
     pub loads: u64,
-    /// Responses that operators dropped and that were in the store alone.
-    pub found: u64,
-    /// Times that these could not be read.
-    pub searches_failed: u64,
     /// Messages that nodes on their way kept.
     pub kept: u64,
     /// Times that a plugin was told to wait.
@@ -132,8 +128,6 @@ impl Stats {
             refused: self.refused - earlier.refused,
             given_up: self.given_up - earlier.given_up,
             loads: self.loads - earlier.loads,
-            found: self.found - earlier.found,
-            searches_failed: self.searches_failed - earlier.searches_failed,
             kept: self.kept - earlier.kept,
             held: self.held - earlier.held,
             adopted: self.adopted - earlier.adopted,

@@ -169,8 +169,6 @@ pub(crate) struct World {
     pub(crate) next_fault: u64,
     pub(crate) next_message: u64,
     pub(crate) echoes: BTreeMap<(NodeIndex, u32, u64), (NodeIndex, u64)>,
-    /// When operators began to look for what waits in the store alone.
-    pub(crate) searches: BTreeMap<(NodeIndex, u32, u64), u64>,
     /// What was not as it should be when last looked at.
     pub(crate) last: String,
     /// From when on everything is as it should be.
@@ -279,7 +277,6 @@ impl World {
             next_fault: 0,
             next_message: 0,
             echoes: BTreeMap::new(),
-            searches: BTreeMap::new(),
             last: String::new(),
             calm_since: u64::MAX,
             echo_failure: None,

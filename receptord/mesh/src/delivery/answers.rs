@@ -88,11 +88,8 @@ impl Delivery {
             Some(entry.unwrap_or_else(|| self.new_entry()))
         };
         let asked = self.works.get(work).filter(|work| work.remote == to);
-        // A request that comes again is answered so only as long as its cancel is remembered.
-        let written = entry.is_some()
-            && asked.map_or(self.is_overtaken(to, work), |work| {
-                work.is_told_when_safe(serial, is_eof)
-            });
+        let written =
+            entry.is_some() && asked.is_some_and(|work| work.is_told_when_safe(serial, is_eof));
         let outgoing = Outgoing::new(message, entry, cx.now + lifetime);
         self.send_after(cx, to, outgoing, written);
         if entry.is_some() {
@@ -253,7 +250,8 @@ impl Delivery {
     ) {
         let id = first.message.work;
         let mut serial = serial_of(first);
-        let mut gone = Vec::from([(first.key(), first.entry, is_end(first))]);
+        let mut entries: Vec<EntryId> = first.entry.into_iter().collect();
+        let mut gone = Vec::from([first.key()]);
         let flow = &mut self.remotes[to.0].flow;
         let keys: Vec<Key> = flow
             .iter()
@@ -264,7 +262,8 @@ impl Delivery {
             if let Some(other) = self.remotes[to.0].flow.remove(key) {
                 self.left(to, &other);
                 serial = serial.min(serial_of(&other));
-                gone.push((other.key(), other.entry, is_end(&other)));
+                gone.push(other.key());
+                entries.extend(other.entry);
             }
         }
         cx.out.push_back(Output::Event(Event::GivenUp {
@@ -302,10 +301,6 @@ impl Delivery {
             let word = self.respond(cx, to, id, serial, parcel, Some(eof), true, volatile);
             let ended = self.works.get_mut(id).is_some_and(|work| {
                 work.word = Some(word);
-                let end = work.retained.filter(|(last, _)| *last == work.serial);
-                if let Some((_, end)) = end.filter(|_| !work.is_in_progress()) {
-                    (work.end, work.retained) = (Some(end), None);
-                }
                 work.state == State::Ending
             });
             // Of a word in memory nobody says that it is safe.
@@ -313,80 +308,17 @@ impl Delivery {
                 self.close_work(cx, id);
             }
             if !volatile {
-                for (key, entry, is_end) in gone {
-                    self.leave_to_word(to, id, key, entry, is_end);
+                for key in gone {
+                    self.remotes[to.0].flow.hold(key);
+                    self.journal.also(Done::GivenUp { remote: to, key });
                 }
-                return;
             }
         } else if self.works.get(id).is_some_and(|work| work.lingers) {
             self.forget_work(cx, id);
         }
-        for (_, entry, _) in gone {
-            self.journal.remove_any(entry);
+        for entry in entries {
+            self.journal.remove(entry);
         }
-    }
-
-    /// The number and the entry of a response that was given up stay until the word is safe, the end of a
-    /// work that is still here as long as that.
-    fn leave_to_word(
-        &mut self,
-        to: RemoteId,
-        id: MessageId,
-        key: Key,
-        mut entry: Option<EntryId>,
-        is_end: bool,
-    ) {
-        let work = self.works.get_mut(id).filter(|work| work.remote == to);
-        if let Some(work) = work.filter(|_| is_end && entry.is_some()) {
-            entry = core::mem::replace(&mut work.end, entry);
-        }
-        self.remotes[to.0].flow.hold(key);
-        self.journal.also(Done::LeftToWord {
-            remote: to,
-            key,
-            work: id,
-            entry,
-        });
-    }
-
-    /// Whether a restart would find again what was given up of a work, though its disk works: the word in its
-    /// place is being written.
-    pub(crate) fn is_giving_up(&self, id: MessageId) -> bool {
-        let (soon, later) = self.journal.leaves_to_word(id);
-        let is_coming = || {
-            let work = self.works.get(id);
-            work.is_some_and(|work| work.waits_for_word() && !work.write_failed)
-        };
-        soon || later && is_coming()
-    }
-
-    /// The word in place of a response may be on the disk.
-    pub(super) fn left_to_word(&mut self, cx: &Cx<'_>, done: Done) {
-        let Done::LeftToWord {
-            remote,
-            key,
-            work: id,
-            mut entry,
-        } = done
-        else {
-            return;
-        };
-        let work = self.works.get(id).filter(|work| work.remote == remote);
-        let Some(work) = work.filter(|work| work.waits_for_word()) else {
-            self.remotes[remote.0].flow.release(key);
-            self.journal.remove_any(entry);
-            return;
-        };
-        if work.no_room {
-            self.journal.remove_any(entry.take());
-        }
-        let done = Done::LeftToWord {
-            remote,
-            key,
-            work: id,
-            entry,
-        };
-        self.journal.again(cx.now, done);
     }
 
     /// Whether a response is worth nothing, because one before it was given up and its reader will
@@ -398,10 +330,13 @@ impl Delivery {
 
     /// Forgets a response that is worth nothing.
     pub(super) fn drop_broken_off(&mut self, to: RemoteId, outgoing: &Outgoing) {
-        if outgoing.entry.is_some() {
-            let (id, key, entry) = (outgoing.message.work, outgoing.key(), outgoing.entry);
-            self.leave_to_word(to, id, key, entry, is_end(outgoing));
-        }
+        let Some(entry) = outgoing.entry else {
+            return;
+        };
+        let key = outgoing.key();
+        self.remotes[to.0].flow.hold(key);
+        self.journal.also(Done::GivenUp { remote: to, key });
+        self.journal.remove(entry);
     }
 
     /// Lets a work's plugin go on that was held, if its backlog is at most this and there is room for what it has
@@ -656,32 +591,29 @@ impl Delivery {
             return;
         };
         work.cancel = None;
-        let has_end = work.end_safe;
         self.works.close(id);
         self.work_left();
-        let request = Retired {
-            remote,
-            key,
-            entry,
-            after: None,
-            with: With::Work(id),
-        };
-        let cancel = cancel.map(|(key, entry)| Retired {
-            remote,
-            key,
-            entry,
-            after: None,
-            with: With::Nothing,
-        });
-        // A restart that finds the cancel alone takes it for one that came ahead of its request, and one
-        // that finds the request alone and no end of it may run it again.
-        let (first, last) = if has_end {
-            (cancel, Some(request))
-        } else {
-            (Some(request), cancel)
-        };
-        for retired in first.into_iter().chain(last) {
-            self.journal.retire(cx.now, retired);
+        self.journal.retire(
+            cx.now,
+            Retired {
+                remote,
+                key,
+                entry,
+                after: None,
+                with: With::Work(id),
+            },
+        );
+        if let Some((key, entry)) = cancel {
+            self.journal.retire(
+                cx.now,
+                Retired {
+                    remote,
+                    key,
+                    entry,
+                    after: None,
+                    with: With::Nothing,
+                },
+            );
         }
     }
 
@@ -693,7 +625,6 @@ impl Delivery {
         if let Some((_, entry)) = work.retained {
             self.journal.remove(entry);
         }
-        self.journal.remove_any(work.end);
         if let Some((key, entry)) = work.cancel {
             self.retire(cx.now, work.remote, Stored { key, entry }, None);
         }
@@ -739,13 +670,6 @@ pub(super) fn is_in_doubt(outgoing: &Outgoing) -> bool {
     }
 }
 
-fn is_end(outgoing: &Outgoing) -> bool {
-    matches!(
-        outgoing.message.kind,
-        MessageKind::Response { eof: Some(_), .. }
-    )
-}
-
-pub(super) fn is_response(outgoing: &Outgoing) -> bool {
+fn is_response(outgoing: &Outgoing) -> bool {
     matches!(outgoing.message.kind, MessageKind::Response { .. })
 }

@@ -7,6 +7,7 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use receptor_proto::MessageId;
 use receptor_proto::packet::{Message, MessageKind, SMALL_MAX};
@@ -44,10 +45,6 @@ pub(crate) fn name(message: &Message, entry: EntryId) -> MessageId {
 /// Names a page among those of this node; a name is used again when its page is gone.
 pub(crate) type Tag = u16;
 
-/// What a page remembers of a work that it has responses of. With those of a thousand works in it,
-/// one other work in seventeen thousand seems to be among them.
-pub(crate) type Mark = [u8; 3];
-
 /// Messages of one lane that are next to each other. What is in memory is in no page.
 #[derive(Debug)]
 pub(crate) struct Page {
@@ -69,8 +66,6 @@ pub(crate) struct Page {
     pub(crate) loading: bool,
     /// Loads that failed since one did not.
     pub(crate) failures: u32,
-    /// The works that its responses are of; sorted, each once.
-    marks: Vec<Mark>,
 }
 
 /// What a page knows of one message.
@@ -80,21 +75,15 @@ pub(crate) struct Paged {
     pub(crate) entry: EntryId,
     pub(crate) size: u64,
     pub(crate) expires: Instant,
-    /// Of its work, if it is a response.
-    mark: Option<Mark>,
 }
 
 impl Paged {
-    pub(crate) fn new(ids: &Ids, entry: EntryId, message: &Message, expires: Instant) -> Self {
+    pub(crate) fn new(now: Instant, entry: EntryId, message: &Message) -> Self {
         Self {
             key: (message.epoch, message.seq),
             entry,
             size: message.size,
-            expires,
-            mark: match message.kind {
-                MessageKind::Response { .. } => Some(ids.mark(message.work)),
-                MessageKind::Request { .. } | MessageKind::Cancel { .. } => None,
-            },
+            expires: now + Duration::from_millis(message.remaining_ms),
         }
     }
 }
@@ -112,7 +101,6 @@ impl Page {
             wanted: false,
             loading: false,
             failures: 0,
-            marks: first.mark.into_iter().collect(),
         }
     }
 
@@ -123,42 +111,6 @@ impl Page {
         self.count += 1;
         self.bytes += paged.size;
         self.expires = self.expires.min(paged.expires);
-        if let Some(mark) = paged.mark
-            && let Err(at) = self.marks.binary_search(&mark)
-        {
-            if self.marks.len() == self.marks.capacity() {
-                self.marks.reserve_exact((self.marks.len() / 8).max(4));
-            }
-            self.marks.insert(at, mark);
-        }
-    }
-
-    /// After all of it was read this is what is left.
-    pub(crate) fn becomes(&mut self, rest: Option<Self>) {
-        self.count = 0;
-        self.bytes = 0;
-        if let Some(rest) = rest {
-            self.count = rest.count;
-            self.bytes = rest.bytes;
-            self.keys = rest.keys;
-            self.entries = rest.entries;
-            self.expires = rest.expires;
-            self.marks = rest.marks;
-        }
-    }
-
-    /// Some of it is wanted before its turn.
-    pub(crate) fn want(&mut self, now: Instant) {
-        self.wanted = true;
-        if self.failures == 0 {
-            self.rests = self.rests.min(now);
-        }
-    }
-
-    /// The same; somebody waits for it, who would rather hear that it cannot be read.
-    pub(crate) fn want_at_once(&mut self, now: Instant) {
-        self.wanted = true;
-        self.rests = self.rests.min(now);
     }
 
     /// When something is to be done about it.
@@ -199,12 +151,6 @@ impl Backlog {
     /// Whether responses wait in a page.
     pub(crate) fn responses_wait(&self) -> bool {
         (SIZES..LANES).any(|lane| self.waits(lane))
-    }
-
-    /// The pages that may have responses of a work.
-    pub(crate) fn pages_with(&self, mark: Mark) -> impl Iterator<Item = &Page> {
-        let pages = self.lanes[SIZES..].iter().flatten();
-        pages.filter(move |page| page.marks.binary_search(&mark).is_ok())
     }
 
     /// No message in a page has a lower number.
@@ -295,9 +241,7 @@ impl Backlog {
     /// Bytes of memory.
     pub(crate) fn size(&self) -> usize {
         let pages: usize = self.lanes.iter().map(VecDeque::capacity).sum();
-        let marks = self.lanes.iter().flatten();
-        let marks: usize = marks.map(|page| page.marks.capacity()).sum();
-        pages * size_of::<Page>() + marks * size_of::<Mark>()
+        pages * size_of::<Page>()
     }
 }
 
@@ -328,21 +272,11 @@ impl Ids {
         }
     }
 
-    fn hash(&self, id: MessageId) -> u64 {
+    fn place(&self, id: MessageId) -> (usize, [u8; PRINT]) {
         let id = id.as_u128();
         #[expect(clippy::cast_possible_truncation, reason = "both halves are taken")]
         let (high, low) = ((id >> 64) as u64, id as u64);
-        mix(mix(high ^ self.seed) ^ low)
-    }
-
-    /// See [`Mark`].
-    pub(crate) fn mark(&self, work: MessageId) -> Mark {
-        let [mark @ .., _, _, _, _, _] = self.hash(work).to_be_bytes();
-        mark
-    }
-
-    fn place(&self, id: MessageId) -> (usize, [u8; PRINT]) {
-        let hash = self.hash(id);
+        let hash = mix(mix(high ^ self.seed) ^ low);
         let [_, _, _, print @ ..] = hash.to_be_bytes();
         let shard = usize::try_from(hash >> (64 - SHARDS_LOG)).unwrap_or(0);
         (shard, print)
@@ -454,7 +388,6 @@ mod tests {
             entry: EntryId(seq),
             size: 10,
             expires: Instant::from_micros(1000 - seq),
-            mark: None,
         }
     }
 

@@ -270,12 +270,6 @@ impl Delivery {
         self.plan_early(cx.now + EARLY_LOOK);
     }
 
-    /// Whether a cancel of this request is here, and the request not yet.
-    pub(super) fn is_overtaken(&self, from: RemoteId, work: MessageId) -> bool {
-        let early = self.early.get(&work);
-        early.is_some_and(|early| early.remote == from)
-    }
-
     pub(super) fn forget_early(&mut self, now: Instant, id: MessageId) {
         let Some(early) = self.early.remove(&id) else {
             return;
@@ -299,7 +293,11 @@ impl Delivery {
     /// arrived when no restart comes to wait for that request. True: there is something to wait for.
     fn close_early(&mut self, now: Instant, from: RemoteId, message: &Message) -> bool {
         let id = message.work;
-        if self.is_overtaken(from, id) {
+        if self
+            .early
+            .get(&id)
+            .is_some_and(|early| early.remote == from)
+        {
             self.forget_early(now, id);
         }
         if message.volatile {
@@ -363,7 +361,7 @@ impl Delivery {
             let remote = &remotes[early.remote.0];
             let received = remote.received.get(&epoch);
             let complete = remote.first_epoch >= epoch
-                && received.is_some_and(|received| received.safe_below(seq));
+                && received.is_some_and(|received| received.complete_below(seq));
             early.until <= now || complete
         };
         let over: Vec<MessageId> = self

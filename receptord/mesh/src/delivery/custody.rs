@@ -74,8 +74,6 @@ struct Kept {
     state: State,
     /// It may have been sent on, by this start of the node or one before.
     was_sent: bool,
-    /// Who kept it before may have it still.
-    is_copy: bool,
     /// Since the way last changed.
     tries: u32,
     /// Of a sealed one that was sent, so that its recipient can say that it cannot be opened; 0 otherwise.
@@ -84,14 +82,6 @@ struct Kept {
     failed_reads: u32,
     /// When it is to be looked at: it expired, or is to be sent again.
     timer: Instant,
-}
-
-/// What is to be said of a message that is not kept any more.
-#[derive(Debug)]
-pub(super) struct Dropped {
-    name: Name,
-    holding: Holding,
-    never_sent: bool,
 }
 
 /// What is kept for one recipient.
@@ -116,13 +106,6 @@ pub(super) struct Keeper {
     /// Who is to be told when a message that was kept on its way is safe here.
     custodians: BTreeMap<(RemoteId, Key), NodeId>,
     notices: Notices,
-}
-
-impl Kept {
-    /// Whether nobody but its origin can have it too.
-    fn was_never_sent(&self) -> bool {
-        !self.was_sent && !self.is_copy
-    }
 }
 
 impl State {
@@ -190,7 +173,7 @@ impl Keeper {
         self.timers.insert((kept.timer, entry));
     }
 
-    /// Says something of one message that is here, or is not kept; `never_sent` if nobody but its origin can have it.
+    /// Says something of one message that is here, or is not kept; `never_sent` if it was not sent on.
     fn say(&mut self, to: NodeId, holding: Holding, name: &Name, never_sent: bool) {
         let (origin, recipient, epoch, seq) = name.clone();
         self.notices
@@ -365,7 +348,6 @@ impl Delivery {
         let Some(kept) = self.keeper.kept.get_mut(&entry) else {
             return;
         };
-        kept.is_copy |= before.as_ref().is_some_and(|before| *before != self.node);
         match kept.state {
             State::Writing | State::Reading => {}
             State::Waiting | State::Sent => {
@@ -395,7 +377,6 @@ impl Delivery {
         let kept = Kept {
             name,
             message,
-            is_copy: before.is_some(),
             before,
             expires: now + lifetime,
             state,
@@ -439,9 +420,8 @@ impl Delivery {
     /// It is not, so that its origin alone has it.
     pub(super) fn kept_not_written(&mut self, entry: EntryId) {
         if let Some(kept) = self.keeper.remove(entry) {
-            let (origin, never_sent) = (kept.name.0.clone(), kept.was_never_sent());
-            self.keeper
-                .say(origin, Holding::Refused, &kept.name, never_sent);
+            let origin = kept.name.0.clone();
+            self.keeper.say(origin, Holding::Refused, &kept.name, true);
         }
     }
 
@@ -542,27 +522,23 @@ impl Delivery {
         self.keeper.set(entry, state, timer);
     }
 
-    /// It is kept no longer. Its origin, which may take that for the end of the only copy, is told when
-    /// no crash can bring it back.
+    /// It is kept no longer: its origin is told.
     fn drop_kept(&mut self, entry: EntryId, holding: Holding) {
-        let Some(kept) = self.keeper.remove(entry) else {
-            return;
-        };
-        let never_sent = kept.was_never_sent();
-        let dropped = Dropped {
-            name: kept.name,
-            holding,
-            never_sent,
-        };
-        self.journal
-            .remove_with(entry, Done::Dropped(Box::new(dropped)));
+        if self.forget_kept(entry, holding) {
+            self.journal.remove(entry);
+        }
     }
 
-    /// A restart does not find it any more.
-    pub(super) fn kept_removed(&mut self, dropped: Dropped) {
-        let origin = dropped.name.0.clone();
-        let (holding, never_sent) = (dropped.holding, dropped.never_sent);
-        self.keeper.say(origin, holding, &dropped.name, never_sent);
+    /// The same, but for its entry. Whether it was kept.
+    fn forget_kept(&mut self, entry: EntryId, holding: Holding) -> bool {
+        let kept = self.keeper.remove(entry);
+        let was_kept = kept.is_some();
+        if let Some(kept) = kept {
+            let origin = kept.name.0.clone();
+            let never_sent = !kept.was_sent;
+            self.keeper.say(origin, holding, &kept.name, never_sent);
+        }
+        was_kept
     }
 
     /// Its time is over. Its origin has the same time, tells its sender and keeps the dead letter;
@@ -579,7 +555,7 @@ impl Delivery {
             let reason = ErrorBody::new(ErrorCode::Expired, reason);
             let ends = (kept.name.0.clone(), kept.name.1.clone());
             let message = kept.message.clone();
-            self.keeper.remove(entry);
+            self.forget_kept(entry, Holding::Dropped);
             return self.send_letter_of(cx, entry, ends, message, reason);
         }
         self.drop_kept(entry, Holding::Dropped);

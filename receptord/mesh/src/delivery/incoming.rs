@@ -336,10 +336,6 @@ impl Delivery {
             self.ack(from, key);
             return;
         }
-        self.write_number(from, key, Arrival::Number);
-    }
-
-    fn write_number(&mut self, from: RemoteId, key: Key, what: Arrival) {
         let write = self.journal.batch();
         if let Some(received) = self.remotes[from.0].received.get_mut(&key.0) {
             received.take_number(key.1, write);
@@ -348,7 +344,7 @@ impl Delivery {
         self.journal.also(Done::Arrived {
             remote: from,
             key,
-            what,
+            what: Arrival::Number,
         });
     }
 
@@ -406,7 +402,11 @@ impl Delivery {
         if self.damaged.get(&message.work) == Some(&from) {
             return Err(No::Answered);
         }
-        if self.is_overtaken(from, message.work) {
+        if self
+            .early
+            .get(&message.work)
+            .is_some_and(|early| early.remote == from)
+        {
             let error = ErrorBody::new(ErrorCode::Cancelled, super::cancels::BEFORE_ARRIVAL);
             return Err(No::Never(error));
         }
@@ -533,15 +533,14 @@ impl Delivery {
             let denied = Denied::Work { sender, directive };
             cx.out.push_back(Output::Event(Event::Denied(denied)));
         }
-        let overtaken = self.is_overtaken(from, message.work);
-        if overtaken && !message.volatile {
-            self.write_number(from, key, Arrival::Overtaken(message.work));
-        } else {
-            if overtaken {
-                self.forget_early(cx.now, message.work);
-            }
-            self.let_go(from, key, message.volatile);
+        if self
+            .early
+            .get(&message.work)
+            .is_some_and(|early| early.remote == from)
+        {
+            self.forget_early(cx.now, message.work);
         }
+        self.let_go(from, key, message.volatile);
         if !respond {
             return;
         }

@@ -16,7 +16,6 @@ use receptor_proto::packet::{EarlierEnd, Eof};
 
 use super::RemoteId;
 use super::choice::Moved;
-use super::custody::Dropped;
 use super::flow::Key;
 use super::inbox::Stored;
 use crate::{EntryId, Instant, Output, PersistToken, Record};
@@ -73,19 +72,10 @@ pub(crate) enum Done {
     /// The number of a message that was given up is no longer needed: what takes its place is
     /// safe.
     GivenUp { remote: RemoteId, key: Key },
-    /// The same of a response, and of its entry: the word that takes its place may be safe.
-    LeftToWord {
-        remote: RemoteId,
-        key: Key,
-        work: MessageId,
-        entry: Option<EntryId>,
-    },
     /// The new place of a request is safe.
     Moved(Moved),
     /// A message of others is safe here.
     Kept(EntryId),
-    /// One that was is gone.
-    Dropped(Box<Dropped>),
     /// The request of a work whose end nothing else tells of is gone.
     Gone { work: MessageId, serial: u64 },
     /// Incoming entries can be removed.
@@ -112,7 +102,6 @@ impl Done {
             }
             | Self::Slimmed { .. }
             | Self::Mark(..)
-            | Self::Dropped(_)
             | Self::Gone { .. }
             | Self::Retired(_) => false,
             Self::Request(_)
@@ -120,14 +109,12 @@ impl Done {
             | Self::Responses(_)
             | Self::Cancel { .. }
             | Self::Arrived {
-                what:
-                    Arrival::Work(_) | Arrival::Number | Arrival::Overtaken(_) | Arrival::Cancel { .. },
+                what: Arrival::Work(_) | Arrival::Number | Arrival::Cancel { .. },
                 ..
             }
             | Self::Started(_)
             | Self::OwnEnd { .. }
             | Self::GivenUp { .. }
-            | Self::LeftToWord { .. }
             | Self::Moved(_)
             | Self::Kept(_)
             | Self::Earlier { .. } => true,
@@ -143,9 +130,6 @@ pub(crate) enum Arrival {
     /// Something that nothing is kept of but its number, which is in the same write. So is the
     /// answer, if it gets one.
     Number,
-    /// The same of a request that is not run because its cancel overtook it. Its answer leaves, and the
-    /// cancel is forgotten, when this is written.
-    Overtaken(MessageId),
     /// A response to a request of this node.
     Response {
         work: MessageId,
@@ -190,8 +174,6 @@ pub(crate) struct Journal {
     done: Vec<Done>,
     /// Steps of their own, before the others.
     alone: Vec<(Record, Done)>,
-    /// Entries to remove before the next batch, which something waits for.
-    removed_first: Vec<EntryId>,
     removed: Vec<EntryId>,
     written: VecDeque<(PersistToken, Vec<Done>)>,
     /// Requests whose arrival is to be noted.
@@ -230,12 +212,6 @@ impl Journal {
     /// Removes an entry, after what is about to be written: that may be the entry itself.
     pub(crate) fn remove(&mut self, entry: EntryId) {
         self.removed.push(entry);
-    }
-
-    /// Removes an entry that is no part of the next batch, and lets something wait for that.
-    pub(crate) fn remove_with(&mut self, entry: EntryId, done: Done) {
-        self.removed_first.push(entry);
-        self.done.push(done);
     }
 
     /// Removes an entry if there is one.
@@ -309,16 +285,6 @@ impl Journal {
             })
     }
 
-    /// Whether anything that was given up of a work has still to go, when the word in its place is written,
-    /// or else when that is looked at again.
-    pub(crate) fn leaves_to_word(&self, work: MessageId) -> (bool, bool) {
-        let is_left =
-            |done: &Done| matches!(done, Done::LeftToWord { work: of, .. } if *of == work);
-        let mut under_way = self.written.iter().flat_map(|(_, done)| done);
-        let soon = under_way.any(is_left) || self.done.iter().any(is_left);
-        (soon, self.again.iter().any(is_left))
-    }
-
     /// Tries again later what could not be written.
     pub(crate) fn again(&mut self, now: Instant, done: Done) {
         self.again.push(done);
@@ -381,8 +347,6 @@ impl Journal {
                 self.ask(alloc::vec![record], alloc::vec![done], out);
             }
         }
-        let first = self.removed_first.drain(..);
-        out.extend(first.map(|entry| Output::Remove { entry }));
         if !self.records.is_empty() || !self.done.is_empty() {
             self.batches += 1;
             let records = core::mem::take(&mut self.records);

@@ -17,15 +17,12 @@ use core::time::Duration;
 use receptor_proto::packet::{CancelReason, Message, MessageKind};
 use receptor_proto::{ErrorBody, ErrorCode, MessageId};
 
-use super::answers::is_last_word;
 use super::backlog::{self, Ids, LANES, Page, Paged, Tag, lane};
 use super::flow::{GivenUp, Key, Outgoing};
 use super::inbox::{OpenCancel, Request};
-use super::searches::Searches;
-use super::views::view;
 use super::{Cx, Delivery, OWN, Out, RemoteId};
 use crate::wiring::Net;
-use crate::{EntryId, Instant, LoadToken, Loaded, Output, Record, SearchId};
+use crate::{EntryId, Instant, LoadToken, Loaded, Output, Record};
 
 /// Messages in memory, to all recipients together, from which on each recipient has no more
 /// there than [`WAITING_LEAST`].
@@ -70,8 +67,6 @@ struct Loading {
     /// What left.
     taken: usize,
     taken_bytes: u64,
-    /// Who wanted it looked through when it began.
-    searches: Vec<SearchId>,
 }
 
 impl Loading {
@@ -88,12 +83,11 @@ impl Loading {
 #[derive(Debug)]
 pub(super) struct Paging {
     pub(super) ids: Ids,
-    pub(super) tags: BTreeMap<Tag, (RemoteId, usize)>,
+    tags: BTreeMap<Tag, (RemoteId, usize)>,
     last_tag: Tag,
     last_token: u64,
     loads: BTreeMap<LoadToken, Loading>,
     recalls: BTreeMap<(Tag, MessageId), Recall>,
-    pub(super) searches: Searches,
     /// Whose turn it is to load a page.
     hungry: VecDeque<RemoteId>,
     messages: usize,
@@ -108,7 +102,6 @@ impl Paging {
             last_token: 0,
             loads: BTreeMap::new(),
             recalls: BTreeMap::new(),
-            searches: Searches::default(),
             hungry: VecDeque::new(),
             messages: 0,
         }
@@ -221,7 +214,12 @@ impl Delivery {
             lane(&outgoing.message),
             backlog::name(&outgoing.message, entry),
         );
-        let paged = Paged::new(&self.paging.ids, entry, &outgoing.message, outgoing.expires);
+        let paged = Paged {
+            key,
+            entry,
+            size: outgoing.message.size,
+            expires: outgoing.expires,
+        };
         let full = flow.backlog.waits(lane) || flow.in_memory(lane) > allowance;
         let leaves = full && self.add_to_page(to, lane, name, paged);
         if leaves {
@@ -281,7 +279,12 @@ impl Delivery {
             let recall = recalls.entry((*tag, id)).or_default();
             recall.cancel = recall.cancel.or(cancel);
             let backlog = &mut self.remotes[remote.0].flow.backlog;
-            backlog.change(lane, *tag, |page| page.want(now));
+            backlog.change(lane, *tag, |page| {
+                page.wanted = true;
+                if page.failures == 0 {
+                    page.rests = page.rests.min(now);
+                }
+            });
             self.touch(remote);
         }
         !tags.is_empty()
@@ -386,7 +389,6 @@ impl Delivery {
             rest: None,
             taken: 0,
             taken_bytes: 0,
-            searches: self.paging.searches.that_want(tag),
         };
         self.ask(cx, loading, first, last);
         self.touch(remote);
@@ -446,7 +448,7 @@ impl Delivery {
                     None => self.load_ended(cx, loading),
                 }
             }
-            Err(error) => self.load_failed(cx, loading, &error),
+            Err(_) => self.load_failed(cx, loading),
         }
         self.set_ready(remote);
         self.touch(remote);
@@ -527,8 +529,8 @@ impl Delivery {
             remote: to, tag, ..
         } = *loading;
         let id = message.work;
-        let expires = cx.now + Duration::from_millis(message.remaining_ms);
-        let paged = Paged::new(&self.paging.ids, entry, &message, expires);
+        let paged = Paged::new(cx.now, entry, &message);
+        let expires = paged.expires;
         if let Some(request) = self.requests.get(id) {
             // Written again before a restart, without its payload or for another recipient: this is
             // the older one.
@@ -586,34 +588,23 @@ impl Delivery {
         message: Message,
     ) {
         let to = loading.remote;
-        let expires = cx.now + Duration::from_millis(message.remaining_ms);
-        let paged = Paged::new(&self.paging.ids, entry, &message, expires);
+        let paged = Paged::new(cx.now, entry, &message);
+        let expires = paged.expires;
         let expired = expires <= cx.now;
-        let name = backlog::name(&message, entry);
-        let mut outgoing = Outgoing::new(message, Some(entry), expires);
-        // That word is all that tells the sender.
-        let searches = &mut self.paging.searches;
-        let dropped =
-            !is_last_word(&outgoing) && searches.takes(&loading.searches, outgoing.message.work);
-        if !(expired || dropped || loading.whole) {
-            let view = || view(cx.now, &self.remotes[to.0].node, &outgoing);
-            searches.see(&loading.searches, to, &outgoing.message, view);
+        if !(expired || loading.whole) {
             loading.leave(paged);
             return;
         }
-        self.take_from_page(loading, name, paged.size);
+        self.take_from_page(loading, backlog::name(&message, entry), paged.size);
+        let mut outgoing = Outgoing::new(message, Some(entry), expires);
         outgoing.stored = true;
         outgoing.restored = paged.key.0 != self.instance;
         if self.is_broken_off(to, &outgoing) {
             self.left(to, &outgoing);
             self.drop_broken_off(to, &outgoing);
-        } else if expired || dropped {
+        } else if expired {
             let outgoing = Box::new(outgoing);
-            let code = if dropped {
-                ErrorCode::Cancelled
-            } else {
-                ErrorCode::Expired
-            };
+            let code = ErrorCode::Expired;
             self.given_up(cx, to, GivenUp { outgoing, code });
         } else {
             outgoing.note_absent();
@@ -638,7 +629,6 @@ impl Delivery {
             rest,
             taken,
             taken_bytes,
-            searches,
             ..
         } = loading;
         let backlog = &mut self.remotes[remote.0].flow.backlog;
@@ -651,7 +641,13 @@ impl Delivery {
             page.loading = false;
             page.failures = 0;
             page.rests = cx.now + LOOK_AGAIN;
-            page.becomes(rest);
+            page.count = count;
+            page.bytes = bytes;
+            if let Some(rest) = rest {
+                page.keys = rest.keys;
+                page.entries = rest.entries;
+                page.expires = rest.expires;
+            }
             if page.wanted {
                 page.rests = cx.now;
             }
@@ -667,7 +663,6 @@ impl Delivery {
             }
         }
         self.settle_recalls(cx, tag, gone);
-        self.page_searched(cx, &searches, tag, gone);
     }
 
     /// What was wanted of a page that was seen whole and did not have it is nowhere.
@@ -690,7 +685,7 @@ impl Delivery {
     }
 
     /// The store cannot read a page now. What came of it already is in memory.
-    fn load_failed(&mut self, cx: &mut Cx<'_>, loading: Loading, error: &ErrorBody) {
+    fn load_failed(&mut self, cx: &mut Cx<'_>, loading: Loading) {
         let Loading {
             remote,
             lane,
@@ -706,7 +701,6 @@ impl Delivery {
         {
             recall.covered = false;
         }
-        self.fail_searches(cx, tag, error);
         let backlog = &mut self.remotes[remote.0].flow.backlog;
         let gone = backlog.change(lane, tag, |page| {
             page.loading = false;

@@ -112,16 +112,6 @@ impl Received {
         true
     }
 
-    /// The same after a restart, and if nothing more can be written.
-    pub(crate) fn safe_below(&self, seq: u64) -> bool {
-        let first = self.floor.max(1);
-        first >= seq
-            || self
-                .acked
-                .run(first)
-                .is_some_and(|(_, last)| last >= seq - 1)
-    }
-
     /// Takes a number whose message is being written.
     pub(crate) fn take(&mut self, seq: u64) {
         self.pending.insert(seq);

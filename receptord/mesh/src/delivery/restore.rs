@@ -35,12 +35,10 @@ struct Stock {
 }
 
 /// What is known of a work's responses: the last serial, and whether the end is among them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Said {
     serial: u64,
     eof: bool,
-    /// That end with its serial, unless it is in doubt.
-    end: Option<(u64, Eof)>,
     /// Of all that are stored.
     bytes: u64,
 }
@@ -90,7 +88,7 @@ impl Delivery {
             }
         }
         for (entry, from, message) in requests {
-            let said = self.said.get(&(from, message.work)).cloned();
+            let said = self.said.get(&(from, message.work)).copied();
             let cancel = cancels.remove(&(from, message.work));
             let started = stock.started.contains(&entry);
             self.restore_work(now, entry, from, message, started, cancel, said);
@@ -151,11 +149,7 @@ impl Delivery {
             return;
         };
         self.damaged.insert(id, to);
-        let said = self.said.get(&(to, id)).cloned().unwrap_or_default();
-        if let Some((serial, eof)) = &said.end {
-            // As for a work that is taken up again: an earlier start may have told of another.
-            self.at_start(now, |this, cx| this.tell_end(cx, to, id, *serial, eof));
-        }
+        let said = self.said.get(&(to, id)).copied().unwrap_or_default();
         if said.eof {
             return;
         }
@@ -342,18 +336,11 @@ impl Delivery {
                     return;
                 }
             }
-            MessageKind::Response {
-                serial,
-                eof,
-                in_doubt,
-            } => {
+            MessageKind::Response { serial, eof, .. } => {
                 let work = (to, message.work);
                 let said = self.said.entry(work).or_default();
                 said.serial = said.serial.max(*serial);
-                if let Some(eof) = eof {
-                    said.eof = true;
-                    said.end = (!in_doubt).then(|| (*serial, eof.clone()));
-                }
+                said.eof |= eof.is_some();
                 said.bytes += message.size + ENVELOPE as u64;
                 let ended = said.eof;
                 // What an earlier start was told, this one is not.
@@ -414,7 +401,12 @@ impl Delivery {
         expires: Instant,
     ) -> bool {
         let lane = backlog::lane(message);
-        let paged = Paged::new(&self.paging.ids, entry, message, expires);
+        let paged = Paged {
+            key: (message.epoch, message.seq),
+            entry,
+            size: message.size,
+            expires,
+        };
         let full = self.remotes[to.0].flow.is_full(lane, self.allowance());
         if !(full && self.add_to_page(to, lane, backlog::name(message, entry), paged)) {
             return false;
@@ -466,21 +458,14 @@ impl Delivery {
             work.cancelled = true;
             work.cancel = Some(((cancel.epoch, cancel.seq), *entry));
         }
-        if let Some(said) = &said {
+        if let Some(said) = said {
             work.serial = said.serial;
             work.stored_serial = said.serial;
             work.backlog = said.bytes;
         }
-        let ended = said.as_ref().is_some_and(|said| said.eof);
+        let ended = said.is_some_and(|said| said.eof);
         if ended || cancel.is_some() && !respond {
-            self.at_start(now, |this, cx| {
-                // An earlier start may have told of a word in its place that was never written. Of one that is
-                // in doubt its sender may have said that it had another.
-                if let Some((serial, eof)) = said.and_then(|said| said.end) {
-                    this.tell_end(cx, from, id, serial, &eof);
-                }
-                this.close_work(cx, id);
-            });
+            self.at_start(now, |this, cx| this.close_work(cx, id));
         } else if cancel.is_some() && !started {
             work.state = State::Ending;
             work.serial += 1;

@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 
 use receptor_proto::packet::{CancelReason, MessageKind};
-use receptor_proto::{ErrorCode, MessageId, NodeId};
+use receptor_proto::{ErrorCode, MessageId};
 
 use super::answers::is_last_word;
 use super::flow::{GivenUp, Key, Outgoing};
@@ -13,31 +13,27 @@ use super::{Cx, Delivery, Out, RemoteId};
 use crate::wiring::Net;
 use crate::{Instant, NoSuchWork, WaitingKind, WaitingView, WorkView};
 
-/// A message of this node.
-pub(super) fn view(now: Instant, recipient: &NodeId, outgoing: &Outgoing) -> WaitingView {
-    WaitingView {
-        work: outgoing.message.work,
-        recipient: recipient.clone(),
-        origin: None,
-        kind: match &outgoing.message.kind {
-            MessageKind::Request { directive, .. } => WaitingKind::Request {
-                directive: directive.clone(),
-            },
-            MessageKind::Response { serial, .. } => WaitingKind::Response { serial: *serial },
-            MessageKind::Cancel { .. } => WaitingKind::Cancel,
-        },
-        size: outgoing.message.size,
-        volatile: outgoing.message.volatile,
-        sent: outgoing.was_sent(),
-        remaining: outgoing.expires.since(now),
-    }
-}
-
 impl Delivery {
     pub(crate) fn waiting(&self, now: Instant, limit: usize) -> (Vec<WaitingView>, u64) {
         let all = self.remotes.iter().flat_map(|remote| {
-            let view = move |outgoing| view(now, &remote.node, outgoing);
-            remote.flow.iter().map(view)
+            remote.flow.iter().map(move |outgoing| WaitingView {
+                work: outgoing.message.work,
+                recipient: remote.node.clone(),
+                origin: None,
+                kind: match &outgoing.message.kind {
+                    MessageKind::Request { directive, .. } => WaitingKind::Request {
+                        directive: directive.clone(),
+                    },
+                    MessageKind::Response { serial, .. } => {
+                        WaitingKind::Response { serial: *serial }
+                    }
+                    MessageKind::Cancel { .. } => WaitingKind::Cancel,
+                },
+                size: outgoing.message.size,
+                volatile: outgoing.message.volatile,
+                sent: outgoing.was_sent(),
+                remaining: outgoing.expires.since(now),
+            })
         });
         let all = all.chain(self.view_kept(now)).take(limit).collect();
         (all, (self.kept + self.in_custody().0) as u64)
@@ -103,16 +99,6 @@ impl Delivery {
         }
         let cx = &mut Cx { now, net, out };
         let was_kept = self.give_up_kept(cx, work);
-        let dropped = self.drop_responses(cx, work);
-        if was_kept || dropped > 0 {
-            Ok(())
-        } else {
-            Err(NoSuchWork)
-        }
-    }
-
-    /// Gives up the responses of a work that are in memory; how many.
-    pub(super) fn drop_responses(&mut self, cx: &mut Cx<'_>, work: MessageId) -> u64 {
         let mut found: Vec<(RemoteId, Key)> = Vec::new();
         for (at, remote) in self.remotes.iter().enumerate() {
             let responses = remote.flow.iter().filter(|outgoing| {
@@ -123,7 +109,9 @@ impl Delivery {
             });
             found.extend(responses.map(|outgoing| (RemoteId(at), outgoing.key())));
         }
-        let count = found.len() as u64;
+        if found.is_empty() && !was_kept {
+            return Err(NoSuchWork);
+        }
         for (to, key) in found {
             // Giving up the first may have taken the others along.
             if let Some(outgoing) = self.remotes[to.0].flow.remove(key) {
@@ -132,6 +120,6 @@ impl Delivery {
                 self.given_up(cx, to, GivenUp { outgoing, code });
             }
         }
-        count
+        Ok(())
     }
 }

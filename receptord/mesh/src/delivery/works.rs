@@ -12,7 +12,7 @@
 //! ```
 //!
 //! One that an earlier start of this node had started, and whose plugin still runs, goes from waiting to running
-//! at once. One that is closing when responses of it are given up ends once more, with the word for them.
+//! at once.
 //!
 //! Never runs anything and never answers; [`super::Delivery`] does both.
 
@@ -101,14 +101,9 @@ pub(crate) struct Work {
     pub(crate) end_safe: bool,
     /// A write failed; the next is tried later.
     pub(crate) write_failed: bool,
-    /// That was for lack of room.
-    pub(crate) no_room: bool,
     /// The last response that its reader has; stays on the disk until a later one is there, so
     /// that a restart knows which serial comes next.
     pub(crate) retained: Option<(u64, EntryId)>,
-    /// Its end, given up with other responses; stays on the disk until the request is gone, so that
-    /// a restart before the word is written does not take the work up again.
-    pub(crate) end: Option<EntryId>,
     /// Payload bytes counted in [`Works::waiting_bytes`].
     waiting_bytes: usize,
     order: u64,
@@ -126,12 +121,6 @@ impl Work {
     /// Nobody hears what it says.
     pub(crate) fn is_silent(&self) -> bool {
         !self.respond || self.broken || self.withdrawn
-    }
-
-    /// The word for what was given up is not on the disk.
-    pub(crate) fn waits_for_word(&self) -> bool {
-        // It is the last of these.
-        self.word.is_some() && (self.writing.0 > 0 || !self.unwritten.is_empty())
     }
 
     /// Whether its plugin may say more.
@@ -261,9 +250,7 @@ impl Works {
             unwritten: VecDeque::new(),
             end_safe: false,
             write_failed: false,
-            no_room: false,
             retained: None,
-            end: None,
             waiting_bytes: new.inline,
             order,
         })

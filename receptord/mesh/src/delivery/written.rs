@@ -7,11 +7,10 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use receptor_proto::packet::CancelReason;
-use receptor_proto::{ErrorBody, ErrorCode, MessageId};
+use receptor_proto::{ErrorBody, MessageId};
 
-use super::answers::is_response;
 use super::cancels::{EARLY_KEPT, Early};
-use super::flow::{Key, Outgoing};
+use super::flow::Key;
 use super::journal::{Arrival, Done, Retired, With};
 use super::works::{State, Unwritten};
 use super::{Cx, DISK_BUSY, Delivery, NO_ROOM_MAX, Out, RemoteId};
@@ -53,8 +52,7 @@ impl Delivery {
             Done::Arrived { remote, key, what } => {
                 let (epoch, seq) = key;
                 if let Some(received) = self.remotes[remote.0].received.get_mut(&epoch) {
-                    let alone = matches!(what, Arrival::Number | Arrival::Overtaken(_));
-                    if alone && !received.number_written(seq) {
+                    if what == Arrival::Number && !received.number_written(seq) {
                         self.numbered.insert((remote, epoch));
                         self.journal.also(Done::Arrived { remote, key, what });
                         return;
@@ -67,10 +65,7 @@ impl Delivery {
                     Arrival::Response { work, request, .. } => {
                         self.response_implies_arrival(cx, remote, work, Some(request), 0);
                     }
-                    Arrival::Overtaken(id) if self.is_overtaken(remote, id) => {
-                        self.forget_early(cx.now, id);
-                    }
-                    Arrival::Number | Arrival::Overtaken(_) | Arrival::Cancel { .. } => {}
+                    Arrival::Number | Arrival::Cancel { .. } => {}
                 }
             }
             Done::Started(id) => {
@@ -103,10 +98,8 @@ impl Delivery {
             Done::Mark(..) | Done::Responses(_) => {}
             Done::Moved(moved) => self.moved_written(cx, moved),
             Done::Kept(entry) => self.kept_written(cx, entry),
-            Done::Dropped(dropped) => self.kept_removed(*dropped),
             Done::Earlier { remote, epoch, end } => self.tell_earlier_end(remote, epoch, *end),
             Done::GivenUp { remote, key } => self.remotes[remote.0].flow.release(key),
-            Done::LeftToWord { .. } => self.left_to_word(cx, done),
             Done::Retired(retired) => {
                 self.journal.retired(cx.now, Vec::new());
                 for Retired {
@@ -144,12 +137,7 @@ impl Delivery {
 
     /// Nothing is left to be said about a work, and its request can go.
     fn request_retired(&mut self, cx: &mut Cx<'_>, id: MessageId, entry: EntryId) {
-        match self.works.get_mut(id) {
-            // Something was given up since. The word for it is written for the work, and closes it once more.
-            Some(work) if work.waits_for_word() => {
-                work.state = State::Ending;
-                return;
-            }
+        match self.works.get(id) {
             Some(work) if !work.end_safe => {
                 // Only that tells a restart that there was an end.
                 let serial = work.serial;
@@ -218,7 +206,6 @@ impl Delivery {
             return;
         };
         work.writing.0 = work.writing.0.saturating_sub(1);
-        work.no_room = false;
         self.response_safe(cx, id, response, true);
         self.write_next(cx, id);
     }
@@ -264,17 +251,14 @@ impl Delivery {
         &mut self,
         cx: &mut Cx<'_>,
         remote: RemoteId,
-        (id, no_room): (MessageId, bool),
+        id: MessageId,
         response: Unwritten,
         done: Done,
     ) {
         let Some(work) = self.works.get_mut(id).filter(|work| work.remote == remote) else {
-            if self.remotes[remote.0].flow.get(response.key).is_some() {
-                self.journal.again(cx.now, done);
-            }
+            self.journal.again(cx.now, done);
             return;
         };
-        work.no_room = no_room;
         work.writing.0 = work.writing.0.saturating_sub(1);
         let at = work
             .unwritten
@@ -336,8 +320,7 @@ impl Delivery {
                 ..
             } => {
                 let response = Unwritten { key, serial, eof };
-                let no_room = error.code == ErrorCode::Busy;
-                self.response_not_written(cx, remote, (work, no_room), response, done);
+                self.response_not_written(cx, remote, work, response, done);
             }
             Done::Started(id) => {
                 // Of one that could not be written itself nothing is to be written again.
@@ -347,30 +330,11 @@ impl Delivery {
             }
             // The end that came too late comes again.
             Done::Earlier { .. } => {}
-            Done::LeftToWord {
-                remote,
-                key,
-                work,
-                mut entry,
-            } => {
-                if error.code == ErrorCode::Busy {
-                    // The word may need its room.
-                    self.journal.remove_any(entry.take());
-                }
-                let done = Done::LeftToWord {
-                    remote,
-                    key,
-                    work,
-                    entry,
-                };
-                self.journal.again(cx.now, done);
-            }
             Done::Responses(_)
             | Done::Cancel { .. }
             | Done::Moved(_)
             | Done::OwnEnd { .. }
             | Done::Gone { .. }
-            | Done::Dropped(_)
             | Done::GivenUp { .. } => {
                 self.journal.again(cx.now, done);
             }
@@ -431,23 +395,6 @@ impl Delivery {
         self.end_request(cx, id, error.clone());
     }
 
-    /// A request whose cancel overtook it comes again, perhaps ahead of that cancel. So nobody may hear
-    /// of the answer that was not written with its number.
-    fn take_back_answer(&mut self, to: RemoteId, work: MessageId) {
-        let flow = &mut self.remotes[to.0].flow;
-        let answer = flow.iter().find(|outgoing| {
-            let message = &outgoing.message;
-            message.work == work && is_response(outgoing) && outgoing.is_behind()
-        });
-        let Some(key) = answer.map(Outgoing::key) else {
-            return;
-        };
-        if let Some(outgoing) = flow.remove(key) {
-            self.left(to, &outgoing);
-            self.journal.remove_any(outgoing.entry);
-        }
-    }
-
     /// A message for this node is not safe: its origin keeps it and sends it again.
     fn arrival_not_written(&mut self, cx: &mut Cx<'_>, remote: RemoteId, key: Key, what: Arrival) {
         if let Some(received) = self.remotes[remote.0].received.get_mut(&key.0) {
@@ -456,7 +403,6 @@ impl Delivery {
         self.acks(remote).busy(key, DISK_BUSY);
         match what {
             Arrival::Number => {}
-            Arrival::Overtaken(id) => self.take_back_answer(remote, id),
             Arrival::Work(id) => {
                 let Some(work) = self.works.get_mut(id) else {
                     return;
@@ -606,10 +552,7 @@ impl Delivery {
                     self.journal.write(record, done);
                 }
             }
-            Done::GivenUp { .. }
-            | Done::LeftToWord { .. }
-            | Done::Gone { .. }
-            | Done::Dropped(_) => self.journal.also(done),
+            Done::GivenUp { .. } | Done::Gone { .. } => self.journal.also(done),
             Done::Arrived { .. }
             | Done::Slimmed { .. }
             | Done::Mark(..)

@@ -18,7 +18,7 @@ const WORKS: u128 = 6;
 const EACH: u64 = 20;
 
 /// A controller with this many works at a worker's node that are busy.
-pub(crate) fn busy(works: u128) -> Wired {
+fn busy(works: u128) -> Wired {
     let mut wired = Wired::new(&["controller", "worker"]);
     wired.configure("worker", |config| {
         config.limits.flow_waiting = IN_MEMORY;
@@ -47,16 +47,16 @@ fn talk(wired: &mut Wired, works: u128) {
     }
 }
 
-pub(crate) fn paged(wired: &mut Wired) -> usize {
+fn paged(wired: &mut Wired) -> usize {
     wired.mesh("worker").paged().0
 }
 
-pub(crate) fn serials(wired: &mut Wired, work: u128) -> Vec<u64> {
+fn serials(wired: &mut Wired, work: u128) -> Vec<u64> {
     let serials = wired.host("controller").serials.get(&id(work));
     serials.cloned().unwrap_or_default()
 }
 
-pub(crate) fn have_ended(wired: &mut Wired, works: impl IntoIterator<Item = u128>) -> bool {
+fn have_ended(wired: &mut Wired, works: impl IntoIterator<Item = u128>) -> bool {
     let ends = &wired.host("controller").ends;
     works.into_iter().all(|work| ends.contains_key(&id(work)))
 }

@@ -51,18 +51,6 @@ fn end(wired: &mut Wired, host: &str, work: u128) -> Option<Option<ErrorCode>> {
     Some(eof.error.as_ref().map(|error| error.code.clone()))
 }
 
-/// Both ends of the one message tell of one end.
-fn agree(wired: &mut Wired) {
-    let told = wired.host("origin").ends.get(&id(1)).cloned();
-    let noted = wired.host("b").disk.endings.get(&id(1)).cloned();
-    assert!(told.is_some());
-    let runs = wired.host("b").runs.len();
-    assert!(
-        noted == told || noted.is_none() && runs == 0,
-        "{noted:?}, {told:?}, {runs} runs"
-    );
-}
-
 #[test]
 fn what_is_kept_leaves_as_soon_as_there_is_a_way() {
     let mut wired = kept(3);
@@ -407,97 +395,6 @@ fn what_an_operator_drops_is_given_up_by_its_origin() {
     wired.run(5000);
     assert_eq!(wired.host("b").runs, [id(2)]);
     assert_eq!(end(&mut wired, "origin", 2), Some(None));
-}
-
-/// Its origin takes the word for the end of the only copy, and tells its sender.
-#[test]
-fn what_an_operator_drops_is_given_up_when_no_crash_can_bring_it_back() {
-    for crash in [false, true] {
-        let mut wired = kept(1);
-        wired.host("a").disk.rests = true;
-        let now = wired.now();
-        wired.mesh("a").drop_waiting(now, id(1)).unwrap();
-        wired.run(AT_ONCE_MS);
-        assert_eq!(end(&mut wired, "origin", 1), None);
-        wired.fail_waiting("a");
-        wired.run(AT_ONCE_MS);
-        assert_eq!(end(&mut wired, "origin", 1), None);
-        // It is written again.
-        wired.run(2000);
-        if crash {
-            wired.kill("a");
-            wired.host("a").disk.rests = false;
-            wired.start("a");
-            wired.run(2000);
-        } else {
-            wired.wake_disk("a");
-            wired.run(AT_ONCE_MS);
-            let cancelled = Some(Some(ErrorCode::Cancelled));
-            assert_eq!(end(&mut wired, "origin", 1), cancelled);
-        }
-        join(&mut wired);
-        wired.run(20_000);
-        agree(&mut wired);
-    }
-}
-
-#[test]
-fn what_is_cancelled_in_custody_is_over_when_no_crash_can_bring_it_back() {
-    let mut wired = kept(1);
-    wired.host("a").disk.rests = true;
-    let now = wired.now();
-    wired
-        .mesh("origin")
-        .cancel(now, id(1), CancelReason::User)
-        .unwrap();
-    wired.run(AT_ONCE_MS);
-    assert_eq!(end(&mut wired, "origin", 1), None);
-    wired.kill("a");
-    wired.host("a").disk.rests = false;
-    wired.start("a");
-    join(&mut wired);
-    wired.run(20_000);
-    agree(&mut wired);
-}
-
-/// Who kept it before has not heard that it is here.
-#[test]
-fn what_an_operator_drops_is_asked_about_while_another_node_may_keep_it_too() {
-    let mut wired = Wired::new(&["origin", "a", "c", "b"]);
-    for (x, y) in [("origin", "a"), ("a", "c"), ("c", "b"), ("origin", "c")] {
-        wired.wire(wired.at(x), wired.at(y));
-    }
-    wired.run(2000);
-    let (before, last) = (wired.wire_between("a", "c"), wired.wire_between("c", "b"));
-    wired.cut(wired.wire_between("origin", "c"));
-    wired.cut(before);
-    wired.run(AT_ONCE_MS);
-    wired.send("origin", "b", 1);
-    wired.run(ENTRUST_MS);
-    assert_eq!(wired.custody("a"), 1);
-    // It goes on to the other one, and waits there behind others when that loses its way too.
-    wired.stall(last, "c", true);
-    for n in 1000..1020 {
-        let recipient = Recipient::Node(node("b"));
-        let body = Bytes::from(vec![7; 60_000]);
-        wired.submit("c", Wired::submission(n, recipient, body));
-    }
-    wired.lose_packets(before, "c", true);
-    wired.join(before);
-    wired.run(AT_ONCE_MS);
-    wired.cut(last);
-    wired.run(AT_ONCE_MS);
-    assert_eq!((wired.custody("a"), wired.custody("c")), (1, 1));
-    wired.join(wired.wire_between("origin", "c"));
-    wired.run(AT_ONCE_MS);
-    let now = wired.now();
-    wired.mesh("c").drop_waiting(now, id(1)).unwrap();
-    wired.run(AT_ONCE_MS);
-    assert_eq!((wired.custody("a"), wired.custody("c")), (1, 0));
-    wired.lose_packets(before, "c", false);
-    wired.join(last);
-    wired.run(20_000);
-    agree(&mut wired);
 }
 
 #[test]

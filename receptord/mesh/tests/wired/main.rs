@@ -15,5 +15,4 @@ mod inquiries;
 mod matrix;
 mod mesh;
 mod room;
-mod searches;
 mod security;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use receptor_mesh::{
-    Config, EntryId, Found, Instant, LinkId, LinkInfo, LoadToken, Loaded, Mesh, Output, Payload,
-    PersistToken, Recipient, Record, SearchId, Security as _, Submission, WorkRoom,
+    Config, EntryId, Instant, LinkId, LinkInfo, LoadToken, Loaded, Mesh, Output, Payload,
+    PersistToken, Recipient, Record, Security as _, Submission, WorkRoom,
 };
 use receptor_proto::frame::Frame;
 use receptor_proto::lsa::{Capability, Lsa, LsaSummary};
@@ -51,8 +51,6 @@ pub(crate) struct Disk {
     pub(crate) reads_rest: bool,
     /// Every write fails.
     pub(crate) broken: bool,
-    /// The same, for lack of room.
-    pub(crate) full: bool,
     /// So does every read.
     pub(crate) unreadable: bool,
 }
@@ -209,8 +207,6 @@ pub(crate) struct Host {
     pub(crate) ends: BTreeMap<MessageId, Eof>,
     /// Serials that clients got, in order.
     pub(crate) serials: BTreeMap<MessageId, Vec<u64>>,
-    /// What operators looked for in the store.
-    pub(crate) found: BTreeMap<SearchId, Result<Found, ErrorBody>>,
     /// Messages whose clients do not read.
     pub(crate) unread: BTreeSet<MessageId>,
     /// Works that were told to go on.
@@ -285,7 +281,6 @@ impl Wired {
                 accepted: BTreeMap::new(),
                 ends: BTreeMap::new(),
                 serials: BTreeMap::new(),
-                found: BTreeMap::new(),
                 unread: BTreeSet::new(),
                 resumed: Vec::new(),
                 letters: Vec::new(),
@@ -713,16 +708,6 @@ impl Wired {
         self.kill(name);
     }
 
-    /// A disk that rests does the first steps that it was asked for, and no more before the node is killed.
-    pub(crate) fn kill_after_steps(&mut self, name: &str, steps: usize) {
-        let disk = &mut self.host(name).disk;
-        disk.rests = false;
-        for step in disk.waiting.drain(..).take(steps).collect::<Vec<_>>() {
-            disk.make(step);
-        }
-        self.kill(name);
-    }
-
     /// A disk that rested does what it was asked for.
     pub(crate) fn wake_disk(&mut self, name: &str) {
         let at = self.at(name);
@@ -784,12 +769,8 @@ impl Wired {
                     return;
                 }
                 let mesh = host.mesh.as_mut().unwrap();
-                if host.disk.broken || host.disk.full {
-                    let error = if host.disk.full {
-                        ErrorBody::new(ErrorCode::Busy, "the disk is full")
-                    } else {
-                        ErrorBody::new(ErrorCode::Internal, "the disk is broken")
-                    };
+                if host.disk.broken {
+                    let error = ErrorBody::new(ErrorCode::Internal, "the disk is broken");
                     mesh.handle_persist_failed(now, token, error);
                     return;
                 }
@@ -932,10 +913,6 @@ impl Wired {
                     }
                 }
             }
-            Output::Found { id, result } => {
-                let before = self.hosts[at].found.insert(id, result);
-                assert!(before.is_none(), "{id:?} is answered twice");
-            }
             Output::EchoResult { .. } | Output::Event(_) => {}
         }
     }
@@ -952,10 +929,8 @@ impl Wired {
                 damaged: Vec::new(),
                 next: None,
             };
-            let failed = || ErrorBody::new(ErrorCode::Internal, "cannot be read");
-            let result = (!host.disk.unreadable).then_some(loaded);
             let mesh = host.mesh.as_mut().unwrap();
-            mesh.handle_loaded(now, token, result.ok_or_else(failed));
+            mesh.handle_loaded(now, token, Ok(loaded));
         }
     }
 
