@@ -322,7 +322,7 @@ async fn write(
     let store = &session.context.store;
     let length = part.len() as u64;
     if let Some(mut growing) = stored {
-        while growing.writing.len() >= WRITING_MAX
+        if growing.writing.len() >= WRITING_MAX
             && let Some(mut oldest) = growing.writing.pop_front()
         {
             oldest.done().await?;
