@@ -379,7 +379,12 @@ impl Delivery {
             key,
             what,
         };
-        self.journal.write(record, done);
+        if matches!(what, Arrival::Response { .. }) && !self.no_room.is_empty() {
+            // Those that were refused together come together, and may be more than there is room for.
+            self.journal.write_alone(record, done);
+        } else {
+            self.journal.write(record, done);
+        }
     }
 
     /// A whole message that is new.

@@ -1,10 +1,11 @@
 //! What is to be written and what is to happen when it is.
 //!
-//! Records of one turn go out as one [`Output::Persist`], except requests of clients: each is a
-//! step of its own, so that one that there is no room for fails alone. What has no hurry (that a
-//! request arrived, that incoming entries can be forgotten) is gathered and goes along later.
-//! Before an incoming entry is removed, what its flow received is written, so that a repeat is
-//! recognised also after a restart. Never looks into a record.
+//! Records of one turn go out as one [`Output::Persist`], except requests of clients, and responses
+//! while others are refused for lack of room: each is a step of its own, so that one that there is
+//! no room for fails alone. What has no hurry (that a request arrived, that incoming entries can be
+//! forgotten) is gathered and goes along later. Before an incoming entry is removed, what its flow
+//! received is written, so that a repeat is recognised also after a restart. Never looks into a
+//! record.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};

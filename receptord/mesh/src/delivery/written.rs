@@ -64,6 +64,12 @@ impl Delivery {
                     Arrival::Work(id) => self.work_written(id),
                     Arrival::Response { work, request, .. } => {
                         self.response_implies_arrival(cx, remote, work, Some(request), 0);
+                        if !self.no_room.is_empty() {
+                            // There is room again, perhaps for more than what was removed says:
+                            // who came by itself had been waited for in vain.
+                            self.no_room.retain(|waiting| *waiting != (remote, key));
+                            self.ask_for_refused();
+                        }
                     }
                     Arrival::Number | Arrival::Cancel { .. } => {}
                 }
@@ -127,11 +133,16 @@ impl Delivery {
                         }
                     }
                     // Its room is another's.
-                    if let Some((remote, key)) = self.no_room.pop_front() {
-                        self.acks(remote).busy(key, Duration::ZERO);
-                    }
+                    self.ask_for_refused();
                 }
             }
+        }
+    }
+
+    /// One of the responses that the disk refused is to come again.
+    fn ask_for_refused(&mut self) {
+        if let Some((remote, key)) = self.no_room.pop_front() {
+            self.acks(remote).busy(key, Duration::ZERO);
         }
     }
 
@@ -454,7 +465,7 @@ impl Delivery {
                 if request.not_written(serial) {
                     self.journal.remove(entry);
                 }
-                if self.no_room.len() < NO_ROOM_MAX {
+                if self.no_room.len() < NO_ROOM_MAX && !self.no_room.contains(&(remote, key)) {
                     self.no_room.push_back((remote, key));
                 }
                 if !request.retain_instead(entry, older)

@@ -51,6 +51,8 @@ pub(crate) struct Disk {
     pub(crate) reads_rest: bool,
     /// Every write fails.
     pub(crate) broken: bool,
+    /// Messages that there is room for; a write that brings more fails.
+    pub(crate) most: Option<usize>,
     /// So does every read.
     pub(crate) unreadable: bool,
 }
@@ -89,6 +91,15 @@ impl Disk {
                 None
             }
         }
+    }
+
+    /// Whether there is no room for all of these.
+    fn is_full_for(&self, records: &[Record]) -> bool {
+        let messages = records
+            .iter()
+            .filter(|record| !matches!(record, Record::Started { .. } | Record::Received { .. }));
+        self.most
+            .is_some_and(|most| self.messages.len() + messages.count() > most)
     }
 
     /// Does this in its turn, which nobody waits for.
@@ -763,13 +774,14 @@ impl Wired {
             }
             Output::Persist { token, records, .. } => {
                 let host = &mut self.hosts[at];
+                let fails = host.disk.broken || host.disk.is_full_for(&records);
                 let step = Step::Write { token, records };
                 if host.disk.rests {
                     host.disk.waiting.push_back(step);
                     return;
                 }
                 let mesh = host.mesh.as_mut().unwrap();
-                if host.disk.broken {
+                if fails {
                     let error = ErrorBody::new(ErrorCode::Internal, "the disk is broken");
                     mesh.handle_persist_failed(now, token, error);
                     return;
