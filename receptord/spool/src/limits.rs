@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use receptor_proto::NodeId;
+use receptor_proto::packet::MessageKind;
 use receptor_proto::record::EntryId;
 
 use crate::disk::Disk;
@@ -13,9 +14,44 @@ use crate::error::SpoolError;
 use crate::index::{Index, Usage};
 use crate::spool::Spool;
 
-/// The part of each limit that is left for what ends works: answers, with their payloads, and
-/// cancels. A store full of requests could not take what empties it.
-const RESERVED: u64 = 8;
+/// The part of each limit that requests leave to others. A store full of them could not take what
+/// empties it.
+const NOT_FOR_WORK: u64 = 8;
+/// The part of each limit that responses before the last leave to what ends works. A work that says
+/// more than is read of it would else keep out the answers of all others.
+const NOT_FOR_PARTS: u64 = 16;
+
+/// How much of the limits a message may make use of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// A request brings new work: it may take least.
+    Work,
+    /// A response that others follow.
+    Part,
+    /// What ends a work, or tells a restart that it is not to be done again.
+    End,
+}
+
+impl Share {
+    /// That of a message; a request that has arrived only waits for its answer.
+    pub(crate) fn of(kind: &MessageKind, has_arrived: bool) -> Self {
+        match kind {
+            MessageKind::Request { .. } if !has_arrived => Self::Work,
+            MessageKind::Response { eof: None, .. } => Self::Part,
+            MessageKind::Request { .. }
+            | MessageKind::Response { eof: Some(_), .. }
+            | MessageKind::Cancel { .. } => Self::End,
+        }
+    }
+
+    fn usable(self, max: u64) -> u64 {
+        match self {
+            Self::Work => max - max / NOT_FOR_WORK,
+            Self::Part => max - max / NOT_FOR_PARTS,
+            Self::End => max,
+        }
+    }
+}
 
 /// How large the spool may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,11 +145,6 @@ impl Freed {
     }
 }
 
-/// The part of a limit that may be used by what brings new work, or by anything else.
-fn usable(max: u64, is_work: bool) -> u64 {
-    if is_work { max - max / RESERVED } else { max }
-}
-
 impl<D: Disk> Spool<D> {
     /// Whether a request to this recipient would be taken now, with a payload of this size in a
     /// file of its own.
@@ -122,15 +153,15 @@ impl<D: Disk> Spool<D> {
     ///
     /// [`SpoolError::Full`] and [`SpoolError::FullFor`].
     pub fn room_for(&self, recipient: Option<&NodeId>, size: u64) -> Result<(), SpoolError> {
-        self.has_room(size, true)?;
+        self.has_room(size, Share::Work)?;
         let group = &mut Taken::default();
-        self.admit(0, size, true, recipient, &Taken::default(), group)
+        self.admit(0, size, Share::Work, recipient, &Taken::default(), group)
     }
 
     /// Whether so many more bytes of a payload may be written.
-    pub(crate) fn has_room(&self, more: u64, is_work: bool) -> Result<(), SpoolError> {
+    pub(crate) fn has_room(&self, more: u64, share: Share) -> Result<(), SpoolError> {
         let max = self.limits.max_bytes;
-        if self.index.total().bytes.saturating_add(more) > usable(max, is_work) {
+        if self.index.total().bytes.saturating_add(more) > share.usable(max) {
             return Err(SpoolError::Full {
                 limit: "max-bytes",
                 max,
@@ -144,12 +175,12 @@ impl<D: Disk> Spool<D> {
         &self,
         length: u64,
         payload: u64,
-        is_work: bool,
+        share: Share,
         node: Option<&NodeId>,
         taken: &Taken,
         group: &mut Taken,
     ) -> Result<(), SpoolError> {
-        let usable = |max| usable(max, is_work);
+        let usable = |max| share.usable(max);
         group.total.add(length);
         let total = self.index.total().without(taken.freed.total);
         let Limits {

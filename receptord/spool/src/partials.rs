@@ -17,11 +17,11 @@
 use std::io;
 
 use bytes::Bytes;
-use receptor_proto::packet::MessageKind;
 use receptor_proto::record::{EntryId, Record};
 
 use crate::disk::{Access, Disk, DiskFile, read_full, write_full};
 use crate::error::SpoolError;
+use crate::limits::Share;
 use crate::payloads::{PAYLOADS, payload_path};
 use crate::spool::Spool;
 use crate::sums::Unsaved;
@@ -47,8 +47,8 @@ pub(crate) struct Note {
     record: Bytes,
     /// Bytes of the whole payload.
     size: u64,
-    /// It is of a request.
-    pub(crate) is_work: bool,
+    /// What it may take of the limits.
+    pub(crate) share: Share,
     /// Marks written so far by this process; the note has a file once there is one.
     marks: u64,
 }
@@ -119,7 +119,7 @@ impl<D: Disk> Spool<D> {
         let note = Note {
             record: bytes.into(),
             size: message.size,
-            is_work: matches!(message.kind, MessageKind::Request { .. }),
+            share: Share::of(&message.kind, false),
             marks: 0,
         };
         self.notes.insert(entry.0, note);
@@ -340,7 +340,7 @@ fn decode(entry: EntryId, bytes: &[u8]) -> Option<(Note, u64)> {
             let note = Note {
                 record,
                 size,
-                is_work: matches!(message.kind, MessageKind::Request { .. }),
+                share: Share::of(&message.kind, false),
                 marks,
             };
             Some((note, best))
@@ -354,7 +354,7 @@ mod tests {
     use super::*;
     use crate::sim::SimDisk;
     use crate::spool::{Op, Options};
-    use receptor_proto::packet::{Content, Message};
+    use receptor_proto::packet::{Content, Message, MessageKind};
     use receptor_proto::{Directive, MessageId, NodeId};
 
     const ENTRY: EntryId = EntryId(7);

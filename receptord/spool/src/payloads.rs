@@ -10,6 +10,7 @@ use receptor_proto::record::EntryId;
 
 use crate::disk::{Access, Disk, DiskFile, write_full};
 use crate::error::SpoolError;
+use crate::limits::Share;
 use crate::recover::{CORRUPT, CORRUPT_MAX, Damage};
 use crate::spool::Spool;
 use crate::sums::{SUMS, Sums, sums_path};
@@ -68,8 +69,9 @@ impl<D: Disk> Spool<D> {
             return Err(SpoolError::Incomplete(entry));
         }
         // What was not begun is somebody's new work.
-        let is_work = self.notes.get(&entry.0).is_none_or(|note| note.is_work);
-        self.has_room(bytes.len() as u64, is_work)?;
+        let note = self.notes.get(&entry.0);
+        let share = note.map_or(Share::Work, |note| note.share);
+        self.has_room(bytes.len() as u64, share)?;
         let path = payload_path(entry);
         let failed = |error: std::io::Error| SpoolError::io(format!("writing {path}"), &error);
         if !self.open.iter().any(|(open, _)| *open == entry) {
@@ -129,7 +131,8 @@ impl<D: Disk> Spool<D> {
         if self.index.payloads.contains_key(&entry.0) || self.index.entries.contains(entry.0) {
             return Err(SpoolError::EntryExists(entry));
         }
-        self.has_room(size, false)?;
+        // Its plugin does not make it again.
+        self.has_room(size, Share::End)?;
         let path = payload_path(entry);
         self.disk
             .adopt(from, &path)

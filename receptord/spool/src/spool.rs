@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use receptor_proto::NodeId;
-use receptor_proto::packet::{MessageKind, Piece, SEGMENT_MAX};
+use receptor_proto::packet::{Piece, SEGMENT_MAX};
 use receptor_proto::record::{self, EntryId, Record};
 
 use crate::disk::{Access, Disk, read_full};
 use crate::error::SpoolError;
 use crate::index::{Index, Usage};
-use crate::limits::{Limits, Taken};
+use crate::limits::{Limits, Share, Taken};
 use crate::log::{Effect, Log, Reserve, Results, encode_memo, gone, segment_path};
 use crate::partials::Note;
 use crate::payloads::payload_path;
@@ -479,21 +479,13 @@ impl<D: Disk> Spool<D> {
                 | Record::Transit { entry, message, .. } => (None, entry, message),
                 Record::Started { .. } | Record::Received { .. } => continue,
             };
-            // One that has arrived is only waiting for its answer.
-            let is_work = matches!(message.kind, MessageKind::Request { .. })
-                && !(node.is_some() && started.contains(&entry.0));
-            if is_work {
+            let has_arrived = node.is_some() && started.contains(&entry.0);
+            let share = Share::of(&message.kind, has_arrived);
+            if share == Share::Work {
                 reserve = Reserve::Answers;
             }
             let payload = self.index.payloads.get(&entry.0).map_or(0, |p| p.size);
-            self.admit(
-                u64::from(*length),
-                payload,
-                is_work,
-                node,
-                taken,
-                &mut group,
-            )?;
+            self.admit(u64::from(*length), payload, share, node, taken, &mut group)?;
         }
         if frame.is_empty() {
             results.push((at, Ok(())));

@@ -37,6 +37,13 @@ fn message(work: u128, kind: MessageKind, body: &[u8]) -> Message {
     }
 }
 
+fn end() -> Eof {
+    Eof {
+        code: 0,
+        error: None,
+    }
+}
+
 fn request() -> MessageKind {
     MessageKind::Request {
         directive: Directive::new("runner:execute").expect("a directive"),
@@ -510,13 +517,13 @@ fn each_limit_refuses_with_its_name() {
             .collect();
         let outcomes = spool.commit(0, &batch);
         let taken = outcomes.iter().filter(|outcome| outcome.result.is_ok());
-        // An eighth is left for answers.
+        // An eighth is left for what ends works.
         assert_eq!(taken.count(), 7);
         let error = outcomes[7].result.clone().unwrap_err();
         assert_eq!(error.to_string(), text);
         let kind = MessageKind::Response {
             serial: 1,
-            eof: None,
+            eof: Some(end()),
             in_doubt: false,
         };
         let answer = Record::Outgoing {
@@ -532,6 +539,42 @@ fn each_limit_refuses_with_its_name() {
         let outcomes = spool.commit(0, &[Op::Write { token: 1, records }]);
         assert_eq!(outcomes[0].result, Ok(()));
     }
+}
+
+#[test]
+fn responses_leave_room_for_what_ends_a_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = Options::new(1);
+    options.limits.max_entries = 32;
+    let (mut spool, _) = Spool::open(FsDisk::new(dir.path()), &options).unwrap();
+    let mut next = 0;
+    let mut fill = |kind: &MessageKind| {
+        let mut taken = 0;
+        loop {
+            next += 1;
+            let record = Record::Incoming {
+                entry: EntryId(next),
+                origin: node("a"),
+                message: message(next.into(), kind.clone(), b"x"),
+            };
+            let write = Op::Write {
+                token: next,
+                records: vec![record],
+            };
+            if spool.commit(0, &[write])[0].result.is_err() {
+                return taken;
+            }
+            taken += 1;
+        }
+    };
+    let response = |eof| MessageKind::Response {
+        serial: 1,
+        eof,
+        in_doubt: false,
+    };
+    assert_eq!(fill(&request()), 28, "an eighth is left");
+    assert_eq!(fill(&response(None)), 2, "a sixteenth is left");
+    assert_eq!(fill(&response(Some(end()))), 2);
 }
 
 #[test]
